@@ -1,0 +1,57 @@
+# One virtual environment, `.venv`, serves every target; it is made when one first needs it.
+# Options of the programs go through ARGS: make demo ARGS="--mode sync --workers 2"
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+INSTALLED_BENCH := $(VENV)/.installed-bench
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check serve bench clean
+
+help: ## Show this list.
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(INSTALLED) ## Make .venv and install Stepwell into it, editable, with all extras.
+
+demo: $(INSTALLED) ## Train a real classifier with four worker processes through a real server.
+	$(BIN)/stepwell demo $(ARGS)
+
+test: $(INSTALLED) ## Run the tests.
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(INSTALLED) ## Check format, lint and types.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy --strict core/stepwell_core server/stepwell_server client/stepwell
+
+serve: $(INSTALLED) ## Start a server on http://127.0.0.1:8700.
+	$(BIN)/stepwell serve $(ARGS)
+
+bench: $(INSTALLED_BENCH) ## Run the benchmarks.
+	$(BIN)/python -m benchmarks $(ARGS)
+
+clean: ## Remove .venv, caches and build output, but no data.
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find core server client tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Debian's Python without its python3-venv package makes environments without pip;
+# then the system's pip puts one in.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "Stepwell needs Python 3.11 or newer, and '$(PYTHON)' is not." \
+	       "Name another one: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) 2>/dev/null || { \
+	  $(PYTHON) -m venv --clear --without-pip $(VENV) && \
+	  $(PYTHON) -m pip --python $(BIN)/python install --quiet pip; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint constraints.txt --editable ".[server,demo,dev]"
+	@touch $@
+
+# torch is 200 MB and more, and only the benchmarks compare with it.
+$(INSTALLED_BENCH): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	@touch $@

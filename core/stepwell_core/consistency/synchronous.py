@@ -1,0 +1,106 @@
+"""Synchronous: one gradient from each of N workers makes one step, the weighted mean of all.
+
+Gradients are reduced in the bytewise order of the workers' names, not in the order in which they
+arrive, so the result is the same in every run. A worker that closes its session is no longer waited
+for, and a worker that opens one is (`on_leave = "shrink"`), up to N.
+
+Source: the bulk-synchronous step of Li et al., 2014, "Scaling Distributed Machine Learning with the
+Parameter Server".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from stepwell_core.consistency.base import Consistency, Drop, P, Policy, Step, Wait
+from stepwell_core.errors import InvalidArgument
+
+MAX_WORKERS = 10_000
+
+
+@dataclass(frozen=True)
+class Sync(Consistency):
+    """A step is the mean of one gradient from each of `workers` workers.
+
+    Attributes:
+        workers: How many, from 1 to 10,000.
+    """
+
+    workers: int
+
+    mode: ClassVar[str] = "sync"
+
+    def __post_init__(self) -> None:
+        """Refuse a number of workers that cannot be."""
+        workers = self.workers
+        if (
+            isinstance(workers, bool)
+            or not isinstance(workers, int)
+            or not 0 < workers <= MAX_WORKERS
+        ):
+            raise InvalidArgument(
+                f"`workers` must be an integer from 1 to {MAX_WORKERS}. Received: "
+                f"workers={repr(workers)[:80]}"
+            )
+
+    def policy(self) -> Policy[P]:
+        """Return a barrier where nobody waits yet."""
+        return SyncPolicy(self.workers)
+
+
+class SyncPolicy(Policy[P]):
+    """A barrier of N workers.
+
+    Args:
+        workers: N.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._waiting: dict[str, P] = {}
+        self._members: set[str] = set()
+        self._left = 0
+
+    @property
+    def needed(self) -> int:
+        """How many gradients make the next step."""
+        return max(self._workers - self._left, 1)
+
+    def offer(self, push: P, parameters_version: int) -> Step[P] | Wait | Drop:
+        """Keep the push until the barrier is complete; drop one that was computed at older
+        parameters.
+        """
+        if push.version is not None and push.version < parameters_version:
+            return Drop("dropped_late")
+        self._waiting[push.worker] = push
+        return self._step_if_complete() or Wait()
+
+    @property
+    def waiting(self) -> Sequence[P]:
+        """In the order of reduction: the bytewise order of the workers' names."""
+        return [self._waiting[name] for name in sorted(self._waiting, key=str.encode)]
+
+    def join(self, worker: str) -> None:
+        """Wait for the worker from now on, unless N others are waited for already."""
+        self._waiting.pop(worker, None)
+        if worker not in self._members:
+            self._members.add(worker)
+            self._left = max(self._left - 1, 0)
+
+    def leave(self, worker: str) -> Step[P] | None:
+        """Wait for one worker less."""
+        self._waiting.pop(worker, None)
+        if worker in self._members:
+            self._members.remove(worker)
+            if len(self._members) < self._workers:
+                self._left = min(self._left + 1, self._workers - 1)
+        return self._step_if_complete()
+
+    def _step_if_complete(self) -> Step[P] | None:
+        if len(self._waiting) < self.needed:
+            return None
+        step = Step(tuple(self.waiting))
+        self._waiting.clear()
+        return step

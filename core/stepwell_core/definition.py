@@ -1,0 +1,118 @@
+"""What a model is, apart from its numbers: tensors, optimizer, consistency, and what to do with
+NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from stepwell_core import consistency, keras_config
+from stepwell_core.consistency import Async, Consistency
+from stepwell_core.errors import InvalidArgument, InvalidInput
+from stepwell_core.keras_config import AnyOptimizer
+from stepwell_core.layout import Layout
+from stepwell_core.loss_scale import LossScaleOptimizer
+from stepwell_core.names import check_identifier
+from stepwell_core.optimizers import Optimizer
+
+ON_NONFINITE = ("reject", "drop", "allow")
+"""What may happen to a gradient with NaN or infinity: refused, dropped, or applied as it is."""
+
+ASYNC = Async()
+
+_FIELDS = {
+    "name",
+    "tensors",
+    "optimizer",
+    "exclude_from_weight_decay",
+    "consistency",
+    "on_nonfinite",
+}
+
+
+@dataclass(frozen=True)
+class Definition:
+    """Everything about a model that is decided when it is created.
+
+    Attributes:
+        name: An identifier.
+        layout: Its tensors.
+        optimizer: Rule and options, perhaps with a dynamic loss scale around it.
+        excluded: Names of tensors without weight decay, in layout order.
+        consistency: When pushes become a step.
+        on_nonfinite: One of `ON_NONFINITE`; a dynamic loss scale skips such a step whatever this
+            says.
+    """
+
+    name: str
+    layout: Layout
+    optimizer: AnyOptimizer
+    excluded: tuple[str, ...] = ()
+    consistency: Consistency = ASYNC
+    on_nonfinite: str = "reject"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be."""
+        check_identifier(self.name, "model")
+        if self.on_nonfinite not in ON_NONFINITE:
+            raise InvalidArgument(
+                f"`on_nonfinite` is one of {', '.join(ON_NONFINITE)}. Received: "
+                f"{repr(self.on_nonfinite)[:80]}"
+            )
+        if self.excluded:
+            selection = self.layout.select(self.excluded)
+            object.__setattr__(self, "excluded", selection.names)
+
+    @property
+    def rule(self) -> Optimizer:
+        """The optimizer that makes the steps, without a loss scale around it."""
+        optimizer = self.optimizer
+        return optimizer.inner_optimizer if isinstance(optimizer, LossScaleOptimizer) else optimizer
+
+    def with_rule(self, rule: Optimizer) -> Definition:
+        """Return the definition with other hyperparameters."""
+        if isinstance(self.optimizer, LossScaleOptimizer):
+            return replace(self, optimizer=replace(self.optimizer, inner_optimizer=rule))
+        return replace(self, optimizer=rule)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values from which `from_json` makes an equal definition."""
+        return {
+            "name": self.name,
+            "tensors": self.layout.to_json(),
+            "optimizer": keras_config.serialize(self.optimizer),
+            "exclude_from_weight_decay": list(self.excluded),
+            "consistency": self.consistency.to_json(),
+            "on_nonfinite": self.on_nonfinite,
+        }
+
+    @classmethod
+    def from_json(cls, value: object) -> Definition:
+        """Return the definition that `to_json` described; `value` may come from a stranger.
+
+        Raises:
+            InvalidInput: Something is missing, unknown or not allowed.
+        """
+        if not isinstance(value, Mapping) or not {"name", "tensors", "optimizer"} <= value.keys():
+            raise InvalidInput(
+                'A model is {"name": ..., "tensors": [...], "optimizer": {...}}. Received: '
+                f"{repr(sorted(value) if isinstance(value, dict) else value)[:80]}"
+            )
+        if unknown := value.keys() - _FIELDS:
+            raise InvalidInput(
+                f"A model has the fields {', '.join(sorted(_FIELDS))}. Received also: "
+                f"{', '.join(sorted(map(str, unknown)))[:200]}"
+            )
+        excluded = value.get("exclude_from_weight_decay") or ()
+        if not isinstance(excluded, list | tuple):
+            raise InvalidInput("`exclude_from_weight_decay` is a list of tensor names.")
+        return cls(
+            name=value["name"],
+            layout=Layout.from_json(value["tensors"]),
+            optimizer=keras_config.deserialize(value["optimizer"]),
+            excluded=tuple(excluded),
+            consistency=consistency.from_json(value.get("consistency") or {"mode": "async"}),
+            on_nonfinite=value.get("on_nonfinite") or "reject",
+        )

@@ -1,0 +1,535 @@
+"""The only writer of a model: push -> admit -> aggregate -> step -> version + 1.
+
+Every change has two halves. `stage` takes all decisions and changes nothing that lasts; `commit`
+cannot fail. Whoever calls them may put a journal record, and its fsync, between the two:
+
+    staged = engine.stage(push)
+    if isinstance(staged, Staged):
+        ...                         # the journal's place
+        answers = engine.commit(staged)
+
+The engine is pure: no files, no clock, no random numbers. Not thread-safe: one lane a model calls
+it. `store.hold()` and `store.release()` alone may be called from other threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from stepwell_core.consistency import Drop, Policy, Wait
+from stepwell_core.definition import Definition
+from stepwell_core.errors import (
+    CheckpointInvalid,
+    InvalidArgument,
+    InvalidInput,
+    NonFiniteGradient,
+    NothingToFinalize,
+    PushInFlight,
+    StaleIncarnation,
+)
+from stepwell_core.layout import Arenas, Layout
+from stepwell_core.ledger import Ledger, Result, Session
+from stepwell_core.loss_scale import LossScale, LossScaleOptimizer
+from stepwell_core.pipeline import AVERAGE, Gradient, Pipeline, StepScalars
+from stepwell_core.schedules import LearningRateSchedule
+from stepwell_core.store import Store, Version
+
+
+@dataclass(frozen=True)
+class Push:
+    """A gradient and who sent it.
+
+    Attributes:
+        worker: Name of the worker.
+        epoch: Of its session.
+        sequence: 0, 1, 2, ... within the session.
+        incarnation: Of the model, as the session knows it.
+        gradient: Read until the push is settled; the sender's buffer is free afterwards.
+        version: Of the parameters it was computed at; None if the worker never pulled.
+        weight: In an aggregate; finite and > 0.
+        loss_scale: What the loss was multiplied by; None means the current one.
+        hyperparameters: Values of those that were declared to come with each push.
+    """
+
+    worker: str
+    epoch: int
+    sequence: int
+    incarnation: str
+    gradient: Gradient
+    version: int | None = None
+    weight: float = 1.0
+    loss_scale: float | None = None
+    hyperparameters: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        """What names the push in the ledger."""
+        return self.worker, self.epoch, self.sequence
+
+
+@dataclass(frozen=True)
+class Counters:
+    """The numbers that belong to one version.
+
+    Attributes:
+        version: Changes so far.
+        parameters_version: The version at which the parameters' bytes last changed.
+        iterations: Keras's raw counter: applies so far, accumulating ones included.
+        loss_scale: With dynamic loss scaling.
+    """
+
+    version: int = 0
+    parameters_version: int = 0
+    iterations: int = 0
+    loss_scale: LossScale | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Counters:
+        """Return the counters that `to_json` described."""
+        scale = value["loss_scale"]
+        return cls(**{**value, "loss_scale": LossScale(**scale) if scale else None})
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """The push waits for others; its result comes with the step that contains it."""
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A change that was decided and is not made yet.
+
+    Attributes:
+        results: What each push in it will be answered.
+        counters: The model's after the change.
+        gradient: What the step takes, already aggregated; None if no step is made.
+        scalars: Of the step.
+    """
+
+    results: tuple[tuple[Push, Result], ...]
+    counters: Counters
+    gradient: Gradient | None = None
+    scalars: StepScalars | None = None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One consistent cut of a model, taken between two changes.
+
+    Attributes:
+        definition: With the hyperparameters of that moment.
+        incarnation: Of the history it belongs to.
+        counters: At the cut.
+        ledger: As plain values.
+        parameters: Held; the caller releases it with `Engine.store.release`.
+        slots: Copies that the caller owns.
+    """
+
+    definition: Definition
+    incarnation: str
+    counters: Counters
+    ledger: dict[str, Any]
+    parameters: Version
+    slots: dict[str, Arenas]
+
+
+@dataclass(frozen=True)
+class State:
+    """What a model is restored from; the engine owns the arrays from then on."""
+
+    definition: Definition
+    counters: Counters
+    ledger: Mapping[str, Any]
+    parameters: Arenas
+    slots: dict[str, Arenas]
+
+
+class Engine:
+    """One model: its arrays, bookkeeping and rules.
+
+    Args:
+        state: What it begins with.
+        incarnation: Names the history of this model from now on; 128 random bits, in hexadecimal.
+
+    Raises:
+        CheckpointInvalid: The state has not exactly the slots that the optimizer has.
+    """
+
+    def __init__(self, state: State, incarnation: str) -> None:
+        self._adopt(state, incarnation)
+        self.store = Store(
+            self.definition.layout, state.parameters, state.counters.parameters_version, state.slots
+        )
+
+    @classmethod
+    def create(cls, definition: Definition, parameters: Arenas, incarnation: str) -> Engine:
+        """Return the engine of a new model; it owns `parameters` from now on."""
+        pipeline = Pipeline(definition.layout, definition.rule, definition.excluded)
+        optimizer = definition.optimizer
+        scaled = optimizer if isinstance(optimizer, LossScaleOptimizer) else None
+        counters = Counters(loss_scale=LossScale.initial(scaled) if scaled else None)
+        state = State(definition, counters, Ledger().to_json(), parameters, pipeline.new_slots())
+        return cls(state, incarnation)
+
+    def _adopt(self, state: State, incarnation: str) -> None:
+        definition = state.definition
+        pipeline = Pipeline(definition.layout, definition.rule, definition.excluded)
+        if state.slots.keys() != pipeline.slot_values.keys():
+            raise CheckpointInvalid(
+                f"The optimizer has the slots {sorted(pipeline.slot_values)}. Received: "
+                f"{sorted(state.slots)}"
+            )
+        self.definition = definition
+        self.pipeline = pipeline
+        self.incarnation = incarnation
+        self.counters = state.counters
+        self.ledger = Ledger.from_json(state.ledger)
+        self.policy: Policy[Push] = definition.consistency.policy()
+        for session in self.ledger.sessions.values():
+            if session.is_open:
+                self.policy.join(session.worker)
+
+    @property
+    def layout(self) -> Layout:
+        """The model's tensors."""
+        return self.definition.layout
+
+    @property
+    def loss_scale(self) -> float | None:
+        """What workers are to multiply their loss by, with dynamic loss scaling."""
+        scale = self.counters.loss_scale
+        return None if scale is None else scale.scale
+
+    # Sessions
+
+    def open_session(self, worker: str) -> tuple[Session, Session | None]:
+        """Open a session; see `Ledger.open`. A waiting push of the worker's earlier one is
+        forgotten.
+        """
+        session, previous = self.ledger.open(worker)
+        self.policy.join(worker)
+        return session, previous
+
+    def close_session(self, worker: str, epoch: int) -> Staged | None:
+        """Close a session.
+
+        Returns:
+            The step that nobody else has to wait for now, to be committed, if there is one.
+
+        Raises:
+            Fenced, UnknownSession: As `Ledger.find`.
+        """
+        self.ledger.find(worker, epoch)
+        self.ledger.close(worker, epoch)
+        step = self.policy.leave(worker)
+        return None if step is None else self._stage_step(step.pushes)
+
+    # Pushes
+
+    def stage(self, push: Push) -> Staged | Waiting | Result:
+        """Decide what becomes of a push.
+
+        Returns:
+            `Staged`: to be committed. `Waiting`: the push waits for others. `Result`: it was
+                settled before.
+
+        Raises:
+            StaleIncarnation, Fenced, UnknownSession, SessionExpired, SequenceGap, PushInFlight: The
+                session may not make this push.
+            InvalidInput: The push breaks a rule of the model; its sequence number is not used up.
+        """
+        self._check_incarnation(push)
+        settled = self.ledger.check(*push.key)
+        if settled is not None:
+            return settled
+        waiting = next(
+            (other for other in self.policy.waiting if other.worker == push.worker), None
+        )
+        if waiting is not None:
+            if waiting.key == push.key:
+                return Waiting()
+            raise PushInFlight(
+                f"Push {waiting.sequence} of worker {push.worker!r} is still waiting"
+            )
+        self._check_rules(push)
+        push = self._with_loss_scale(push)
+        dropped = self._check_finite(push)
+        if dropped is not None:
+            return dropped
+        decision = self.policy.offer(push, self.counters.parameters_version)
+        if isinstance(decision, Wait):
+            return Waiting()
+        if isinstance(decision, Drop):
+            return self._stage_no_step((push,), decision.outcome, self.counters)
+        return self._stage_step(decision.pushes)
+
+    def commit(self, staged: Staged) -> tuple[tuple[Push, Result], ...]:
+        """Make a staged change; cannot fail. Returns its results, which may be answered now."""
+        if staged.gradient is not None and staged.scalars is not None:
+            self._write(staged.gradient, staged.scalars, staged.counters.version)
+        self.counters = staged.counters
+        for push, result in staged.results:
+            self.ledger.record(*push.key, result)
+        return staged.results
+
+    def _write(self, gradient: Gradient, scalars: StepScalars, version: int) -> None:
+        if not scalars.changes_parameters:
+            current = self.store.current
+            self.pipeline.apply(current, current, self.store.slots, gradient, scalars)
+            return
+        claim = self.store.claim()
+        self.pipeline.apply(claim.source, claim.target, self.store.slots, gradient, scalars)
+        self.store.publish(version)
+
+    def _check_incarnation(self, push: Push) -> None:
+        if push.incarnation == self.incarnation:
+            return
+        session = self.ledger.sessions.get(push.worker)
+        raise StaleIncarnation(
+            "The model was restored, overwritten or created anew since this session was opened; pull, and "
+            "open a new session",
+            incarnation=self.incarnation,
+            version=self.counters.version,
+            parameters_version=self.counters.parameters_version,
+            last_sequence=None if session is None else session.last_sequence,
+        )
+
+    def _check_rules(self, push: Push) -> None:
+        declared = set(self.definition.rule.declared_per_push)
+        if push.hyperparameters.keys() != declared:
+            raise InvalidInput(
+                f"With each push come values for: {', '.join(sorted(declared)) or 'none'}. Received: "
+                f"{', '.join(sorted(push.hyperparameters))[:200] or 'none'}",
+                expected=sorted(declared),
+            )
+        if not (np.isfinite(push.weight) and push.weight > 0):
+            raise InvalidInput(f"A weight is finite and > 0. Received: {push.weight}")
+        if push.loss_scale is not None and not (
+            np.isfinite(push.loss_scale) and push.loss_scale > 0
+        ):
+            raise InvalidInput(f"A loss scale is finite and > 0. Received: {push.loss_scale}")
+        if push.version is not None and push.version > self.counters.parameters_version:
+            raise InvalidInput(
+                f"The gradient says it was computed at version {push.version}, but the model is at "
+                f"{self.counters.parameters_version}"
+            )
+        if declared:
+            self.definition.rule.with_values(push.hyperparameters)
+
+    def _with_loss_scale(self, push: Push) -> Push:
+        """Say in the gradient what it has still to be divided by."""
+        if self.counters.loss_scale is not None:
+            scale = push.loss_scale or self.counters.loss_scale.scale
+        elif self.definition.rule.loss_scale_factor is not None:
+            scale = self.definition.rule.loss_scale_factor
+        else:
+            return push
+        return replace(push, gradient=replace(push.gradient, loss_scale=scale))
+
+    def _check_finite(self, push: Push) -> Staged | None:
+        """Apply `on_nonfinite`; a dynamic loss scale looks at all gradients of a step later."""
+        action = self.definition.on_nonfinite
+        if self.counters.loss_scale is not None or action == "allow" or push.gradient.is_finite():
+            return None
+        if action == "reject":
+            raise NonFiniteGradient(
+                "The gradient has NaN or infinity in it and this model rejects those; nothing changed. "
+                "Lower the learning rate, clip, or create the model with on_nonfinite='drop'"
+            )
+        return self._stage_no_step((push,), "skipped_nonfinite", self.counters)
+
+    def _stage_step(self, pushes: Sequence[Push]) -> Staged:
+        scale, optimizer = self.counters.loss_scale, self.definition.optimizer
+        if scale is not None and not all(push.gradient.is_finite() for push in pushes):
+            after = replace(self.counters, loss_scale=scale.after_nonfinite())
+            return self._stage_no_step(pushes, "skipped_nonfinite", after)
+        gradient = self._aggregated(pushes)
+        scalars = self.pipeline.scalars(
+            self.counters.iterations, gradient.loss_scale, pushes[0].hyperparameters
+        )
+        if scale is not None and isinstance(optimizer, LossScaleOptimizer):
+            scale = scale.after_finite(optimizer.dynamic_growth_steps)
+        version = self.counters.version + 1
+        is_changed = scalars.changes_parameters
+        after = Counters(
+            version=version,
+            parameters_version=version if is_changed else self.counters.parameters_version,
+            iterations=self.counters.iterations + 1,
+            loss_scale=scale,
+        )
+        outcome = "applied" if scalars.updates else "accumulated"
+        return Staged(self._results(pushes, outcome, after), after, gradient, scalars)
+
+    def _stage_no_step(self, pushes: Sequence[Push], outcome: str, after: Counters) -> Staged:
+        return Staged(self._results(pushes, outcome, after), after)
+
+    def _results(
+        self, pushes: Sequence[Push], outcome: str, after: Counters
+    ) -> tuple[tuple[Push, Result], ...]:
+        now = self.counters.parameters_version
+        scale = None if after.loss_scale is None else after.loss_scale.scale
+        return tuple(
+            (
+                push,
+                Result(
+                    outcome,
+                    after.version,
+                    after.parameters_version,
+                    staleness=0 if push.version is None else now - push.version,
+                    loss_scale=scale,
+                ),
+            )
+            for push in pushes
+        )
+
+    def _aggregated(self, pushes: Sequence[Push]) -> Gradient:
+        """Return the gradient of a step; that of a single push as it is."""
+        if len(pushes) == 1:
+            return pushes[0].gradient
+        gradients = [push.gradient for push in pushes]
+        weights = [push.weight for push in pushes]
+        if self.counters.loss_scale is not None:
+            return self.pipeline.aggregate(gradients, weights)
+        # A fixed loss scale is taken out once, by the step, as Keras does.
+        bare = [replace(gradient, loss_scale=None) for gradient in gradients]
+        return replace(
+            self.pipeline.aggregate(bare, weights),
+            loss_scale=self.definition.rule.loss_scale_factor,
+        )
+
+    # Everything else that changes a model
+
+    def finalize(self) -> Counters:
+        """Write the moving average into the parameters, as `finalize_variable_values` does.
+
+        Raises:
+            NothingToFinalize: There was no step yet, so the average is still all zeros.
+        """
+        after = replace(self.counters, version=self.counters.version + 1)
+        if self.definition.rule.use_ema:
+            if not self.counters.iterations:
+                raise NothingToFinalize(
+                    "The moving average is all zeros before the first push; push first"
+                )
+            self._replace_parameters(self.store.slots[AVERAGE], after.version)
+            after = replace(after, parameters_version=after.version)
+        self.counters = after
+        return after
+
+    def overwrite(self, parameters: Arenas, incarnation: str) -> Counters:
+        """Replace the parameters and leave slots and sessions; a new incarnation.
+
+        Sessions of the old incarnation are told so at their next push. Pushes that wait are
+        forgotten.
+        """
+        version = self.counters.version + 1
+        self._replace_parameters(parameters, version)
+        self.counters = replace(self.counters, version=version, parameters_version=version)
+        self._cut_history(incarnation)
+        return self.counters
+
+    def restore(self, state: State, incarnation: str) -> Counters:
+        """Replace everything by what a checkpoint held; a new incarnation.
+
+        The version goes on from the larger of the two, so that it never repeats for other bytes.
+
+        Raises:
+            CheckpointInvalid: The state is not of this layout, or has not the optimizer's slots.
+        """
+        if state.definition.layout != self.layout:
+            raise CheckpointInvalid("The checkpoint has another layout than the model.")
+        version = max(self.counters.version, state.counters.version) + 1
+        last_epoch = self.ledger.last_epoch
+        self._adopt(state, incarnation)
+        self.store.slots = dict(state.slots)
+        self._replace_parameters(state.parameters, version)
+        self.counters = replace(self.counters, version=version, parameters_version=version)
+        self.ledger.last_epoch = max(last_epoch, self.ledger.last_epoch)
+        return self.counters
+
+    def _replace_parameters(self, parameters: Arenas, version: int) -> None:
+        claim = self.store.claim()
+        for dtype, array in parameters.items():
+            claim.target[dtype][...] = array
+        self.store.publish(version)
+
+    def _cut_history(self, incarnation: str) -> None:
+        self.incarnation = incarnation
+        self.policy = self.definition.consistency.policy()
+        for session in self.ledger.sessions.values():
+            if session.is_open:
+                self.policy.join(session.worker)
+
+    def prepare_hyperparameters(self, values: Mapping[str, Any]) -> tuple[Definition, Pipeline]:
+        """Return what `adopt_hyperparameters` takes; changes nothing, may be slow (it compiles).
+
+        Raises:
+            InvalidArgument: A value breaks its rule, is set over a schedule, or would change the
+                slots.
+        """
+        rule = self.definition.rule
+        value = values.get("learning_rate")
+        if isinstance(value, float | int) and isinstance(rule.learning_rate, LearningRateSchedule):
+            raise InvalidArgument(
+                "This optimizer was created with a LearningRateSchedule as its `learning_rate`, hence its "
+                "learning rate is not settable. Create it with a float `learning_rate` instead"
+            )
+        definition = self.definition.with_rule(rule.with_values(values))
+        pipeline = Pipeline(self.layout, definition.rule, definition.excluded)
+        before = (self.pipeline.slot_values.keys(), rule.gradient_accumulation_steps)
+        after = (pipeline.slot_values.keys(), definition.rule.gradient_accumulation_steps)
+        if before != after:
+            raise InvalidArgument(
+                f"These hyperparameters cannot change while training, since the slots would: "
+                f"{', '.join(sorted(values))}. Create another model"
+            )
+        pipeline.warm()
+        return definition, pipeline
+
+    def adopt_hyperparameters(self, definition: Definition, pipeline: Pipeline) -> None:
+        """Use other hyperparameters from the next step on; adds no version."""
+        self.definition = definition
+        self.pipeline = pipeline
+
+    # Cuts
+
+    def snapshot(self, buffers: dict[str, Arenas]) -> Snapshot:
+        """Return a consistent cut; O(slots), at the speed of memory.
+
+        Args:
+            buffers: Arenas for each slot, allocated and touched before; the snapshot owns them.
+        """
+        for name, arenas in self.store.slots.items():
+            for dtype, array in arenas.items():
+                np.copyto(buffers[name][dtype], array)
+        version = self.store.hold()
+        assert version is not None, "the writer itself takes the snapshot, so no step is under way"
+        return Snapshot(
+            definition=self.definition,
+            incarnation=self.incarnation,
+            counters=self.counters,
+            ledger=self.ledger.to_json(),
+            parameters=version,
+            slots=buffers,
+        )
+
+    def slot(self, name: str) -> Arenas:
+        """Return a copy of one slot.
+
+        Raises:
+            InvalidInput: The optimizer has no such slot.
+        """
+        if name not in self.store.slots:
+            raise InvalidInput(
+                f"The optimizer has the slots: {', '.join(self.store.slots) or 'none'}. Received: "
+                f"{name[:80]!r}"
+            )
+        return {dtype: array.copy() for dtype, array in self.store.slots[name].items()}

@@ -1,0 +1,227 @@
+"""What makes a repeated push harmless: (worker, epoch, sequence) -> result.
+
+A worker opens a *session*; its *epoch* is a number that no earlier session of the model had. Pushes
+of a session carry the *sequence* 0, 1, 2, ... The ledger admits each once, in order, and answers a
+repetition with what the first one got. An older session of the same worker is *fenced*: it can
+never push again.
+
+The ledger is saved with the parameters, in one cut, so it is right about them after a restart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from stepwell_core.errors import (
+    Fenced,
+    SequenceGap,
+    SessionExpired,
+    TooManyWorkers,
+    UnknownSession,
+)
+
+STORED_RESULTS = 64
+"""Results kept a session; an older repetition is answered `settled_before`."""
+
+MAX_OPEN_SESSIONS = 10_000
+MAX_CLOSED_SESSIONS = 10_000
+
+OUTCOMES = (
+    "applied",
+    "accumulated",
+    "buffered",
+    "waiting",
+    "skipped_nonfinite",
+    "dropped_stale",
+    "dropped_late",
+    "settled_before",
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a push.
+
+    Attributes:
+        outcome: One of `OUTCOMES`.
+        version: The model's version after it: the number of changes so far.
+        parameters_version: The version at which the parameters' bytes last changed.
+        staleness: Changes of the parameters between those the gradient was computed at and the
+            step.
+        duplicate: Whether this answers a repetition; the push had its effect before, once.
+        loss_scale: What the next loss is to be multiplied by, with dynamic loss scaling.
+    """
+
+    outcome: str
+    version: int
+    parameters_version: int
+    staleness: int = 0
+    duplicate: bool = False
+    loss_scale: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values; `Result(**values)` is the result again."""
+        return asdict(self)
+
+
+@dataclass
+class Session:
+    """The newest session of one worker.
+
+    Attributes:
+        worker: Its name.
+        epoch: Larger than that of any earlier session of the model.
+        is_open: False once it was closed.
+        last_sequence: Of the last push that was admitted; -1 before the first.
+        results: The last `STORED_RESULTS` results by sequence, oldest first.
+    """
+
+    worker: str
+    epoch: int
+    is_open: bool = True
+    last_sequence: int = -1
+    results: dict[int, Result] = field(default_factory=dict)
+
+    @property
+    def last_result(self) -> Result | None:
+        """The result of the last push that was admitted."""
+        return self.results.get(self.last_sequence)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for the checkpoint."""
+        results = {str(number): result.to_json() for number, result in self.results.items()}
+        return {**asdict(self), "results": results}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Session:
+        """Return the session that `to_json` described."""
+        results = {int(number): Result(**result) for number, result in value["results"].items()}
+        return cls(**{**value, "results": results})
+
+
+class Ledger:
+    """All sessions of one model. Not thread-safe: the model's writer alone uses it."""
+
+    def __init__(self) -> None:
+        self.sessions: dict[str, Session] = {}
+        self.last_epoch = 0
+
+    def open(self, worker: str) -> tuple[Session, Session | None]:
+        """Open a session and fence the worker's earlier one.
+
+        Returns:
+            The new session, and the one it takes the place of, if any.
+
+        Raises:
+            TooManyWorkers: So many sessions are open already.
+        """
+        previous = self.sessions.get(worker)
+        if previous is None or not previous.is_open:
+            open_sessions = sum(session.is_open for session in self.sessions.values())
+            if open_sessions >= MAX_OPEN_SESSIONS:
+                raise TooManyWorkers(
+                    f"A model has at most {MAX_OPEN_SESSIONS} open sessions; close some of them"
+                )
+        self.last_epoch += 1
+        self.sessions.pop(worker, None)  # so that the order is that of opening
+        session = self.sessions[worker] = Session(worker, self.last_epoch)
+        return session, previous
+
+    def close(self, worker: str, epoch: int) -> None:
+        """Close a session; a session that is closed, fenced or not known stays as it is."""
+        session = self.sessions.get(worker)
+        if session is not None and session.epoch == epoch:
+            session.is_open = False
+            self._forget_oldest()
+
+    def find(self, worker: str, epoch: int) -> Session:
+        """Return an open session.
+
+        Raises:
+            Fenced: A newer session of the worker exists.
+            UnknownSession: There never was such a session.
+            SessionExpired: It was closed.
+        """
+        session = self.sessions.get(worker)
+        if session is None or epoch > session.epoch:
+            raise UnknownSession(
+                f"Worker {worker!r} has no session with epoch {epoch}; open one",
+                worker=worker,
+                epoch=epoch,
+            )
+        if epoch < session.epoch:
+            raise Fenced(
+                f"Worker {worker!r} opened a newer session (epoch {session.epoch}); the one with epoch "
+                f"{epoch} may not push any more. Two processes with one name fence each other: give each "
+                "its own",
+                worker=worker,
+                epoch=session.epoch,
+            )
+        if not session.is_open:
+            raise SessionExpired(
+                f"The session of worker {worker!r} with epoch {epoch} is closed; open a new one",
+                worker=worker,
+                epoch=epoch,
+            )
+        return session
+
+    def check(self, worker: str, epoch: int, sequence: int) -> Result | None:
+        """Return None if the push is the next one, or the stored result if it is a repetition.
+
+        Raises:
+            Fenced, UnknownSession, SessionExpired: As `find`.
+            SequenceGap: Pushes between the last one and this one are missing.
+        """
+        session = self.find(worker, epoch)
+        due = session.last_sequence + 1
+        if sequence == due:
+            return None
+        if sequence > due:
+            raise SequenceGap(
+                f"Worker {worker!r} is to push sequence {due} next. Received: {sequence}",
+                expected=due,
+                received=sequence,
+            )
+        stored = session.results.get(sequence)
+        if stored is None:
+            last = session.last_result
+            assert last is not None, "a session with an admitted push has its result"
+            stored = replace(last, outcome="settled_before")
+        return replace(stored, duplicate=True)
+
+    def record(self, worker: str, epoch: int, sequence: int, result: Result) -> None:
+        """Keep the result of the push that `check` let through; uses up its sequence number.
+
+        A session that was closed or fenced in between is left alone: nobody can ask any more.
+        """
+        session = self.sessions.get(worker)
+        if session is None or session.epoch != epoch:
+            return
+        session.last_sequence = sequence
+        session.results[sequence] = result
+        if len(session.results) > STORED_RESULTS:
+            del session.results[next(iter(session.results))]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for the checkpoint."""
+        return {
+            "last_epoch": self.last_epoch,
+            "sessions": [session.to_json() for session in self.sessions.values()],
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Ledger:
+        """Return the ledger that `to_json` described."""
+        ledger = cls()
+        ledger.last_epoch = value["last_epoch"]
+        for entry in value["sessions"]:
+            session = Session.from_json(entry)
+            ledger.sessions[session.worker] = session
+        return ledger
+
+    def _forget_oldest(self) -> None:
+        closed = [name for name, session in self.sessions.items() if not session.is_open]
+        for name in closed[: max(len(closed) - MAX_CLOSED_SESSIONS, 0)]:
+            del self.sessions[name]

@@ -1,0 +1,157 @@
+"""The arrays of one model: its parameters, by version, and its slots.
+
+Readers and the writer do not stop each other. A reader *holds* the current version and reads its
+arenas for as long as it likes. The writer *claims* where the next version goes: in place if nobody
+holds the current one, else into a spare buffer; then it *publishes*. A version never changes while
+it is held.
+
+The lock is held for nanoseconds, around `hold`, `release`, `claim` and `publish`. `hold` gives
+nothing while a step is writing in place; the reader comes again when it is published, and the next
+steps then use a spare.
+
+A hold that would leave the writer no buffer is refused, so the writer never waits for a reader.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+
+from stepwell_core.errors import VersionsExhausted
+from stepwell_core.layout import Arenas, Layout
+
+SPARE_STEPS_AFTER_WAIT = 16
+"""How many steps use a spare after a reader had to wait for one in place."""
+
+SMALL_MODEL_BYTES = 1 << 30
+
+
+class Version:
+    """One version of the parameters.
+
+    Attributes:
+        number: The model's version at which these bytes came to be.
+        arenas: The parameters; read only, and only between `hold` and `release`.
+    """
+
+    __slots__ = ("arenas", "holders", "number")
+
+    def __init__(self, number: int, arenas: Arenas) -> None:
+        self.number = number
+        self.arenas = arenas
+        self.holders = 0
+
+
+class Claim:
+    """Where the next version comes from and goes to; `source` is `target` when it is in place."""
+
+    __slots__ = ("source", "target")
+
+    def __init__(self, source: Arenas, target: Arenas) -> None:
+        self.source = source
+        self.target = target
+
+
+class Store:
+    """Parameters and slots of one model. One writer; readers on any thread.
+
+    Args:
+        layout: Of all arenas.
+        parameters: Owned by the store from now on.
+        number: Their version.
+        slots: Arenas by slot name; owned by the store. Written by the writer alone, without
+            versions.
+        spares: Buffers beside the current version; by default 3, and 1 for models of 1 GiB or more.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        parameters: Arenas,
+        number: int,
+        slots: Mapping[str, Arenas],
+        spares: int | None = None,
+    ) -> None:
+        self.layout = layout
+        self.slots = dict(slots)
+        if spares is None:
+            spares = 3 if layout.nbytes < SMALL_MODEL_BYTES else 1
+        self._spare_limit = spares
+        self._spares: list[Arenas] = []
+        self._current = Version(number, parameters)
+        self._old_held = 0
+        self._claim: Claim | None = None
+        self._spare_steps = 0
+        self._lock = threading.Lock()
+
+    @property
+    def number(self) -> int:
+        """The version of the parameters that a reader would get."""
+        return self._current.number
+
+    @property
+    def current(self) -> Arenas:
+        """The parameters as they are, for the writer to read."""
+        return self._current.arenas
+
+    def hold(self) -> Version | None:
+        """Hold the current version, or return None while a step is writing it in place.
+
+        Raises:
+            VersionsExhausted: Readers hold so many old versions that the writer needs the rest.
+        """
+        with self._lock:
+            current = self._current
+            if self._claim is not None and self._claim.target is current.arenas:
+                self._spare_steps = SPARE_STEPS_AFTER_WAIT
+                return None
+            if not current.holders and self._old_held >= self._spare_limit:
+                raise VersionsExhausted(
+                    f"Slow readers hold {self._old_held} older versions of the parameters; try again"
+                )
+            current.holders += 1
+            return current
+
+    def release(self, version: Version) -> None:
+        """Give back what `hold` returned, once."""
+        with self._lock:
+            version.holders -= 1
+            if not version.holders and version is not self._current:
+                self._old_held -= 1
+                self._keep_spare(version.arenas)
+
+    def claim(self) -> Claim:
+        """Begin the next version; the writer alone calls this, and `publish` when it has written
+        it.
+        """
+        with self._lock:
+            current = self._current
+            has_spare = self._old_held < self._spare_limit
+            if has_spare and (current.holders or self._spare_steps):
+                self._spare_steps = max(self._spare_steps - 1, 0)
+                self._claim = Claim(current.arenas, self._take_spare())
+            else:
+                self._claim = Claim(current.arenas, current.arenas)
+            return self._claim
+
+    def publish(self, number: int) -> None:
+        """End what `claim` began: readers get the new version from now on."""
+        with self._lock:
+            claim, old = self._claim, self._current
+            assert claim is not None, "publish() comes after claim()"
+            self._claim = None
+            if claim.target is old.arenas:
+                old.number = number
+                return
+            self._current = Version(number, claim.target)
+            if old.holders:
+                self._old_held += 1
+            else:
+                self._keep_spare(old.arenas)
+
+    def _take_spare(self) -> Arenas:
+        return self._spares.pop() if self._spares else self.layout.new_arenas(None)
+
+    def _keep_spare(self, arenas: Arenas) -> None:
+        if len(self._spares) + self._old_held < self._spare_limit:
+            self._spares.append(arenas)

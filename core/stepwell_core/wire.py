@@ -1,0 +1,221 @@
+"""What travels: one map of header fields, then the raw bytes of tensors, as a msgpack stream.
+
+    message = header payload
+    header  = one msgpack map with string keys, at most 256 KiB
+    payload = zero or more msgpack `bin` objects; their bytes, concatenated, are the payload
+
+A payload is little-endian, C order, tensors in layout order, float32 tensors before float64 ones.
+Any msgpack library in any language can write and read it; `Decoder` takes a `bin` cut at any place.
+
+Nothing here does I/O. `encode` returns views that the caller sends; `Decoder` says where the next
+bytes belong, so that a socket can put them there without a copy on the way.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import msgpack
+
+from stepwell_core.errors import MalformedMessage, PayloadSizeMismatch
+
+PROTOCOL = 1
+MEDIA_TYPE = "application/msgpack"
+MAX_HEADER_BYTES = 256 * 1024
+MAX_BIN_BYTES = (1 << 32) - 1
+
+Part = bytes | memoryview
+
+_LENGTH_BYTES = {0xC4: 1, 0xC5: 2, 0xC6: 4}
+_BIN_32 = struct.Struct(">BI")
+
+
+def encode(header: Mapping[str, Any], payload: Iterable[memoryview] = ()) -> list[Part]:
+    """Return the parts of a message, in order.
+
+    Args:
+        header: Plain values.
+        payload: Byte views, not copied: they must not change until the parts are sent.
+
+    Raises:
+        MalformedMessage: The header is larger than a receiver takes.
+    """
+    packed = msgpack.packb(dict(header))
+    if len(packed) > MAX_HEADER_BYTES:
+        raise MalformedMessage(
+            f"A header has at most {MAX_HEADER_BYTES} bytes. Received: {len(packed)}"
+        )
+    parts: list[Part] = [packed]
+    for view in payload:
+        for start in range(0, len(view), MAX_BIN_BYTES):
+            piece = view[start : start + MAX_BIN_BYTES]
+            parts += [_BIN_32.pack(0xC6, len(piece)), piece]
+    return parts
+
+
+def nbytes(parts: Sequence[Part]) -> int:
+    """Return the size of a message; the value for `Content-Length`."""
+    return sum(len(part) for part in parts)
+
+
+class Decoder:
+    """Reads one message that arrives in pieces of any size.
+
+    `feed` bytes until `header` is there; check it; say with `receive` where the payload belongs; go
+    on feeding, or fill `target` directly and call `advance`; at the end of the body call `finish`.
+    Not thread-safe. Never holds more than the header and the piece that came with it.
+    """
+
+    def __init__(self) -> None:
+        self.header: dict[str, Any] | None = None
+        self._unpacker = _new_unpacker()
+        self._early = bytearray()  # what came before `receive`
+        self._is_receiving = False
+        self._views: list[memoryview] = []
+        self._missing = 0  # payload bytes still to come
+        self._bin_left = 0  # of them, in the present `bin`
+        self._marker = bytearray(5)
+        self._marker_filled = 0
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether header and payload are there."""
+        return self._is_receiving and self._missing == 0
+
+    def feed(self, piece: Part) -> None:
+        """Take the next bytes of the body; they are copied to where they belong.
+
+        Raises:
+            MalformedMessage: They are not a message.
+            PayloadSizeMismatch: They are more than `receive` asked for.
+        """
+        if self._is_receiving:
+            self._scatter(memoryview(piece))
+            return
+        self._early += piece
+        if self.header is None:
+            self._read_header(piece)
+
+    def receive(self, views: Sequence[memoryview]) -> None:
+        """Say where the payload belongs: byte views that are filled one after the other.
+
+        The caller owns them; they must stay valid until `is_complete` or until the decoder is
+        dropped.
+        """
+        self._views = [view for view in views if len(view)]
+        self._missing = sum(len(view) for view in self._views)
+        self._is_receiving = True
+        early, self._early = self._early, bytearray()
+        self._scatter(memoryview(early))
+
+    def target(self) -> memoryview:
+        """Return where the next bytes belong; empty if nothing may come."""
+        if self._bin_left:
+            return self._views[0][: self._bin_left]
+        if self._missing:
+            return memoryview(self._marker)[self._marker_filled : self._marker_wanted()]
+        return memoryview(b"")
+
+    def advance(self, count: int) -> None:
+        """Say that the first `count` bytes of `target()` have been filled."""
+        if not self._bin_left:
+            self._marker_filled += count
+            if self._marker_filled == self._marker_wanted():
+                self._read_marker()
+            return
+        self._bin_left -= count
+        self._missing -= count
+        self._views[0] = self._views[0][count:]
+        if not len(self._views[0]):
+            self._views.pop(0)
+            # A `bin` may go on in the next view: `target` then cuts at the view's end.
+
+    def finish(self) -> None:
+        """Check that nothing is missing, at the end of the body.
+
+        Raises:
+            MalformedMessage: The header is incomplete.
+            PayloadSizeMismatch: The payload is too short, or too long where none was asked for.
+        """
+        if self.header is None:
+            raise MalformedMessage(
+                f"The body ended inside the header. Received: {len(self._early)} bytes"
+            )
+        if not self._is_receiving:
+            self.receive([])
+        if self._missing:
+            raise PayloadSizeMismatch(
+                f"The payload ended {self._missing} bytes early", missing=self._missing
+            )
+
+    def _scatter(self, piece: memoryview) -> None:
+        while len(piece):
+            target = self.target()
+            if not len(target):
+                raise PayloadSizeMismatch(
+                    f"The payload is longer than the layout says: {len(piece)} more bytes"
+                )
+            count = min(len(target), len(piece))
+            target[:count] = piece[:count]
+            self.advance(count)
+            piece = piece[count:]
+
+    def _marker_wanted(self) -> int:
+        return 1 + (_LENGTH_BYTES[self._marker[0]] if self._marker_filled else 0)
+
+    def _read_marker(self) -> None:
+        if self._marker_filled == 1:
+            if self._marker[0] not in _LENGTH_BYTES:
+                raise MalformedMessage(
+                    "Behind the header come msgpack `bin` objects alone. Received: a byte "
+                    f"0x{self._marker[0]:02x}"
+                )
+            return
+        length = int.from_bytes(self._marker[1 : self._marker_filled], "big")
+        self._marker_filled = 0
+        if length > self._missing:
+            raise PayloadSizeMismatch(
+                f"The payload is longer than the layout says: a `bin` of {length} bytes where "
+                f"{self._missing} are due",
+                expected=self._missing,
+                received=length,
+            )
+        self._bin_left = length
+
+    def _read_header(self, piece: Part) -> None:
+        room = MAX_HEADER_BYTES - (len(self._early) - len(piece))
+        try:
+            self._unpacker.feed(piece[: max(room, 0)])
+            header = self._unpacker.unpack()
+        except msgpack.OutOfData:
+            if len(self._early) >= MAX_HEADER_BYTES:
+                raise MalformedMessage(
+                    f"A header has at most {MAX_HEADER_BYTES} bytes. Received: more"
+                ) from None
+            return
+        except (ValueError, msgpack.UnpackException) as error:
+            raise MalformedMessage(
+                f"The header is not msgpack, or beyond its limits ({type(error).__name__})"
+            ) from None
+        if not isinstance(header, dict) or not all(isinstance(key, str) for key in header):
+            raise MalformedMessage(
+                f"A header is a map with string keys. Received: {type(header).__name__}"
+            )
+        self.header = header
+        del self._early[: self._unpacker.tell()]
+
+
+def _new_unpacker() -> Any:
+    """Return an unpacker that never holds more than one header, whatever its bytes say."""
+    return msgpack.Unpacker(
+        raw=False,
+        strict_map_key=True,
+        max_buffer_size=MAX_HEADER_BYTES,
+        max_str_len=MAX_HEADER_BYTES,
+        max_bin_len=0,
+        max_array_len=MAX_HEADER_BYTES,
+        max_map_len=4096,
+        max_ext_len=0,
+    )

@@ -1,0 +1,18 @@
+"""What holds for every test: one thread a library, Keras on NumPy, and how Hypothesis draws."""
+
+import os
+
+# These are read when NumPy, Keras or JAX is first imported, so they stand before other imports.
+# One BLAS thread: sums in one order, and test processes that do not fight over two cores.
+for _name in ("OMP", "OPENBLAS", "MKL"):
+    os.environ.setdefault(f"{_name}_NUM_THREADS", "1")
+os.environ.setdefault("KERAS_BACKEND", "numpy")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from hypothesis import settings
+
+# No deadline: the first example of a kernel pays for its compilation.
+settings.register_profile("local", deadline=None)
+# In CI the same examples every time: a red run is red again on the desk (CI=true make test).
+settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") else "local")
