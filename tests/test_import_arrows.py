@@ -33,13 +33,22 @@ CORE_ARROWS: dict[str, set[str]] = {
     "layout": {"names"},
     "loss_scale": {"optimizers"},
     "keras_config": {"optimizers", "schedules", "loss_scale"},
-    "kernels": {"optimizers", "layout"},
-    "pipeline": {"loss_scale", "schedules", "kernels", "optimizers", "layout"},
+    "kernels": set(),
+    "gradient": {"kernels", "layout"},
+    "plan": {"optimizers", "layout"},
+    "clipping": {"gradient", "plan", "kernels", "optimizers", "layout"},
+    "scalars": {"kernels", "optimizers", "schedules", "layout"},
+    "aggregation": {"gradient", "plan", "kernels", "layout"},
+    "pipeline": {
+        "gradient", "plan", "clipping", "scalars", "aggregation", "kernels", "optimizers", "layout",
+    },
     "store": {"layout"},
     "consistency": {"layout"},
-    "wire": {"layout"},
+    "wire": set(),
+    "definition": {"keras_config", "consistency", "loss_scale", "optimizers", "layout", "names"},
     "engine": {
-        "store", "ledger", "consistency", "pipeline", "layout", "optimizers", "loss_scale",
+        "definition", "store", "ledger", "consistency", "pipeline", "schedules", "optimizers",
+        "loss_scale", "layout", "keras_config",
     },
 }  # fmt: skip
 
@@ -71,7 +80,7 @@ CORE_EXCEPTIONS: dict[str, dict[str, str]] = {
 
 # The client stays light: these rooms of core work without Numba, and nothing else of core is used.
 CLIENT_CORE_ROOMS = {
-    "wire", "errors", "layout", "optimizers", "schedules", "loss_scale", "consistency",
+    "wire", "errors", "names", "layout", "optimizers", "schedules", "loss_scale", "consistency",
     "keras_config",
 }  # fmt: skip
 CLIENT_NEVER = {"numba", "fastapi", "pydantic", "uvicorn", "starlette"}
@@ -200,6 +209,8 @@ def test_every_import_follows_an_arrow():
         ("stepwell_core.kernels", "from importlib import import_module"),
         ("stepwell_core.pipeline", "import numba"),
         ("stepwell_core.pipeline", "from numba import njit"),
+        ("stepwell_core.kernels.step", "from stepwell_core.optimizers import Adam"),
+        ("stepwell_core.wire", "from stepwell_core.layout import Layout"),
         ("stepwell_core.layout", "from stepwell_core.store import Store"),
         ("stepwell_core.layout", "from stepwell_core import Layout"),
         ("stepwell_core.layout", "if TYPE_CHECKING:\n    import socket"),
@@ -225,7 +236,7 @@ def test_a_seeded_bad_import_is_caught(name, source):
         ("stepwell_core.engine", "from .store import Store\nfrom .errors import Fenced"),
         ("stepwell_core.optimizers.adam", "from . import base\nfrom .base import Optimizer"),
         ("stepwell_core.optimizers.adam", "from ..errors import DoesNotFit\nimport numpy"),
-        ("stepwell_core.kernels", "import os\nimport numba"),
+        ("stepwell_core.kernels.cache", "import os\nimport numba"),
         ("stepwell.client", "from stepwell_core import errors, layout\nimport httpx, time"),
         ("stepwell.command", "from stepwell_server.cli import main"),
         ("stepwell_server.demo.worker", "import stepwell"),

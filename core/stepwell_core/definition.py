@@ -1,6 +1,4 @@
-"""What a model is, apart from its numbers: tensors, optimizer, consistency, and what to do with
-NaN.
-"""
+"""What a model is, apart from its numbers: tensors, optimizer, consistency, rules for NaN."""
 
 from __future__ import annotations
 
@@ -29,6 +27,7 @@ _FIELDS = {
     "exclude_from_weight_decay",
     "consistency",
     "on_nonfinite",
+    "created_with",
 }
 
 
@@ -44,6 +43,7 @@ class Definition:
         consistency: When pushes become a step.
         on_nonfinite: One of `ON_NONFINITE`; a dynamic loss scale skips such a step whatever this
             says.
+        created_with: The optimizer at creation, if hyperparameters were changed since.
     """
 
     name: str
@@ -52,6 +52,7 @@ class Definition:
     excluded: tuple[str, ...] = ()
     consistency: Consistency = ASYNC
     on_nonfinite: str = "reject"
+    created_with: AnyOptimizer | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
@@ -73,9 +74,22 @@ class Definition:
 
     def with_rule(self, rule: Optimizer) -> Definition:
         """Return the definition with other hyperparameters."""
+        optimizer: AnyOptimizer = rule
         if isinstance(self.optimizer, LossScaleOptimizer):
-            return replace(self, optimizer=replace(self.optimizer, inner_optimizer=rule))
-        return replace(self, optimizer=rule)
+            optimizer = replace(self.optimizer, inner_optimizer=rule)
+        return replace(self, optimizer=optimizer, created_with=self.created_with or self.optimizer)
+
+    def differences(self, other: Definition) -> list[str]:
+        """Return in which fields two definitions differ as they were created.
+
+        Names of optimizers do not count, since Keras numbers them: adam, adam_1, ...
+        """
+        mine, theirs = self._as_created(), other._as_created()
+        return [field for field in mine if mine[field] != theirs[field]]
+
+    def _as_created(self) -> dict[str, Any]:
+        optimizer = _without_names(keras_config.serialize(self.created_with or self.optimizer))
+        return {**self.to_json(), "optimizer": optimizer, "created_with": None}
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values from which `from_json` makes an equal definition."""
@@ -86,6 +100,7 @@ class Definition:
             "exclude_from_weight_decay": list(self.excluded),
             "consistency": self.consistency.to_json(),
             "on_nonfinite": self.on_nonfinite,
+            "created_with": self.created_with and keras_config.serialize(self.created_with),
         }
 
     @classmethod
@@ -98,21 +113,34 @@ class Definition:
         if not isinstance(value, Mapping) or not {"name", "tensors", "optimizer"} <= value.keys():
             raise InvalidInput(
                 'A model is {"name": ..., "tensors": [...], "optimizer": {...}}. Received: '
-                f"{repr(sorted(value) if isinstance(value, dict) else value)[:80]}"
+                f"{repr(sorted(map(str, value)) if isinstance(value, Mapping) else value)[:80]}"
             )
         if unknown := value.keys() - _FIELDS:
             raise InvalidInput(
                 f"A model has the fields {', '.join(sorted(_FIELDS))}. Received also: "
                 f"{', '.join(sorted(map(str, unknown)))[:200]}"
             )
-        excluded = value.get("exclude_from_weight_decay") or ()
-        if not isinstance(excluded, list | tuple):
-            raise InvalidInput("`exclude_from_weight_decay` is a list of tensor names.")
+        given = {name: part for name, part in value.items() if part is not None}
+        excluded = given.get("exclude_from_weight_decay", ())
+        if not isinstance(excluded, list | tuple) or not all(isinstance(n, str) for n in excluded):
+            raise InvalidInput(
+                "`exclude_from_weight_decay` is a list of tensor names. Received: "
+                f"{repr(excluded)[:80]}"
+            )
         return cls(
             name=value["name"],
             layout=Layout.from_json(value["tensors"]),
             optimizer=keras_config.deserialize(value["optimizer"]),
             excluded=tuple(excluded),
-            consistency=consistency.from_json(value.get("consistency") or {"mode": "async"}),
-            on_nonfinite=value.get("on_nonfinite") or "reject",
+            consistency=consistency.from_json(given.get("consistency", "async")),
+            on_nonfinite=given.get("on_nonfinite", "reject"),
+            created_with=keras_config.deserialize(given["created_with"])
+            if "created_with" in given
+            else None,
         )
+
+
+def _without_names(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {key: _without_names(item) for key, item in value.items() if key != "name"}

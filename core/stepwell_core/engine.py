@@ -8,6 +8,10 @@ cannot fail. Whoever calls them may put a journal record, and its fsync, between
         ...                         # the journal's place
         answers = engine.commit(staged)
 
+Nothing else of the engine is called between the two, or the decision is not right any more. A
+change that is staged and never committed, because its record could not be written, leaves the model
+as it was; the pushes in it no longer wait, and are admitted when they come again.
+
 The engine is pure: no files, no clock, no random numbers. Not thread-safe: one lane a model calls
 it. `store.hold()` and `store.release()` alone may be called from other threads.
 """
@@ -26,6 +30,7 @@ from stepwell_core.errors import (
     CheckpointInvalid,
     InvalidArgument,
     InvalidInput,
+    LayoutMismatch,
     NonFiniteGradient,
     NothingToFinalize,
     PushInFlight,
@@ -160,7 +165,7 @@ class Engine:
         incarnation: Names the history of this model from now on; 128 random bits, in hexadecimal.
 
     Raises:
-        CheckpointInvalid: The state has not exactly the slots that the optimizer has.
+        CheckpointInvalid: The state is not whole: see `restore`.
     """
 
     def __init__(self, state: State, incarnation: str) -> None:
@@ -182,20 +187,18 @@ class Engine:
     def _adopt(self, state: State, incarnation: str) -> None:
         definition = state.definition
         pipeline = Pipeline(definition.layout, definition.rule, definition.excluded)
-        if state.slots.keys() != pipeline.slot_values.keys():
-            raise CheckpointInvalid(
-                f"The optimizer has the slots {sorted(pipeline.slot_values)}. Received: "
-                f"{sorted(state.slots)}"
-            )
-        self.definition = definition
+        _check_state(state, pipeline)
+        ledger = _ledger_of(state)
+        self.definition = definition  # from here on nothing fails
         self.pipeline = pipeline
         self.incarnation = incarnation
         self.counters = state.counters
-        self.ledger = Ledger.from_json(state.ledger)
-        self.policy: Policy[Push] = definition.consistency.policy()
-        for session in self.ledger.sessions.values():
-            if session.is_open:
-                self.policy.join(session.worker)
+        self.ledger = ledger
+        self.policy = self._new_policy()
+
+    def _new_policy(self) -> Policy[Push]:
+        """Return a policy that knows who is there, and for which nothing waits."""
+        return self.definition.consistency.policy(self.ledger.open_workers, self.ledger.most_open)
 
     @property
     def layout(self) -> Layout:
@@ -225,7 +228,7 @@ class Engine:
             The step that nobody else has to wait for now, to be committed, if there is one.
 
         Raises:
-            Fenced, UnknownSession: As `Ledger.find`.
+            Fenced, UnknownSession, SessionExpired: As `Ledger.find`.
         """
         self.ledger.find(worker, epoch)
         self.ledger.close(worker, epoch)
@@ -247,18 +250,11 @@ class Engine:
             InvalidInput: The push breaks a rule of the model; its sequence number is not used up.
         """
         self._check_incarnation(push)
+        if self._is_waiting(push):
+            return Waiting()
         settled = self.ledger.check(*push.key)
         if settled is not None:
             return settled
-        waiting = next(
-            (other for other in self.policy.waiting if other.worker == push.worker), None
-        )
-        if waiting is not None:
-            if waiting.key == push.key:
-                return Waiting()
-            raise PushInFlight(
-                f"Push {waiting.sequence} of worker {push.worker!r} is still waiting"
-            )
         self._check_rules(push)
         push = self._with_loss_scale(push)
         dropped = self._check_finite(push)
@@ -289,10 +285,27 @@ class Engine:
         self.pipeline.apply(claim.source, claim.target, self.store.slots, gradient, scalars)
         self.store.publish(version)
 
+    def _is_waiting(self, push: Push) -> bool:
+        """Return whether this very push waits already; raise if its session has another one
+        waiting.
+        """
+        self.ledger.find(push.worker, push.epoch)
+        for other in self.policy.waiting:
+            if other.worker == push.worker and push.sequence > other.sequence:
+                raise PushInFlight(
+                    f"Push {other.sequence} of worker {push.worker!r} is still waiting. Received: "
+                    f"{push.sequence}"
+                )
+            if other.key == push.key:
+                return True
+        return False
+
     def _check_incarnation(self, push: Push) -> None:
         if push.incarnation == self.incarnation:
             return
         session = self.ledger.sessions.get(push.worker)
+        if session is not None and session.epoch != push.epoch:
+            session = None  # the numbers of another session say nothing about this one's pushes
         raise StaleIncarnation(
             "The model was restored, overwritten or created anew since this session was opened; pull, and "
             "open a new session",
@@ -310,12 +323,14 @@ class Engine:
                 f"{', '.join(sorted(push.hyperparameters))[:200] or 'none'}",
                 expected=sorted(declared),
             )
-        if not (np.isfinite(push.weight) and push.weight > 0):
-            raise InvalidInput(f"A weight is finite and > 0. Received: {push.weight}")
-        if push.loss_scale is not None and not (
-            np.isfinite(push.loss_scale) and push.loss_scale > 0
-        ):
-            raise InvalidInput(f"A loss scale is finite and > 0. Received: {push.loss_scale}")
+        if not _is_factor(push.weight):
+            raise InvalidInput(
+                f"A weight is finite and > 0, as a float32 too. Received: {push.weight}"
+            )
+        if push.loss_scale is not None and not _is_factor(push.loss_scale):
+            raise InvalidInput(
+                f"A loss scale is finite and > 0, as a float32 too. Received: {push.loss_scale}"
+            )
         if push.version is not None and push.version > self.counters.parameters_version:
             raise InvalidInput(
                 f"The gradient says it was computed at version {push.version}, but the model is at "
@@ -326,13 +341,15 @@ class Engine:
 
     def _with_loss_scale(self, push: Push) -> Push:
         """Say in the gradient what it has still to be divided by."""
-        if self.counters.loss_scale is not None:
-            scale = push.loss_scale or self.counters.loss_scale.scale
-        elif self.definition.rule.loss_scale_factor is not None:
-            scale = self.definition.rule.loss_scale_factor
-        else:
-            return push
-        return replace(push, gradient=replace(push.gradient, loss_scale=scale))
+        scale = push.loss_scale
+        if scale is None:
+            fixed = self.definition.rule.loss_scale_factor
+            scale = fixed if self.loss_scale is None else self.loss_scale
+        return (
+            push
+            if scale is None
+            else replace(push, gradient=replace(push.gradient, loss_scale=scale))
+        )
 
     def _check_finite(self, push: Push) -> Staged | None:
         """Apply `on_nonfinite`; a dynamic loss scale looks at all gradients of a step later."""
@@ -396,19 +413,20 @@ class Engine:
             return pushes[0].gradient
         gradients = [push.gradient for push in pushes]
         weights = [push.weight for push in pushes]
-        if self.counters.loss_scale is not None:
+        scales = {gradient.loss_scale for gradient in gradients}
+        if self.counters.loss_scale is not None or len(scales) > 1:
             return self.pipeline.aggregate(gradients, weights)
         # A fixed loss scale is taken out once, by the step, as Keras does.
         bare = [replace(gradient, loss_scale=None) for gradient in gradients]
-        return replace(
-            self.pipeline.aggregate(bare, weights),
-            loss_scale=self.definition.rule.loss_scale_factor,
-        )
+        return replace(self.pipeline.aggregate(bare, weights), loss_scale=scales.pop())
 
     # Everything else that changes a model
 
     def finalize(self) -> Counters:
         """Write the moving average into the parameters, as `finalize_variable_values` does.
+
+        Pushes that wait are forgotten if the parameters change: they come too late now, and are
+        told so when they are staged again.
 
         Raises:
             NothingToFinalize: There was no step yet, so the average is still all zeros.
@@ -421,6 +439,7 @@ class Engine:
                 )
             self._replace_parameters(self.store.slots[AVERAGE], after.version)
             after = replace(after, parameters_version=after.version)
+            self.policy = self._new_policy()
         self.counters = after
         return after
 
@@ -429,11 +448,17 @@ class Engine:
 
         Sessions of the old incarnation are told so at their next push. Pushes that wait are
         forgotten.
+
+        Raises:
+            LayoutMismatch: The arenas are not of this layout; nothing changed.
         """
+        if not _fits(self.layout, parameters):
+            raise LayoutMismatch("The parameters are not of the model's layout; nothing changed.")
         version = self.counters.version + 1
         self._replace_parameters(parameters, version)
         self.counters = replace(self.counters, version=version, parameters_version=version)
-        self._cut_history(incarnation)
+        self.incarnation = incarnation
+        self.policy = self._new_policy()
         return self.counters
 
     def restore(self, state: State, incarnation: str) -> Counters:
@@ -442,7 +467,8 @@ class Engine:
         The version goes on from the larger of the two, so that it never repeats for other bytes.
 
         Raises:
-            CheckpointInvalid: The state is not of this layout, or has not the optimizer's slots.
+            CheckpointInvalid: The state is of another layout, or its slots, arrays, loss scale or
+                ledger are not what its definition asks for; nothing changed.
         """
         if state.definition.layout != self.layout:
             raise CheckpointInvalid("The checkpoint has another layout than the model.")
@@ -461,19 +487,12 @@ class Engine:
             claim.target[dtype][...] = array
         self.store.publish(version)
 
-    def _cut_history(self, incarnation: str) -> None:
-        self.incarnation = incarnation
-        self.policy = self.definition.consistency.policy()
-        for session in self.ledger.sessions.values():
-            if session.is_open:
-                self.policy.join(session.worker)
-
     def prepare_hyperparameters(self, values: Mapping[str, Any]) -> tuple[Definition, Pipeline]:
         """Return what `adopt_hyperparameters` takes; changes nothing, may be slow (it compiles).
 
         Raises:
             InvalidArgument: A value breaks its rule, is set over a schedule, or would change the
-                slots.
+                slots or which values come with each push.
         """
         rule = self.definition.rule
         value = values.get("learning_rate")
@@ -484,12 +503,10 @@ class Engine:
             )
         definition = self.definition.with_rule(rule.with_values(values))
         pipeline = Pipeline(self.layout, definition.rule, definition.excluded)
-        before = (self.pipeline.slot_values.keys(), rule.gradient_accumulation_steps)
-        after = (pipeline.slot_values.keys(), definition.rule.gradient_accumulation_steps)
-        if before != after:
+        if _fixed(self.pipeline) != _fixed(pipeline):
             raise InvalidArgument(
-                f"These hyperparameters cannot change while training, since the slots would: "
-                f"{', '.join(sorted(values))}. Create another model"
+                "These hyperparameters cannot change while training, since the slots, or the values "
+                f"that come with each push, would: {', '.join(sorted(values))}. Create another model"
             )
         pipeline.warm()
         return definition, pipeline
@@ -506,6 +523,9 @@ class Engine:
 
         Args:
             buffers: Arenas for each slot, allocated and touched before; the snapshot owns them.
+
+        Raises:
+            VersionsExhausted: As `Store.hold`; try again.
         """
         for name, arenas in self.store.slots.items():
             for dtype, array in arenas.items():
@@ -533,3 +553,49 @@ class Engine:
                 f"{name[:80]!r}"
             )
         return {dtype: array.copy() for dtype, array in self.store.slots[name].items()}
+
+
+_LEAST, _MOST = (float(value) for value in (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
+
+
+def _is_factor(value: float) -> bool:
+    """Return whether float32 gradients can be multiplied and divided by it."""
+    return _LEAST <= value <= _MOST
+
+
+def _fits(layout: Layout, arenas: Arenas) -> bool:
+    held = {dtype: (array.dtype.name, array.shape) for dtype, array in arenas.items()}
+    return held == {dtype: (dtype, (size,)) for dtype, size in layout.sizes.items()}
+
+
+def _fixed(pipeline: Pipeline) -> tuple[Any, ...]:
+    """Return what may not change during the life of a model."""
+    optimizer = pipeline.optimizer
+    return (
+        pipeline.slot_values.keys(),
+        optimizer.gradient_accumulation_steps,
+        optimizer.declared_per_push,
+    )
+
+
+def _check_state(state: State, pipeline: Pipeline) -> None:
+    if state.slots.keys() != pipeline.slot_values.keys():
+        raise CheckpointInvalid(
+            f"The optimizer has the slots {sorted(pipeline.slot_values)}. Received: "
+            f"{sorted(state.slots)}"
+        )
+    for name, arenas in {"parameters": state.parameters, **state.slots}.items():
+        if not _fits(pipeline.layout, arenas):
+            raise CheckpointInvalid(f"The arrays of {name!r} are not of the model's layout.")
+    is_scaled = isinstance(state.definition.optimizer, LossScaleOptimizer)
+    if is_scaled is (state.counters.loss_scale is None):
+        raise CheckpointInvalid("A loss scale belongs to a LossScaleOptimizer, and to no other.")
+
+
+def _ledger_of(state: State) -> Ledger:
+    try:
+        return Ledger.from_json(state.ledger)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointInvalid(
+            f"The ledger cannot be read ({type(error).__name__}); nothing changed."
+        ) from None

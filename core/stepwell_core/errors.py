@@ -24,6 +24,7 @@
     ├── NotAcceptable            no representation that the caller accepts
     ├── UnsupportedMediaType     a body of a type or encoding that is not taken
     ├── Conflict                 the call is well formed, but the state does not allow it
+    │   ├── ModelExists          a model of that name exists already
     │   ├── ModelDiffers         a model of that name exists with another definition
     │   ├── Fenced               a newer session of the same worker exists
     │   ├── UnknownSession       no such session is open
@@ -51,6 +52,7 @@ never the numbers in an array. `details` are plain values that travel in the pro
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -209,6 +211,12 @@ class Conflict(StepwellError):
     code = "conflict"
 
 
+class ModelExists(Conflict):
+    """A model of that name exists already."""
+
+    code = "model_exists"
+
+
 class ModelDiffers(Conflict):
     """A model of that name exists with another definition."""
 
@@ -327,6 +335,22 @@ class InternalError(StepwellError):
     """A bug in Stepwell; the log has the trace."""
 
     code = "internal_error"
+
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 80
+
+
+def shown(value: object) -> str:
+    """Return `value` as an error shows it: on one short line, however large it is.
+
+    Reads only the beginning of a long list or string: it may be as long as a stranger's message.
+    """
+    try:
+        text = _short.repr(value)
+    except ValueError:  # Python refuses to write integers of more than 4300 digits
+        return f"<{type(value).__name__} too long to show>"
+    return text if len(text) <= 160 else f"{text[:157]}..."
 
 
 def every_error(root: type[StepwellError] = StepwellError) -> Iterator[type[StepwellError]]:

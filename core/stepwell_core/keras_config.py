@@ -10,12 +10,11 @@ ours alone.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from stepwell_core import schedules
-from stepwell_core.errors import InvalidArgument
+from stepwell_core.errors import InvalidArgument, shown
 from stepwell_core.loss_scale import LossScaleOptimizer
 from stepwell_core.optimizers import OPTIMIZERS, Optimizer, PerPush
 from stepwell_core.optimizers.base import check_argument_names
@@ -23,7 +22,8 @@ from stepwell_core.optimizers.base import check_argument_names
 AnyOptimizer = Optimizer | LossScaleOptimizer
 
 _PER_PUSH = {"class_name": "PerPush"}
-_BASE_OPTIONS = {  # Keras once wrote these into a LossScaleOptimizer's config, and still takes the defaults
+# Keras once wrote these into a LossScaleOptimizer's config, and still takes the defaults.
+_BASE_OPTIONS = {
     "weight_decay": None,
     "clipnorm": None,
     "global_clipnorm": None,
@@ -38,8 +38,10 @@ _BASE_OPTIONS = {  # Keras once wrote these into a LossScaleOptimizer's config, 
 
 
 def serialize(optimizer: AnyOptimizer) -> dict[str, Any]:
-    """Return what `keras.optimizers.serialize` returns for the same optimizer; plain JSON
-    values.
+    """Return what `keras.optimizers.serialize` returns for the same optimizer: plain values.
+
+    Raises:
+        InvalidArgument: A hyperparameter is a callable, which has no JSON form.
     """
     return {
         "module": "keras.optimizers",
@@ -59,35 +61,37 @@ def deserialize(config: object) -> AnyOptimizer:
         InvalidArgument: The class is not known, or a value is refused by Keras's own conditions.
     """
     class_name, arguments = _split(config)
-    if class_name.lower() == "lossscaleoptimizer":
+    if _is_loss_scale_optimizer(class_name):
         return _loss_scale_optimizer(arguments)
     cls = OPTIMIZERS.get(class_name.lower())
     if cls is None:
         known = [optimizer.__name__ for optimizer in OPTIMIZERS.values()]
         raise InvalidArgument(
-            f"Unknown optimizer {class_name[:80]!r}. Known: {', '.join(known)}, LossScaleOptimizer"
+            f"Unknown optimizer {shown(class_name)}. Known: {', '.join(known)}, LossScaleOptimizer"
         )
-    check_argument_names(cls, arguments)
-    floats = {field.name for field in dataclasses.fields(cls) if "float" in str(field.type)}
-    floats |= set(cls.per_push_names)
-    return cls(
-        **{
-            name: _hyperparameter(value, is_float=name in floats)
-            for name, value in arguments.items()
-        }
-    )
+    return cls(**hyperparameters(cls, arguments))
+
+
+def hyperparameters(cls: type[Optimizer], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments of an optimizer from their JSON form; their values are not checked yet.
+
+    Raises:
+        InvalidArgument: A name is not an argument, or a schedule is not one.
+    """
+    check_argument_names(cls, values)
+    return cls.with_floats({name: _hyperparameter(name, value) for name, value in values.items()})
 
 
 def _split(config: object) -> tuple[str, dict[str, Any]]:
     if isinstance(config, str):
         return config, {}
     if isinstance(config, Mapping):
-        class_name, arguments = config.get("class_name"), config.get("config") or {}
-        if isinstance(class_name, str) and isinstance(arguments, Mapping):
-            return class_name, dict(arguments)
+        class_name, arguments = config.get("class_name"), config.get("config")
+        if isinstance(class_name, str) and isinstance(arguments, Mapping | None):
+            return class_name, dict(arguments or {})
     raise InvalidArgument(
-        'An optimizer is {"class_name": "Adam", "config": {...}}, as keras.optimizers.serialize gives '
-        f"it. Received: {repr(config)[:80]}"
+        'An optimizer is {"class_name": "Adam", "config": {...}}, as keras.optimizers.serialize '
+        f"gives it. Received: {shown(config)}"
     )
 
 
@@ -98,22 +102,31 @@ def _loss_scale_optimizer(arguments: dict[str, Any]) -> LossScaleOptimizer:
                 f"LossScaleOptimizer does not support `{name}`. Instead, set `{name}` on the "
                 "`inner_optimizer`."
             )
-    arguments.pop("learning_rate", None)
     if "inner_optimizer" not in arguments:
         raise InvalidArgument("LossScaleOptimizer needs an `inner_optimizer`. Received: none")
     check_argument_names(LossScaleOptimizer, arguments)
-    inner = deserialize(arguments.pop("inner_optimizer"))
-    if isinstance(inner, LossScaleOptimizer):
+    config = arguments.pop("inner_optimizer")
+    if _is_loss_scale_optimizer(_split(config)[0]):  # before it is read: it may be a deep nest
         raise InvalidArgument("A LossScaleOptimizer cannot wrap another LossScaleOptimizer.")
+    inner = deserialize(config)
+    assert isinstance(inner, Optimizer)
     return LossScaleOptimizer(inner, **arguments)
 
 
-def _hyperparameter(value: Any, *, is_float: bool) -> Any:
-    if isinstance(value, Mapping):
-        return PerPush() if value.get("class_name") == "PerPush" else schedules.deserialize(value)
-    if is_float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)  # JSON has one kind of number: R and JavaScript write 1 for 1.0
-    return value
+def _is_loss_scale_optimizer(class_name: str) -> bool:
+    return class_name.lower() == LossScaleOptimizer.__name__.lower()
+
+
+def _hyperparameter(name: str, value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    if value.get("class_name") == _PER_PUSH["class_name"]:
+        return PerPush()
+    if name != "learning_rate":
+        raise InvalidArgument(
+            f"`{name}` cannot be a schedule; the learning rate can. Received: {shown(value)}"
+        )
+    return schedules.deserialize(value)
 
 
 def _plain(value: Any) -> Any:

@@ -28,6 +28,7 @@ from stepwell_core.errors import (
     LayoutMismatch,
     ShapeMismatch,
     UnknownTensor,
+    shown,
 )
 from stepwell_core.names import check_tensor_name
 
@@ -163,9 +164,7 @@ class Layout:
         return self.payload_nbytes("native")
 
     def payload_nbytes(self, dtype: str) -> int:
-        """Return the exact size of a payload whose elements are `dtype` ("native": each its
-        own).
-        """
+        """Return the exact size of a payload of `dtype`; "native" is each tensor's own."""
         return sum(
             size * payload_itemsize(dtype, arena_dtype) for arena_dtype, size in self.sizes.items()
         )
@@ -179,10 +178,10 @@ class Layout:
         """
         wanted = list(names)
         for name in wanted:
-            if name not in self.segments:
+            if not isinstance(name, str) or name not in self.segments:
                 raise UnknownTensor(
-                    f"The model has no tensor {_short(name)}. It has: {_some(self.names)}",
-                    tensor=_short(name),
+                    f"The model has no tensor {shown(name)}. It has: {_some(self.names)}",
+                    tensor=shown(name),
                 )
         if len(set(wanted)) != len(wanted):
             raise InvalidInput("A tensor may be named once. Received a name twice.")
@@ -264,9 +263,8 @@ def byte_views(arenas: Mapping[str, Array]) -> list[memoryview]:
 
 
 def _bytes_of(array: Array) -> memoryview:
-    return memoryview(
-        cast(bytes, array.view(np.uint8))
-    )  # an array is a buffer; typeshed learns it in 3.12
+    # An array is a buffer; typeshed learns it in 3.12.
+    return memoryview(cast(bytes, array.view(np.uint8)))
 
 
 PAYLOAD_DTYPES = ("native", "float16", "bfloat16", "float32", "float64")
@@ -294,7 +292,7 @@ def payload_dtype(dtype: str, arena_dtype: str) -> np.dtype[Any]:
         return _HELD_AS[arena_dtype if dtype == "native" else dtype]
     except (KeyError, TypeError):
         raise DtypeMismatch(
-            f"A payload's dtype is one of {', '.join(PAYLOAD_DTYPES)}. Received: {_short(dtype)}"
+            f"A payload's dtype is one of {', '.join(PAYLOAD_DTYPES)}. Received: {shown(dtype)}"
         ) from None
 
 
@@ -326,14 +324,20 @@ def _checked(tensor: Tensor) -> Tensor:
     if tensor.dtype not in ARENA_DTYPES:
         raise DtypeMismatch(
             f"A parameter is float32 or float64. Received: tensor {tensor.name!r} of dtype "
-            f"{_short(tensor.dtype)}; convert it before the model is created",
+            f"{shown(tensor.dtype)}; convert it before the model is created",
             tensor=tensor.name,
-            received=_short(tensor.dtype),
+            received=shown(tensor.dtype),
         )
     if len(tensor.shape) > MAX_DIMENSIONS or not all(_is_size(size) for size in tensor.shape):
         raise ShapeMismatch(
             f"A shape has at most {MAX_DIMENSIONS} sizes >= 0. Received: tensor {tensor.name!r} of "
-            f"shape {_short(tensor.shape)}",
+            f"shape {shown(tensor.shape)}",
+            tensor=tensor.name,
+        )
+    if math.prod(size or 1 for size in tensor.shape) > MAX_BYTES:  # NumPy counts empty axes so
+        raise ShapeMismatch(
+            f"A tensor's sizes, zeros left out, multiply to at most {MAX_BYTES}. Received: tensor "
+            f"{tensor.name!r} of shape {shown(tensor.shape)}",
             tensor=tensor.name,
         )
     return tensor
@@ -344,13 +348,16 @@ def _is_size(size: object) -> bool:
 
 
 def _tensor_from_json(entry: object) -> Tensor:
-    if not isinstance(entry, dict) or not entry.keys() >= {"name", "shape"}:
+    fields = {"name", "shape", "dtype"}
+    if not isinstance(entry, dict) or not {"name", "shape"} <= entry.keys() <= fields:
         raise InvalidInput(
-            f'A tensor is {{"name": ..., "shape": [...], "dtype": ...}}. Received: {_short(entry)}'
+            f'A tensor is {{"name": ..., "shape": [...], "dtype": ...}}. Received: {shown(entry)}'
         )
     shape = entry["shape"]
-    if not isinstance(shape, list):
-        raise ShapeMismatch(f"A shape is a list of sizes. Received: {_short(shape)}")
+    if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS:
+        raise ShapeMismatch(
+            f"A shape is a list of at most {MAX_DIMENSIONS} sizes. Received: {shown(shape)}"
+        )
     return Tensor(entry["name"], tuple(shape), cast(str, entry.get("dtype", "float32")))
 
 
@@ -358,9 +365,4 @@ def _some(names: Sequence[str], limit: int = 8) -> str:
     if not names:
         return "none"
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(_short(name) for name in names[:limit]) + more
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return ", ".join(shown(name) for name in names[:limit]) + more

@@ -11,11 +11,12 @@ The ledger is saved with the parameters, in one cut, so it is right about them a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from stepwell_core.errors import (
     Fenced,
+    InvalidInput,
     SequenceGap,
     SessionExpired,
     TooManyWorkers,
@@ -63,7 +64,7 @@ class Result:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values; `Result(**values)` is the result again."""
-        return asdict(self)
+        return dict(vars(self))
 
 
 @dataclass
@@ -76,6 +77,8 @@ class Session:
         is_open: False once it was closed.
         last_sequence: Of the last push that was admitted; -1 before the first.
         results: The last `STORED_RESULTS` results by sequence, oldest first.
+        previous: The worker's newest earlier session that admitted a push, with its last result
+            alone; kept until this one admits a push, so that a repeated `open` tells it again.
     """
 
     worker: str
@@ -83,6 +86,7 @@ class Session:
     is_open: bool = True
     last_sequence: int = -1
     results: dict[int, Result] = field(default_factory=dict)
+    previous: Session | None = None
 
     @property
     def last_result(self) -> Result | None:
@@ -92,41 +96,65 @@ class Session:
     def to_json(self) -> dict[str, Any]:
         """Return plain values for the checkpoint."""
         results = {str(number): result.to_json() for number, result in self.results.items()}
-        return {**asdict(self), "results": results}
+        previous = None if self.previous is None else self.previous.to_json()
+        return {**vars(self), "results": results, "previous": previous}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Session:
         """Return the session that `to_json` described."""
-        results = {int(number): Result(**result) for number, result in value["results"].items()}
-        return cls(**{**value, "results": results})
+        numbers = sorted(map(int, value["results"]))  # whatever order the JSON came in
+        results = {number: Result(**value["results"][str(number)]) for number in numbers}
+        previous = None if value["previous"] is None else cls.from_json(value["previous"])
+        return cls(**{**value, "results": results, "previous": previous})
+
+    def _last_alone(self) -> Session:
+        last = self.last_result
+        results = {} if last is None else {self.last_sequence: last}
+        return replace(self, is_open=False, results=results, previous=None)
 
 
 class Ledger:
-    """All sessions of one model. Not thread-safe: the model's writer alone uses it."""
+    """All sessions of one model. Not thread-safe: the model's writer alone uses it.
+
+    Attributes:
+        sessions: The newest one of each worker, in the order in which they were opened.
+        last_epoch: The largest that was ever given away.
+        most_open: How many sessions were open at once since the last time that none was.
+    """
 
     def __init__(self) -> None:
         self.sessions: dict[str, Session] = {}
         self.last_epoch = 0
+        self.most_open = 0
+
+    @property
+    def open_workers(self) -> list[str]:
+        """The workers with an open session, in the order in which they opened it."""
+        return [session.worker for session in self.sessions.values() if session.is_open]
 
     def open(self, worker: str) -> tuple[Session, Session | None]:
         """Open a session and fence the worker's earlier one.
 
         Returns:
-            The new session, and the one it takes the place of, if any.
+            The new session, and the worker's newest earlier one that admitted a push, or the one
+            just before if none did; None if there was none.
 
         Raises:
             TooManyWorkers: So many sessions are open already.
         """
         previous = self.sessions.get(worker)
         if previous is None or not previous.is_open:
-            open_sessions = sum(session.is_open for session in self.sessions.values())
-            if open_sessions >= MAX_OPEN_SESSIONS:
+            if len(self.open_workers) >= MAX_OPEN_SESSIONS:
                 raise TooManyWorkers(
                     f"A model has at most {MAX_OPEN_SESSIONS} open sessions; close some of them"
                 )
         self.last_epoch += 1
         self.sessions.pop(worker, None)  # so that the order is that of opening
+        if previous is not None and previous.last_sequence < 0:
+            previous = previous.previous or previous
         session = self.sessions[worker] = Session(worker, self.last_epoch)
+        session.previous = None if previous is None else previous._last_alone()
+        self.most_open = max(self.most_open, len(self.open_workers))
         return session, previous
 
     def close(self, worker: str, epoch: int) -> None:
@@ -134,6 +162,7 @@ class Ledger:
         session = self.sessions.get(worker)
         if session is not None and session.epoch == epoch:
             session.is_open = False
+            self.most_open = self.most_open if self.open_workers else 0
             self._forget_oldest()
 
     def find(self, worker: str, epoch: int) -> Session:
@@ -172,9 +201,12 @@ class Ledger:
 
         Raises:
             Fenced, UnknownSession, SessionExpired: As `find`.
+            InvalidInput: The sequence number is negative.
             SequenceGap: Pushes between the last one and this one are missing.
         """
         session = self.find(worker, epoch)
+        if sequence < 0:
+            raise InvalidInput(f"Pushes are numbered 0, 1, 2, ... Received: {sequence}")
         due = session.last_sequence + 1
         if sequence == due:
             return None
@@ -200,6 +232,7 @@ class Ledger:
         if session is None or session.epoch != epoch:
             return
         session.last_sequence = sequence
+        session.previous = None
         session.results[sequence] = result
         if len(session.results) > STORED_RESULTS:
             del session.results[next(iter(session.results))]
@@ -208,6 +241,7 @@ class Ledger:
         """Return plain values for the checkpoint."""
         return {
             "last_epoch": self.last_epoch,
+            "most_open": self.most_open,
             "sessions": [session.to_json() for session in self.sessions.values()],
         }
 
@@ -216,6 +250,7 @@ class Ledger:
         """Return the ledger that `to_json` described."""
         ledger = cls()
         ledger.last_epoch = value["last_epoch"]
+        ledger.most_open = value["most_open"]
         for entry in value["sessions"]:
             session = Session.from_json(entry)
             ledger.sessions[session.worker] = session

@@ -6,7 +6,8 @@ after `dynamic_growth_steps` good steps it is doubled.
 
 Source: Keras 3.15, `loss_scale_optimizer.py`. As there, the inner optimizer's own
 `loss_scale_factor` is switched off, and the first doubling comes when the counter of good steps
-stands at `dynamic_growth_steps - 1`.
+stands at `dynamic_growth_steps - 1`. What differs: the scale stays where halving would make it zero
+and doubling infinite, since neither can be undone by the other.
 """
 
 from __future__ import annotations
@@ -17,9 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from stepwell_core.errors import InvalidArgument
+from stepwell_core.errors import InvalidArgument, shown
 from stepwell_core.optimizers import Optimizer
-from stepwell_core.optimizers.base import snake_case
+from stepwell_core.optimizers.base import check_name, snake_case
+
+SMALLEST_SCALE = 2.0**-126
+LARGEST_SCALE = 2.0**127
+"""The powers of two that float32 holds with all its digits; the scale stays between them."""
 
 
 @dataclass(frozen=True)
@@ -39,39 +44,39 @@ class LossScaleOptimizer:
     name: str | None = None
 
     def __post_init__(self) -> None:
-        """Switch off the inner optimizer's own loss scale, as Keras does."""
+        """Refuse what cannot be; switch off the inner optimizer's own scale, as Keras does."""
         if not isinstance(self.inner_optimizer, Optimizer):
             raise InvalidArgument(
                 "`inner_optimizer` must be an optimizer. Received: "
                 f"{type(self.inner_optimizer).__name__}"
             )
+        check_name(self.name)
         scale, steps = self.initial_scale, self.dynamic_growth_steps
-        if (
-            isinstance(scale, bool)
-            or not isinstance(scale, int | float)
-            or not 0 < scale < 2.0**127
-        ):
+        is_number = isinstance(scale, int | float) and not isinstance(scale, bool)
+        if not is_number or not SMALLEST_SCALE <= scale <= LARGEST_SCALE:
             raise InvalidArgument(
-                f"`initial_scale` must be a positive, finite float. Received: initial_scale={scale!r}"
+                f"`initial_scale` must be a number from {SMALLEST_SCALE} to {LARGEST_SCALE}. "
+                f"Received: initial_scale={shown(scale)}"
             )
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        is_integer = isinstance(steps, int) and not isinstance(steps, bool)
+        if not is_integer or not 1 <= steps < 2**31:
             raise InvalidArgument(
-                "`dynamic_growth_steps` must be an integer >= 1. Received: "
-                f"dynamic_growth_steps={steps!r}"
+                "`dynamic_growth_steps` must be an integer from 1 to 2**31 - 1. "
+                f"Received: dynamic_growth_steps={shown(steps)}"
             )
         if self.inner_optimizer.loss_scale_factor is not None:
             inner = self.inner_optimizer.with_values({"loss_scale_factor": None})
             object.__setattr__(self, "inner_optimizer", inner)
 
     def exclude_from_weight_decay(self, var_names: Iterable[str] = ()) -> LossScaleOptimizer:
-        """Leave tensors out of the inner optimizer's weight decay."""
+        """Leave tensors out of the inner optimizer's weight decay (in Keras, without effect)."""
         self.inner_optimizer.exclude_from_weight_decay(var_names)
         return self
 
     def get_config(self) -> dict[str, Any]:
         """Return Keras's `get_config()`, the inner optimizer as it is."""
         return {
-            "name": self.name or snake_case(type(self).__name__),
+            "name": snake_case(type(self).__name__) if self.name is None else self.name,
             "inner_optimizer": self.inner_optimizer,
             "initial_scale": self.initial_scale,
             "dynamic_growth_steps": self.dynamic_growth_steps,
@@ -97,15 +102,15 @@ class LossScale:
 
     def after_finite(self, dynamic_growth_steps: int) -> LossScale:
         """Return the scale after a step that was made."""
-        if self.good_steps == dynamic_growth_steps - 1:
-            return LossScale(_float32_times(self.scale, 2.0))
+        if self.good_steps >= dynamic_growth_steps - 1:
+            return LossScale(_limited(self.scale * 2))
         return replace(self, good_steps=self.good_steps + 1)
 
     def after_nonfinite(self) -> LossScale:
         """Return the scale after a step that was skipped."""
-        return LossScale(_float32_times(self.scale, 0.5))
+        return LossScale(_limited(self.scale / 2))
 
 
-def _float32_times(scale: float, factor: float) -> float:
-    with np.errstate(over="ignore", under="ignore"):
-        return float(np.float32(scale) * np.float32(factor))
+def _limited(scale: float) -> float:
+    """Return a power of two times a float32 value; between the limits it is one itself."""
+    return min(max(scale, SMALLEST_SCALE), LARGEST_SCALE)

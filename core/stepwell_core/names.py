@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 
-from stepwell_core.errors import InvalidName
+from stepwell_core.errors import InvalidName, shown
 
 IDENTIFIER = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 MAX_TENSOR_NAME_LENGTH = 256
+RESERVED_TENSOR_NAME = "__metadata__"  # safetensors keeps its own notes under it
 
 _identifier = re.compile(IDENTIFIER + r"\Z")
 
@@ -31,7 +32,7 @@ def check_identifier(name: object, what: str) -> str:
         return name
     raise InvalidName(
         f"A {what} name has 1 to 64 lower-case letters, digits, '.', '_' or '-', and begins with a "
-        f"letter or digit. Received: {_shown(name)}",
+        f"letter or digit. Received: {shown(name)}",
         pattern=IDENTIFIER,
     )
 
@@ -48,15 +49,11 @@ def check_tensor_name(name: object) -> str:
         and 0 < len(name) <= MAX_TENSOR_NAME_LENGTH
         and name.isprintable()
         and not name.startswith("/")
+        and name != RESERVED_TENSOR_NAME
         and ".." not in name.split("/")
     ):
         return name
     raise InvalidName(
-        f"A tensor name has 1 to {MAX_TENSOR_NAME_LENGTH} printable characters, no leading '/' and "
-        f"no '..' part. Received: {_shown(name)}",
+        f"A tensor name has 1 to {MAX_TENSOR_NAME_LENGTH} printable characters, no leading '/', "
+        f"no '..' part, and is not {RESERVED_TENSOR_NAME}. Received: {shown(name)}",
     )
-
-
-def _shown(name: object) -> str:
-    text = repr(name)
-    return text if len(text) <= 80 else f"{text[:77]}... ({len(text)} characters)"

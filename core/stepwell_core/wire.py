@@ -24,7 +24,13 @@ from stepwell_core.errors import MalformedMessage, PayloadSizeMismatch
 PROTOCOL = 1
 MEDIA_TYPE = "application/msgpack"
 MAX_HEADER_BYTES = 256 * 1024
+MAX_HEADER_DEPTH = 32
 MAX_BIN_BYTES = (1 << 32) - 1
+
+# A `bin` costs the receiver microseconds, so a payload in bins of one byte would keep it busy for
+# minutes. One for each tensor and one for each 4 KiB is more than any sender needs.
+MAX_SMALL_BINS = 1 << 16
+LEAST_BIN_BYTES = 4096
 
 Part = bytes | memoryview
 
@@ -37,7 +43,7 @@ def encode(header: Mapping[str, Any], payload: Iterable[memoryview] = ()) -> lis
 
     Args:
         header: Plain values.
-        payload: Byte views, not copied: they must not change until the parts are sent.
+        payload: Contiguous views, not copied: they must not change until the parts are sent.
 
     Raises:
         MalformedMessage: The header is larger than a receiver takes.
@@ -49,8 +55,8 @@ def encode(header: Mapping[str, Any], payload: Iterable[memoryview] = ()) -> lis
         )
     parts: list[Part] = [packed]
     for view in payload:
-        for start in range(0, len(view), MAX_BIN_BYTES):
-            piece = view[start : start + MAX_BIN_BYTES]
+        for start in range(0, view.nbytes, MAX_BIN_BYTES):
+            piece = view.cast("B")[start : start + MAX_BIN_BYTES]
             parts += [_BIN_32.pack(0xC6, len(piece)), piece]
     return parts
 
@@ -70,18 +76,19 @@ class Decoder:
 
     def __init__(self) -> None:
         self.header: dict[str, Any] | None = None
-        self._unpacker = _new_unpacker()
+        self._unpacker = msgpack.Unpacker(max_buffer_size=MAX_HEADER_BYTES)
         self._early = bytearray()  # what came before `receive`
         self._is_receiving = False
-        self._views: list[memoryview] = []
+        self._views: list[memoryview] = []  # what is left of them, none empty
         self._missing = 0  # payload bytes still to come
         self._bin_left = 0  # of them, in the present `bin`
+        self._bins_left = 0  # how many more `bin`s may come
         self._marker = bytearray(5)
         self._marker_filled = 0
 
     @property
     def is_complete(self) -> bool:
-        """Whether header and payload are there."""
+        """Whether header and payload are there; nothing but empty `bin`s may still come."""
         return self._is_receiving and self._missing == 0
 
     def feed(self, piece: Part) -> None:
@@ -103,23 +110,32 @@ class Decoder:
 
         The caller owns them; they must stay valid until `is_complete` or until the decoder is
         dropped.
+
+        Raises:
+            MalformedMessage, PayloadSizeMismatch: As `feed`, for what came behind the header.
         """
-        self._views = [view for view in views if len(view)]
-        self._missing = sum(len(view) for view in self._views)
+        assert self.header is not None, "receive() comes after the header"
+        self._views = [view.cast("B") for view in views if view.nbytes]
+        self._missing = sum(view.nbytes for view in self._views)
+        self._bins_left = MAX_SMALL_BINS + self._missing // LEAST_BIN_BYTES
         self._is_receiving = True
         early, self._early = self._early, bytearray()
         self._scatter(memoryview(early))
 
     def target(self) -> memoryview:
-        """Return where the next bytes belong; empty if nothing may come."""
-        if self._bin_left:
-            return self._views[0][: self._bin_left]
-        if self._missing:
-            return memoryview(self._marker)[self._marker_filled : self._marker_wanted()]
-        return memoryview(b"")
+        """Return where the next bytes belong; empty when the payload is there.
+
+        Never longer than what is left of one `bin` in one view. Should there be more of the body
+        behind the payload, it goes to `feed`.
+        """
+        return self._next() if self._missing else memoryview(b"")
 
     def advance(self, count: int) -> None:
-        """Say that the first `count` bytes of `target()` have been filled."""
+        """Say that the first `count` bytes of `target()` have been filled.
+
+        Raises:
+            MalformedMessage, PayloadSizeMismatch: As `feed`.
+        """
         if not self._bin_left:
             self._marker_filled += count
             if self._marker_filled == self._marker_wanted():
@@ -128,9 +144,8 @@ class Decoder:
         self._bin_left -= count
         self._missing -= count
         self._views[0] = self._views[0][count:]
-        if not len(self._views[0]):
-            self._views.pop(0)
-            # A `bin` may go on in the next view: `target` then cuts at the view's end.
+        if not self._views[0]:
+            del self._views[0]  # the `bin` may go on in the next view
 
     def finish(self) -> None:
         """Check that nothing is missing, at the end of the body.
@@ -149,18 +164,21 @@ class Decoder:
             raise PayloadSizeMismatch(
                 f"The payload ended {self._missing} bytes early", missing=self._missing
             )
+        if self._marker_filled:
+            raise MalformedMessage("The body ended inside the length of a `bin`")
 
     def _scatter(self, piece: memoryview) -> None:
-        while len(piece):
-            target = self.target()
-            if not len(target):
-                raise PayloadSizeMismatch(
-                    f"The payload is longer than the layout says: {len(piece)} more bytes"
-                )
+        while piece:
+            target = self._next()
             count = min(len(target), len(piece))
             target[:count] = piece[:count]
             self.advance(count)
             piece = piece[count:]
+
+    def _next(self) -> memoryview:
+        if self._bin_left:
+            return self._views[0][: self._bin_left]
+        return memoryview(self._marker)[self._marker_filled : self._marker_wanted()]
 
     def _marker_wanted(self) -> int:
         return 1 + (_LENGTH_BYTES[self._marker[0]] if self._marker_filled else 0)
@@ -182,13 +200,19 @@ class Decoder:
                 expected=self._missing,
                 received=length,
             )
+        if not self._bins_left:
+            raise MalformedMessage(
+                f"A payload has {MAX_SMALL_BINS} `bin`s and one more for each {LEAST_BIN_BYTES} "
+                "bytes at most; send larger ones"
+            )
+        self._bins_left -= 1
         self._bin_left = length
 
     def _read_header(self, piece: Part) -> None:
         room = MAX_HEADER_BYTES - (len(self._early) - len(piece))
         try:
             self._unpacker.feed(piece[: max(room, 0)])
-            header = self._unpacker.unpack()
+            self._unpacker.skip()  # builds nothing: a length may be announced and never come
         except msgpack.OutOfData:
             if len(self._early) >= MAX_HEADER_BYTES:
                 raise MalformedMessage(
@@ -196,26 +220,40 @@ class Decoder:
                 ) from None
             return
         except (ValueError, msgpack.UnpackException) as error:
-            raise MalformedMessage(
-                f"The header is not msgpack, or beyond its limits ({type(error).__name__})"
-            ) from None
-        if not isinstance(header, dict) or not all(isinstance(key, str) for key in header):
-            raise MalformedMessage(
-                f"A header is a map with string keys. Received: {type(header).__name__}"
-            )
-        self.header = header
-        del self._early[: self._unpacker.tell()]
+            raise _not_a_header(error) from None
+        size = self._unpacker.tell()
+        self.header = _unpacked_header(self._early[:size])
+        del self._early[:size]
 
 
-def _new_unpacker() -> Any:
-    """Return an unpacker that never holds more than one header, whatever its bytes say."""
-    return msgpack.Unpacker(
-        raw=False,
-        strict_map_key=True,
-        max_buffer_size=MAX_HEADER_BYTES,
-        max_str_len=MAX_HEADER_BYTES,
-        max_bin_len=0,
-        max_array_len=MAX_HEADER_BYTES,
-        max_map_len=4096,
-        max_ext_len=0,
+def _unpacked_header(packed: bytes | bytearray) -> dict[str, Any]:
+    """Return the map that `packed`, a whole msgpack object, is; its memory is in proportion."""
+    try:
+        header = msgpack.unpackb(packed, max_bin_len=0, max_ext_len=0, ext_hook=_refuse_extension)
+    except (ValueError, msgpack.UnpackException) as error:
+        raise _not_a_header(error) from None
+    if not isinstance(header, dict):
+        raise MalformedMessage(
+            f"A header is a map with string keys. Received: {type(header).__name__}"
+        )
+    values: list[Any] = [header]
+    for _ in range(MAX_HEADER_DEPTH):
+        maps = [value for value in values if isinstance(value, dict)]
+        if not all(isinstance(key, str) for value in maps for key in value):
+            raise MalformedMessage("A header is a map with string keys, and so are maps in it")
+        lists = [value for value in values if isinstance(value, list)]
+        values = [item for value in maps for item in value.values()]
+        values += [item for value in lists for item in value]
+        if not values:
+            return header
+    raise MalformedMessage(f"A header has at most {MAX_HEADER_DEPTH} levels. Received: more")
+
+
+def _refuse_extension(code: int, data: bytes) -> None:
+    raise ValueError(f"extension type {code}")
+
+
+def _not_a_header(error: Exception) -> MalformedMessage:
+    return MalformedMessage(
+        f"The header is not msgpack of maps, lists, strings and numbers ({type(error).__name__})"
     )

@@ -5,7 +5,7 @@ Source: Dean et al., 2012, "Large Scale Distributed Deep Networks" (Downpour SGD
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,7 +18,7 @@ class Async(Consistency):
 
     mode: ClassVar[str] = "async"
 
-    def policy(self) -> Policy[P]:
+    def policy(self, members: Iterable[str] = (), most_open: int = 0) -> Policy[P]:
         """Return a policy that has no state at all."""
         return AsyncPolicy()
 

@@ -8,7 +8,7 @@ decides; it applies nothing. Pure: time comes in as an argument, if at all.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -84,8 +84,14 @@ class Consistency(ABC):
     mode: ClassVar[str]
 
     @abstractmethod
-    def policy(self) -> Policy[Any]:
-        """Return a new policy, without state."""
+    def policy(self, members: Iterable[str] = (), most_open: int = 0) -> Policy[Any]:
+        """Return a new policy, for which nothing waits.
+
+        Args:
+            members: The workers whose sessions are open.
+            most_open: How many were open at once since the last time that nobody's was; with
+                `members` it is all that has to outlive a restart.
+        """
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values: the mode and its arguments."""

@@ -1,8 +1,9 @@
 """Synchronous: one gradient from each of N workers makes one step, the weighted mean of all.
 
 Gradients are reduced in the bytewise order of the workers' names, not in the order in which they
-arrive, so the result is the same in every run. A worker that closes its session is no longer waited
-for, and a worker that opens one is (`on_leave = "shrink"`), up to N.
+arrive, so the result is the same in every run. The first step waits for N workers. From then on a
+worker that closes its session is no longer waited for, and a worker that opens one is, up to N
+(`on_leave = "shrink"`). When all have left, it begins again: the next step waits for N workers.
 
 Source: the bulk-synchronous step of Li et al., 2014, "Scaling Distributed Machine Learning with the
 Parameter Server".
@@ -10,7 +11,7 @@ Parameter Server".
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -45,9 +46,9 @@ class Sync(Consistency):
                 f"workers={repr(workers)[:80]}"
             )
 
-    def policy(self) -> Policy[P]:
+    def policy(self, members: Iterable[str] = (), most_open: int = 0) -> Policy[P]:
         """Return a barrier where nobody waits yet."""
-        return SyncPolicy(self.workers)
+        return SyncPolicy(self.workers, members, most_open)
 
 
 class SyncPolicy(Policy[P]):
@@ -55,18 +56,20 @@ class SyncPolicy(Policy[P]):
 
     Args:
         workers: N.
+        members: See `Consistency.policy`.
+        most_open: See `Consistency.policy`.
     """
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, members: Iterable[str] = (), most_open: int = 0) -> None:
         self._workers = workers
         self._waiting: dict[str, P] = {}
-        self._members: set[str] = set()
-        self._left = 0
+        self._members = set(members)
+        self._is_gathered = most_open >= workers
 
     @property
     def needed(self) -> int:
         """How many gradients make the next step."""
-        return max(self._workers - self._left, 1)
+        return min(self._workers, len(self._members)) if self._is_gathered else self._workers
 
     def offer(self, push: P, parameters_version: int) -> Step[P] | Wait | Drop:
         """Keep the push until the barrier is complete; drop one that was computed at older
@@ -85,17 +88,14 @@ class SyncPolicy(Policy[P]):
     def join(self, worker: str) -> None:
         """Wait for the worker from now on, unless N others are waited for already."""
         self._waiting.pop(worker, None)
-        if worker not in self._members:
-            self._members.add(worker)
-            self._left = max(self._left - 1, 0)
+        self._members.add(worker)
+        self._is_gathered = self._is_gathered or len(self._members) >= self._workers
 
     def leave(self, worker: str) -> Step[P] | None:
         """Wait for one worker less."""
         self._waiting.pop(worker, None)
-        if worker in self._members:
-            self._members.remove(worker)
-            if len(self._members) < self._workers:
-                self._left = min(self._left + 1, self._workers - 1)
+        self._members.discard(worker)
+        self._is_gathered = self._is_gathered and bool(self._members)
         return self._step_if_complete()
 
     def _step_if_complete(self) -> Step[P] | None:

@@ -6,8 +6,7 @@ With gradient g and accumulator a:
     w = w - (learning_rate * g) / sqrt(a + epsilon)
 
 Source: Duchi et al., 2011, http://www.jmlr.org/papers/volume12/duchi11a/duchi11a.pdf, as Keras 3
-computes
-it: epsilon stands under the root (torch adds it outside), and the accumulator begins at
+computes it: epsilon stands under the root (torch adds it outside), and the accumulator begins at
 `initial_accumulator_value`, not at zero.
 """
 

@@ -1,9 +1,8 @@
 """What every optimizer has: the options that Keras gives all of them, and the contract of a rule.
 
 An optimizer is a frozen dataclass of hyperparameters under their Keras names. It holds numbers,
-never
-arrays: the store keeps the slots, `pipeline.py` applies the options here in Keras's order, and
-`kernels.py` compiles the rule.
+never arrays: the store keeps the slots, `pipeline.py` applies the options here in Keras's order,
+and `kernels` compiles the rule.
 
 Source: Keras 3.15, `base_optimizer.py`. What differs: hyperparameters that are callables are
 evaluated by the client, once a push, and arrive as numbers (`PerPush` is their place in the
@@ -13,7 +12,6 @@ configuration).
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
@@ -22,7 +20,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from stepwell_core.errors import InvalidArgument
+from stepwell_core.errors import InvalidArgument, shown
 
 Scalar = np.float32 | np.float64
 Hyperparameter = float | Callable[..., Any]
@@ -85,9 +83,10 @@ class Optimizer(ABC):
     def __post_init__(self) -> None:
         """Refuse what Keras refuses, with what was received."""
         check_learning_rate(self.learning_rate)
-        _check_numbers(self)
+        _check_types(self)
+        check_name(self.name)
         steps = self.gradient_accumulation_steps
-        if steps and (not isinstance(steps, int) or isinstance(steps, bool) or steps < 2):
+        if steps and steps < 2:
             raise InvalidArgument(
                 "`gradient_accumulation_steps` must be an integer >= 2. Received: "
                 f"gradient_accumulation_steps={steps!r}"
@@ -109,7 +108,7 @@ class Optimizer(ABC):
                 f"ema_momentum={self.ema_momentum}"
             )
         frequency = self.ema_overwrite_frequency
-        if frequency and (not isinstance(frequency, int) or frequency < 1):
+        if frequency and frequency < 1:
             raise InvalidArgument(
                 "`ema_overwrite_frequency` must be an integer >= 1 or None. Received: "
                 f"ema_overwrite_frequency={frequency!r}"
@@ -175,13 +174,19 @@ class Optimizer(ABC):
 
         Returns:
             The optimizer itself, so that the call can stand behind the constructor.
+
+        Raises:
+            InvalidArgument: A fragment is not a regular expression.
         """
         patterns = tuple([var_names] if isinstance(var_names, str) else var_names)
-        for pattern in patterns:
-            re.compile(pattern)
-        object.__setattr__(
-            self, "excluded_patterns", patterns
-        )  # Keras's method has this effect too
+        try:
+            re.compile("|".join(patterns))
+        except (re.error, TypeError) as error:
+            raise InvalidArgument(
+                f"`var_names` are regular-expression fragments ({error}). Received: "
+                f"var_names={shown(var_names)}"
+            ) from None
+        object.__setattr__(self, "excluded_patterns", patterns)  # as in Keras, it changes this one
         return self
 
     def excluded_from_weight_decay(self, names: Iterable[str]) -> tuple[str, ...]:
@@ -192,20 +197,34 @@ class Optimizer(ABC):
         return tuple(name for name in names if pattern.search(name))
 
     def with_values(self, values: Mapping[str, Any]) -> Self:
-        """Return an optimizer with some hyperparameters replaced.
+        """Return an optimizer with some hyperparameters replaced; integers are taken for floats.
 
         Raises:
             InvalidArgument: A name is not a hyperparameter, or a value breaks its rule.
         """
         check_argument_names(type(self), values)
-        changed = dataclasses.replace(self, **values)
+        changed = dataclasses.replace(self, **self.with_floats(values))
         return changed.exclude_from_weight_decay(self.excluded_patterns)
+
+    @classmethod
+    def with_floats(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return `values` with integers turned into floats where an argument is a float.
+
+        JSON has one kind of number: R and JavaScript write 1 for 1.0.
+        """
+        floats = {field.name for field in dataclasses.fields(cls) if "float" in _kinds(field)}
+        return {
+            name: float(value)
+            if name in floats and type(value) is int and abs(value) <= _LARGEST_FLOAT
+            else value
+            for name, value in values.items()
+        }
 
     def get_config(self) -> dict[str, Any]:
         """Return Keras's `get_config()` for the same arguments, keys in Keras's order."""
         own = [field.name for field in dataclasses.fields(self) if field.name not in _COMMON_NAMES]
         config: dict[str, Any] = {name: getattr(self, name) for name in (*_COMMON_NAMES, *own)}
-        config["name"] = self.name or snake_case(type(self).__name__)
+        config["name"] = snake_case(type(self).__name__) if self.name is None else self.name
         if not callable(self.learning_rate):
             config["learning_rate"] = self.learning_rate_value
         return config
@@ -225,33 +244,61 @@ _COMMON_NAMES = (  # the order of Keras's base get_config
     "gradient_accumulation_steps",
 )
 
-_KIND_OF_TYPE = {"bool": bool, "int": int, "float": (int, float), "str": str}
+_KINDS: dict[str, tuple[type, ...]] = {
+    "bool": (bool,),
+    "int": (int,),
+    "float": (int, float),
+    "str": (str,),
+    "None": (type(None),),
+}
+_LARGEST_FLOAT = float(np.finfo(np.float64).max)
+_LARGEST_INT = 2**31 - 1  # Keras counts iterations in int32
+_LONGEST_NAME = 256
 
 
-def _check_numbers(optimizer: Optimizer) -> None:
+def _kinds(field: dataclasses.Field[Any]) -> list[str]:
+    """Return the keys of `_KINDS` that a field's type names."""
+    names = str(field.type).replace("Hyperparameter", "float").split("|")
+    return [name.strip() for name in names]
+
+
+def _check_types(optimizer: Optimizer) -> None:
     """Refuse values that are not of their field's type; configurations come from strangers."""
     for field in dataclasses.fields(optimizer):
-        value = getattr(optimizer, field.name)
+        value, kinds = getattr(optimizer, field.name), _kinds(field)
         if callable(value) and field.name in optimizer.per_push_names:
             continue
-        kinds = [part.strip() for part in str(field.type).split("|")]
-        if value is None and "None" in kinds:
-            continue
-        kind: Any = next((_KIND_OF_TYPE[part] for part in kinds if part in _KIND_OF_TYPE), float)
-        is_kind = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-        if not is_kind or (isinstance(value, float) and not math.isfinite(value)):
+        is_kind = isinstance(value, tuple(kind for name in kinds for kind in _KINDS[name]))
+        if isinstance(value, bool):
+            is_kind = "bool" in kinds
+        elif isinstance(value, int | float):
+            largest = _LARGEST_FLOAT if "float" in kinds else _LARGEST_INT
+            is_kind = is_kind and -largest <= value <= largest  # not so for NaN
+        if not is_kind:
             raise InvalidArgument(
                 f"`{field.name}` must be a finite {' or '.join(kinds)}. Received: "
-                f"{field.name}={repr(value)[:80]}"
+                f"{field.name}={shown(value)}"
             )
+
+
+def check_name(name: object) -> None:
+    """Raise unless `name` is None or what Keras takes as a scope."""
+    if name is None:
+        return
+    is_scope = isinstance(name, str) and "/" not in name and name.isprintable()
+    if not is_scope or len(str(name)) > _LONGEST_NAME:
+        raise InvalidArgument(
+            f"Argument `name` must be a printable string of at most {_LONGEST_NAME} characters "
+            f"without `/`. Received: name={shown(name)}"
+        )
 
 
 def check_learning_rate(learning_rate: object) -> None:
     """Raise unless `learning_rate` is a float or callable; Keras takes nothing else."""
     if not isinstance(learning_rate, float) and not callable(learning_rate):
         raise InvalidArgument(
-            "Argument `learning_rate` should be float, or an instance of LearningRateSchedule, or a "
-            f"callable without arguments. Received instead: learning_rate={repr(learning_rate)[:80]}"
+            "Argument `learning_rate` should be float, or an instance of LearningRateSchedule, or "
+            f"a callable without arguments. Received: learning_rate={shown(learning_rate)}"
         )
 
 
@@ -261,14 +308,12 @@ def check_argument_names(cls: type, values: Iterable[str]) -> None:
     for name in values:
         if name not in known:
             raise InvalidArgument(
-                f"{cls.__name__} has no argument {str(name)[:80]!r}. It has: {', '.join(known)}"
+                f"{cls.__name__} has no argument {shown(name)}. It has: {', '.join(known)}"
             )
 
 
 def snake_case(name: str) -> str:
-    """Return Keras's automatic object name for a class: `LossScaleOptimizer` ->
-    loss_scale_optimizer.
-    """
+    """Return Keras's name for an object of a class: `LossScaleOptimizer`, loss_scale_optimizer."""
     name = re.sub(r"\W+", "", name)
     name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)
     return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from stepwell_core.errors import InvalidArgument
+from stepwell_core.errors import InvalidArgument, shown
 from stepwell_core.optimizers.base import Hyperparameter, Optimizer, Scalar
 
 
@@ -41,7 +41,8 @@ class SGD(Optimizer):
         super().__post_init__()
         if not isinstance(self.momentum, float) or not 0 <= self.momentum <= 1:
             raise InvalidArgument(
-                f"`momentum` must be a float between [0, 1]. Received: momentum={self.momentum!r}"
+                "`momentum` must be a float between [0, 1]. Received: "
+                f"momentum={shown(self.momentum)}"
             )
 
     @property

@@ -24,7 +24,9 @@ _NOISE = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Digits:
-    """Images as rows of 64 pixels in 0..1 (float32), labels as 0..9 (int64); do not write to them."""
+    """Images as rows of 64 pixels in 0..1 (float32), labels as 0..9 (int64); do not write to
+    them.
+    """
 
     train_images: NDArray[np.float32]
     train_labels: NDArray[np.int64]
@@ -34,7 +36,7 @@ class Digits:
 
 def load_digits_split() -> Digits:
     """Load the digits with the fixed, stratified split into 1,438 to train on and 359 held out."""
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+    from sklearn.datasets import load_digits
 
     pixels, digits = load_digits(return_X_y=True)
     images = (pixels / _BRIGHTEST_PIXEL).astype(np.float32)
@@ -84,7 +86,8 @@ def _shifted(images: NDArray[np.float32], random: np.random.Generator) -> NDArra
     windows = np.lib.stride_tricks.sliding_window_view(padded, (SIDE, SIDE), axis=(1, 2))
     is_shifted = random.random((2, count)) < _SHIFT_PROBABILITY
     down, right = 1 + is_shifted * random.choice((-1, 1), size=(2, count))
-    return windows[np.arange(count), down, right].reshape(count, SIDE * SIDE)
+    shifted: NDArray[np.float32] = windows[np.arange(count), down, right]
+    return shifted.reshape(count, SIDE * SIDE)
 
 
 def _with_noise(images: NDArray[np.float32], random: np.random.Generator) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""The network of the demo: a perceptron 64-128-64-10, forward and backward in NumPy.
+"""The network of the demo: a perceptron 64-256-128-10, forward and backward in NumPy.
 
 With x the images (one a row), W_k the kernels and b_k the biases of the three dense layers:
 
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 Floats: TypeAlias = NDArray[np.floating[Any]]
 Labels: TypeAlias = NDArray[np.int64]
 
-LAYER_SIZES = (64, 128, 64, 10)
+LAYER_SIZES = (64, 256, 128, 10)
 LAYERS = ("dense_1", "dense_2", "dense_3")
 
 
@@ -31,8 +31,8 @@ def initial_parameters(seed: int) -> dict[str, NDArray[np.float32]]:
     """Draw new parameters: kernels from N(0, 2 / inputs) (He et al. 2015), biases zero.
 
     Returns:
-        Six float32 arrays, 17,226 numbers in all: "dense_1/kernel" of shape [64, 128],
-        "dense_1/bias" of shape [128], and so on in the order of the layers.
+        Six float32 arrays, 50,826 numbers in all: "dense_1/kernel" of shape [64, 256],
+        "dense_1/bias" of shape [256], and so on in the order of the layers.
     """
     random = np.random.default_rng(seed)
     parameters: dict[str, NDArray[np.float32]] = {}

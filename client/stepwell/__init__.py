@@ -1,0 +1,50 @@
+"""Stepwell's client: what a worker imports.
+
+    import stepwell
+
+    client = stepwell.Client("http://127.0.0.1:8700")
+    model = client.create_model("digits", parameters, optimizer=stepwell.Adam(1e-3))
+    with model.worker("w0") as worker:
+        parameters = worker.pull()
+        result = worker.push(gradients)
+
+Optimizers, schedules and consistency modes are plain values that say what the server is to do; this
+package computes nothing itself, and needs NumPy, msgpack and httpx alone.
+"""
+
+from stepwell_core import errors
+from stepwell_core.consistency import Async, Sync
+from stepwell_core.errors import StepwellError
+from stepwell_core.loss_scale import LossScaleOptimizer
+from stepwell_core.optimizers import SGD, Adagrad, Adam
+
+from stepwell import schedules
+from stepwell.async_client import AsyncClient, AsyncModel, AsyncWorker
+from stepwell.client import Client, Model, Worker
+from stepwell.results import Checkpoint, Parameters, PushResult
+from stepwell.transport import Timeout
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SGD",
+    "Adagrad",
+    "Adam",
+    "Async",
+    "AsyncClient",
+    "AsyncModel",
+    "AsyncWorker",
+    "Checkpoint",
+    "Client",
+    "LossScaleOptimizer",
+    "Model",
+    "Parameters",
+    "PushResult",
+    "StepwellError",
+    "Sync",
+    "Timeout",
+    "Worker",
+    "__version__",
+    "errors",
+    "schedules",
+]

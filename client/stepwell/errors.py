@@ -1,0 +1,65 @@
+"""What a client can raise: the core's tree, and three leaves for what happens on the way.
+
+StepwellError
+├── ... everything in `stepwell_core.errors`: what the server says, one class a code
+└── TransportError
+├── ConnectionFailed     the server cannot be reached, or the connection broke
+├── TimedOut             the server did not answer in time
+└── UnexpectedAnswer     something answered that is not a Stepwell server of this protocol
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from stepwell_core.errors import StepwellError, by_code
+
+
+class TransportError(StepwellError):
+    """Something went wrong between client and server.
+
+    Attributes:
+        was_sent: Whether the server may have received the request, wholly or in part.
+    """
+
+    code = "transport_error"
+
+    def __init__(self, message: str, *, was_sent: bool, **details: Any) -> None:
+        super().__init__(message, **details)
+        self.was_sent = was_sent
+
+
+class ConnectionFailed(TransportError):
+    """The server cannot be reached, or the connection broke."""
+
+    code = "connection_failed"
+
+
+class TimedOut(TransportError):
+    """The server did not answer in time."""
+
+    code = "timed_out"
+
+
+class UnexpectedAnswer(TransportError):
+    """Something answered that is not a Stepwell server of this protocol."""
+
+    code = "unexpected_answer"
+
+
+def from_problem(document: Mapping[str, Any], status: int) -> StepwellError:
+    """Return the exception that a problem document describes; an unknown code gives the base
+    class.
+    """
+    details = {
+        name: value
+        for name, value in document.items()
+        if name not in {"type", "title", "detail", "code"} and isinstance(name, str)
+    }
+    details["status"] = status
+    message = str(document.get("detail") or document.get("title") or f"HTTP status {status}")
+    cls = by_code().get(str(document.get("code")), StepwellError)
+    if issubclass(cls, TransportError):
+        cls = StepwellError
+    return cls(message, **details)

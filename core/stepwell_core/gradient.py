@@ -1,0 +1,59 @@
+"""A gradient as it travels, before anything is done to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from stepwell_core import kernels
+from stepwell_core.layout import Arenas, Array, Layout
+
+_INFINITY: dict[str, np.signedinteger[Any]] = {
+    "float16": np.int16(0x7C00),
+    "bfloat16": np.int16(0x7F80),
+    "float32": np.int32(0x7F800000),
+    "float64": np.int64(0x7FF0000000000000),
+}
+_ROUNDS_TO_INFINITY: np.signedinteger[Any] = np.int64(0x47EFFFFFF0000000)
+"""The bits of the smallest float64 that is infinite as float32: half a unit above the largest."""
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """A gradient as it travels.
+
+    Attributes:
+        layout: The tensors it has: the model's layout or a selection of it.
+        arenas: The elements, in `layout`'s order; read, never written.
+        dtype: What they are, one of `PAYLOAD_DTYPES`.
+        loss_scale: What they have still to be divided by, if anything.
+    """
+
+    layout: Layout
+    arenas: Arenas
+    dtype: str = "native"
+    loss_scale: float | None = None
+
+    def bits(self, arena_dtype: str) -> tuple[Array, str]:
+        """Return one arena as the kernels take it, and the name of its elements' format."""
+        array = self.arenas[arena_dtype]
+        payload = arena_dtype if self.dtype == "native" else self.dtype
+        return (array.view(np.uint16) if array.itemsize == 2 else array), payload
+
+    def is_finite(self) -> bool:
+        """Return whether no element is NaN or infinite in its parameter's dtype.
+
+        O(elements); reads each once. The loss scale is left out of account, as in Keras.
+        """
+        is_below = kernels.finite_kernel()
+        for arena_dtype in self.layout.sizes:
+            array, payload = self.bits(arena_dtype)
+            limit = _INFINITY[payload]
+            if (payload, arena_dtype) == ("float64", "float32"):
+                limit = _ROUNDS_TO_INFINITY
+            magnitude = np.iinfo(limit.dtype).max
+            if not is_below(array.view(limit.dtype), limit.dtype.type(magnitude), limit):
+                return False
+        return True

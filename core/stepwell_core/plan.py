@@ -1,0 +1,87 @@
+"""Which parts of the arenas a step touches, and how: tensors that take the same stages, in runs.
+
+Neighbours of one treatment are joined into one run, so a model of a thousand small tensors takes
+one loop and not a thousand. Where each tensor has a norm of its own they stay apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from stepwell_core.layout import Array, Layout, Segment
+from stepwell_core.optimizers import Optimizer
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tensors of one arena that take the same stages.
+
+    Attributes:
+        decays: Whether they decay.
+        runs: int64 [n, 3]: start and stop in the arena, start in the gradient.
+        clips: [n, 2] of the arena's dtype: all ones, for steps without a norm.
+    """
+
+    decays: bool
+    runs: Array
+    clips: Array
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which runs of the arenas a gradient of one selection touches.
+
+    Attributes:
+        groups: By arena dtype.
+        missing: By arena dtype, the segments without a gradient.
+    """
+
+    groups: dict[str, list[Group]]
+    missing: dict[str, list[Segment]]
+
+
+def make_plan(
+    layout: Layout, selection: Layout, optimizer: Optimizer, excluded: Collection[str]
+) -> Plan:
+    """Return the plan of one selection; O(tensors).
+
+    Args:
+        layout: The model's tensors.
+        selection: Those that have a gradient.
+        optimizer: Says whether there is decay, and whether there are norms.
+        excluded: Names of tensors without weight decay.
+    """
+    missing: dict[str, list[Segment]] = {dtype: [] for dtype in layout.sizes}
+    pairs: dict[tuple[str, bool], list[tuple[Segment, Segment]]] = {}
+    for name, there in layout.segments.items():
+        dtype, here = there.tensor.dtype, selection.segments.get(name)
+        if here is None:
+            missing[dtype].append(there)
+            continue
+        decays = optimizer.weight_decay is not None and name not in excluded
+        pairs.setdefault((dtype, decays), []).append((there, here))
+    groups: dict[str, list[Group]] = {dtype: [] for dtype in layout.sizes}
+    for (dtype, decays), segments in pairs.items():
+        runs = make_runs(segments, joins=not optimizer.clips_by_norm)
+        groups[dtype].append(Group(decays, runs, np.ones((len(runs), 2), dtype)))
+    return Plan(groups, missing)
+
+
+def make_runs(segments: Sequence[tuple[Segment, Segment]], *, joins: bool = True) -> Array:
+    """Return [start, stop, start in the gradient] of each pair of segments.
+
+    Args:
+        segments: The place of a tensor in the model's arena, and in the gradient's.
+        joins: Whether neighbours become one run, where they are neighbours on both sides.
+    """
+    runs: list[list[int]] = []
+    for there, here in segments:
+        length = runs[-1][1] - runs[-1][0] if runs else 0
+        if joins and runs and runs[-1][1] == there.start and runs[-1][2] + length == here.start:
+            runs[-1][1] = there.stop
+        else:
+            runs.append([there.start, there.stop, here.start])
+    return np.array(runs, np.int64).reshape(-1, 3)

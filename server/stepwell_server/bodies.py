@@ -1,0 +1,176 @@
+"""Request bodies: a msgpack stream into arenas, or JSON for people.
+
+Sizes are checked before memory is taken, and a body is read once, into the place where it is used.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect, Request
+from stepwell_core import wire
+from stepwell_core.errors import (
+    BodyTooLarge,
+    DtypeMismatch,
+    InvalidInput,
+    LayoutMismatch,
+    MalformedMessage,
+    ShapeMismatch,
+)
+from stepwell_core.layout import Arenas, Array, Layout, Tensor, byte_views
+
+from stepwell_server.problems import invalid_fields
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def is_json(request: Request) -> bool:
+    """Whether the body is JSON; otherwise it is a msgpack stream (the gate lets nothing else
+    in).
+    """
+    return request.headers.get("content-type", "").startswith("application/json")
+
+
+async def read_json(request: Request) -> dict[str, Any]:
+    """Return a JSON body.
+
+    Raises:
+        BodyTooLarge: It is larger than people write; send msgpack.
+        MalformedMessage: It is not a JSON object.
+    """
+    limit = request.app.state.settings.max_json_bytes
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > limit:
+            raise BodyTooLarge(
+                f"A JSON body has at most {limit} bytes; send {wire.MEDIA_TYPE} instead",
+                limit=limit,
+            )
+    try:
+        value = json.loads(bytes(body) or b"{}")
+    except (ValueError, RecursionError) as error:
+        raise MalformedMessage(f"The body is not JSON ({type(error).__name__})") from None
+    if not isinstance(value, dict):
+        raise MalformedMessage(f"A body is a JSON object. Received: {type(value).__name__}")
+    return value
+
+
+class MessageReader:
+    """Reads one msgpack stream: first the header, then, once it was checked, the payload.
+
+    Args:
+        request: Its body was not touched yet.
+
+    Raises:
+        BodyTooLarge: The body says that it is larger than the server takes.
+    """
+
+    def __init__(self, request: Request) -> None:
+        limit = request.app.state.settings.max_body_bytes
+        length = request.headers.get("content-length", "")
+        self._length = int(length) if length.isdigit() else None
+        if self._length is not None and self._length > limit:
+            raise BodyTooLarge(
+                f"A body has at most {limit} bytes. Received: {self._length}", limit=limit
+            )
+        self._decoder = wire.Decoder()
+        self._pieces: AsyncIterator[bytes] = request.stream()
+
+    async def header(self) -> dict[str, Any]:
+        """Return the header.
+
+        Raises:
+            MalformedMessage: It is not one.
+        """
+        async for piece in self._pieces:
+            self._decoder.feed(piece)
+            if self._decoder.header is not None:
+                return self._decoder.header
+        self._decoder.finish()
+        raise MalformedMessage("The body is empty")
+
+    async def payload(self, layout: Layout, dtype: str) -> Arenas:
+        """Return the payload in arenas that the caller owns.
+
+        Args:
+            layout: What it holds.
+            dtype: Of its elements.
+
+        Raises:
+            PayloadSizeMismatch: It is shorter or longer.
+            ClientDisconnect: The connection ended; nothing was done.
+        """
+        arenas = layout.new_payload(dtype)
+        self._decoder.receive(byte_views(arenas))
+        async for piece in self._pieces:
+            self._decoder.feed(piece)
+        self._decoder.finish()
+        return arenas
+
+
+def parse(model: type[M], fields: Mapping[str, Any]) -> M:
+    """Return `fields` as a checked model.
+
+    Raises:
+        InvalidInput: Which fields break which rules.
+    """
+    try:
+        return model.model_validate(dict(fields))
+    except ValidationError as error:
+        raise invalid_fields(error.errors(include_url=False, include_input=False)) from None
+
+
+def arrays_from_json(layout: Layout, values: object) -> dict[str, Array]:
+    """Return tensors that came as nested lists, in their own dtype; they may be some of the
+    layout's.
+
+    Raises:
+        InvalidInput: A tensor is unknown, misshaped or not numbers.
+    """
+    if not isinstance(values, dict) or not values:
+        raise LayoutMismatch('Tensors are an object: {"name": [[...]], ...}. Received none')
+    selection = layout.select(values)
+    return {tensor.name: array_from_json(tensor, values[tensor.name]) for tensor in selection}
+
+
+def array_from_json(tensor: Tensor, value: object) -> Array:
+    """Return one tensor that came as nested lists; null stands for NaN, as in our answers."""
+    try:
+        array = np.array(value, dtype=object)
+        flat = [math.nan if number is None else number for number in array.reshape(-1).tolist()]
+    except ValueError:
+        raise ShapeMismatch(
+            f"Tensor {tensor.name!r} has shape {tensor.shape}. Received: rows of different lengths",
+            tensor=tensor.name,
+        ) from None
+    if array.shape != tensor.shape:
+        raise ShapeMismatch(
+            f"Tensor {tensor.name!r} has shape {tensor.shape}. Received: {array.shape}",
+            tensor=tensor.name,
+            expected=list(tensor.shape),
+            received=list(array.shape),
+        )
+    if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in flat):
+        raise DtypeMismatch(f"Tensor {tensor.name!r} is made of numbers.", tensor=tensor.name)
+    try:
+        with np.errstate(over="ignore"):
+            return np.array(flat, dtype=np.float64).astype(tensor.dtype).reshape(tensor.shape)
+    except OverflowError:
+        raise InvalidInput(f"Tensor {tensor.name!r} has a number that is too large") from None
+
+
+__all__ = [
+    "ClientDisconnect",
+    "MessageReader",
+    "array_from_json",
+    "arrays_from_json",
+    "is_json",
+    "parse",
+    "read_json",
+]

@@ -1,0 +1,167 @@
+"""The `stepwell` command."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from stepwell_core.errors import StepwellError
+
+from stepwell_server import __version__
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+
+app = typer.Typer(
+    name="stepwell",
+    help="An optimizer-as-a-service parameter server.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+)
+token_app = typer.Typer(help="Make, list and revoke tokens.", no_args_is_help=True)
+app.add_typer(token_app, name="token")
+
+errors = Console(stderr=True, soft_wrap=True, highlight=False)
+
+DataDir = Annotated[Path, typer.Option(help="The server's data folder.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, alone, on stdout.")]
+Role = Literal["read", "push", "admin"]
+
+
+def main() -> int:
+    """Run the command; returns its exit code."""
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as stop:
+        return stop.exit_code
+    except typer.Abort:
+        return 130
+    except StepwellError as error:
+        errors.print(f"stepwell: {error.message}", markup=False)
+        return EXIT_FAILED
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        errors.print(f"stepwell: {error.format_message()}", markup=False)
+        return EXIT_USAGE
+    return 0
+
+
+@app.callback(invoke_without_command=True)
+def stepwell(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """An optimizer-as-a-service parameter server."""
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on [127.0.0.1].")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one [8700].")] = None,
+    uds: Annotated[Path | None, typer.Option(help="Listen on a Unix socket instead.")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Where models are kept [stepwell-data].")
+    ] = None,
+    durability: Annotated[
+        str | None, typer.Option(help="memory; everysec and always come with the journal [memory].")
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="A secret file with tokens, one a line.")
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its key, PEM.")] = None,
+    allowed_host: Annotated[
+        list[str] | None, typer.Option(help="A host name to answer to; may be repeated.")
+    ] = None,
+    log_format: Annotated[str | None, typer.Option(help="text or json [text].")] = None,
+    log_level: Annotated[
+        str | None, typer.Option(help="debug, info, warning or error [info].")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(envvar="STEPWELL_CONFIG", help="A TOML file with the same settings."),
+    ] = None,
+) -> None:
+    """Run the server until SIGTERM or Ctrl-C."""
+    from stepwell_server import logs
+    from stepwell_server.serve import run
+    from stepwell_server.settings import Settings
+
+    flags: dict[str, Any] = {
+        "host": host,
+        "port": port,
+        "uds": uds,
+        "data_dir": data_dir,
+        "durability": durability,
+        "token_file": token_file,
+        "tls_cert": tls_cert,
+        "tls_key": tls_key,
+        "allowed_hosts": tuple(allowed_host) if allowed_host else None,
+        "log_format": log_format,
+        "log_level": log_level,
+    }
+    try:
+        settings = Settings.load(config, **flags)
+    except ValidationError as error:
+        for found in error.errors(include_url=False):
+            name = ".".join(str(part) for part in found["loc"])
+            errors.print(f"stepwell: setting {name}: {found['msg']}", markup=False)
+        raise typer.Exit(EXIT_USAGE) from None
+    except (OSError, ValueError) as error:
+        errors.print(f"stepwell: {error}", markup=False)
+        raise typer.Exit(EXIT_USAGE) from None
+    logs.configure(settings.log_format, settings.log_level)
+    if not run(settings):
+        raise typer.Exit(EXIT_FAILED)
+
+
+@token_app.command("create")
+def create_token(
+    role: Annotated[Role, typer.Option(help="What its bearer may do.")] = "push",
+    data_dir: DataDir = Path("stepwell-data"),
+    as_json: AsJson = False,
+) -> None:
+    """Make a token and print it, this once; the data folder keeps its hash alone."""
+    from stepwell_server.tokens import TokenStore
+
+    token = TokenStore(data_dir).create(role)
+    typer.echo(json.dumps({"token": token, "role": role}) if as_json else token)
+
+
+@token_app.command("list")
+def list_tokens(data_dir: DataDir = Path("stepwell-data"), as_json: AsJson = False) -> None:
+    """List the tokens' ids and roles."""
+    from stepwell_server.tokens import TokenStore
+
+    records = TokenStore(data_dir).load()
+    if as_json:
+        typer.echo(json.dumps({"tokens": [{"id": r.id, "role": r.role} for r in records]}))
+        return
+    for record in records:
+        typer.echo(f"{record.id}  {record.role}")
+
+
+@token_app.command("revoke")
+def revoke_token(
+    token_id: Annotated[str, typer.Argument(help="The eight digits that `token list` shows.")],
+    data_dir: DataDir = Path("stepwell-data"),
+) -> None:
+    """Revoke a token; a running server refuses it from now on."""
+    from stepwell_server.tokens import TokenStore
+
+    if not TokenStore(data_dir).revoke(token_id):
+        errors.print(f"stepwell: there is no token {token_id!r} in {data_dir}", markup=False)
+        raise typer.Exit(EXIT_FAILED)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,177 @@
+"""Who may do what: a default-deny wrapper around the whole application, outside its routing.
+
+Every request passes here first, also those for paths that do not exist. In this order: a Host that
+is ours (a web page cannot rebind its own name to us), an Origin that is ours (a web page cannot
+call us), a media type that a browser must ask for first, no encoded body, a token, and the token's
+role.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable, Mapping
+from urllib.parse import urlsplit
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+from stepwell_core import errors, wire
+from stepwell_core.errors import StepwellError
+
+from stepwell_server import problems
+from stepwell_server.tokens import ROLES, Authenticator
+
+PUBLIC = frozenset({"/healthz", "/readyz"})
+
+READ, PUSH, ADMIN = ROLES
+
+_MODEL = "/v1/models/{model}"
+ROLE_OF_ROUTE: Mapping[tuple[str, str], str] = {
+    ("GET", "/openapi.json"): READ,
+    ("GET", "/v1"): READ,
+    ("GET", "/v1/models"): READ,
+    ("POST", "/v1/models"): ADMIN,
+    ("GET", _MODEL): READ,
+    ("DELETE", _MODEL): ADMIN,
+    ("GET", _MODEL + "/parameters"): READ,
+    ("PUT", _MODEL + "/parameters"): ADMIN,
+    ("GET", _MODEL + "/parameters/{name:path}"): READ,
+    ("POST", _MODEL + "/gradients"): PUSH,
+    ("POST", _MODEL + "/finalize"): ADMIN,
+    ("GET", _MODEL + "/optimizer"): READ,
+    ("PATCH", _MODEL + "/optimizer"): ADMIN,
+    ("GET", _MODEL + "/consistency"): READ,
+    ("GET", _MODEL + "/workers"): READ,
+    ("POST", _MODEL + "/workers"): PUSH,
+    ("DELETE", _MODEL + "/workers/{worker}"): PUSH,
+    ("GET", _MODEL + "/workers/{worker}/pushes/{sequence}"): PUSH,
+    ("GET", _MODEL + "/checkpoints"): READ,
+    ("POST", _MODEL + "/checkpoints"): ADMIN,
+    ("GET", _MODEL + "/checkpoints/{checkpoint}"): READ,
+    ("DELETE", _MODEL + "/checkpoints/{checkpoint}"): ADMIN,
+    ("POST", _MODEL + "/checkpoints/{checkpoint}/restore"): ADMIN,
+    ("GET", _MODEL + "/checkpoints/{checkpoint}/files/{file}"): READ,
+}
+"""The role that each route needs; a test holds it against the routes. What is not here needs
+`admin`."""
+
+BODY_TYPES = frozenset({"application/json", wire.MEDIA_TYPE})
+
+_PATTERNS = [
+    (
+        method,
+        re.compile(re.sub(r"\\?\{\w+\\?\}", "[^/]+", re.sub(r"\{\w+:path\}", ".+", path)) + r"\Z"),
+        role,
+    )
+    for (method, path), role in ROLE_OF_ROUTE.items()
+]
+
+
+class Gate:
+    """The wrapper.
+
+    Args:
+        app: What is behind it.
+        authenticator: Knows the tokens.
+        allowed_hosts: Names by which the server may be called, beside IP addresses and localhost.
+    """
+
+    def __init__(
+        self, app: ASGIApp, authenticator: Authenticator, allowed_hosts: Iterable[str] = ()
+    ) -> None:
+        self._app = app
+        self._authenticator = authenticator
+        self._allowed_hosts = frozenset(host.lower() for host in allowed_hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request through or answer why not; other connections than HTTP are closed."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            raise RuntimeError("Stepwell speaks HTTP only")
+        try:
+            self._check(scope)
+        except StepwellError as error:
+            await problems.problem(error)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _check(self, scope: Scope) -> None:
+        headers = {
+            name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
+        }
+        self._check_browser(headers)
+        self._check_body(scope["method"], headers)
+        if scope["path"] in PUBLIC and scope["method"] in ("GET", "HEAD"):
+            return
+        role = self._role(headers)
+        needed = role_needed(scope["method"], scope["path"])
+        if ROLES.index(role) < ROLES.index(needed):
+            raise errors.Forbidden(
+                f"This call needs a token with the role {needed!r}. Received one with {role!r}",
+                needed=needed,
+                received=role,
+            )
+
+    def _check_browser(self, headers: Mapping[str, str]) -> None:
+        host = _host_name(headers.get("host", ""))
+        if not (host == "localhost" or _is_address(host) or host in self._allowed_hosts):
+            raise errors.Forbidden(
+                f"This server does not answer to the host name {host[:80]!r}; allow it with "
+                "--allowed-host"
+            )
+        origin = headers.get("origin")
+        if (
+            origin is not None
+            and urlsplit(origin).netloc.lower() != headers.get("host", "").lower()
+        ):
+            raise errors.Forbidden("Requests from pages of other origins are refused")
+
+    def _check_body(self, method: str, headers: Mapping[str, str]) -> None:
+        if headers.get("content-encoding", "identity") != "identity":
+            raise errors.UnsupportedMediaType(
+                f"A body is sent as it is. Received: Content-Encoding "
+                f"{headers['content-encoding'][:40]!r}"
+            )
+        has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+        if not has_body or method in ("GET", "HEAD"):
+            return
+        media_type = headers.get("content-type", "").split(";")[0].strip().lower()
+        if media_type not in BODY_TYPES:
+            raise errors.UnsupportedMediaType(
+                f"A body is {' or '.join(sorted(BODY_TYPES))}. Received: {media_type[:80]!r}"
+            )
+
+    def _role(self, headers: Mapping[str, str]) -> str:
+        if self._authenticator.is_open:
+            return ADMIN
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        role = self._authenticator.role_of(token.strip()) if scheme.lower() == "bearer" else None
+        if role is None:
+            raise errors.Unauthenticated(
+                "This server needs a token: send `Authorization: Bearer <token>`, or give the client "
+                "token=... or STEPWELL_TOKEN. Make one with `stepwell token create`"
+            )
+        return role
+
+
+def role_needed(method: str, path: str) -> str:
+    """Return the role that a call needs; `admin` for everything that is not in the table."""
+    method = "GET" if method == "HEAD" else method
+    roles = [role for m, pattern, role in _PATTERNS if m == method and pattern.match(path)]
+    return roles[0] if roles else ADMIN
+
+
+def _host_name(host: str) -> str:
+    """Return the name in a Host header, without port and brackets."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0].lower()
+    return host.rpartition(":")[0].lower() if host.count(":") == 1 else host.lower()
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,117 @@
+"""Errors as `application/problem+json` (RFC 9457): the core's tree, with an HTTP status for each
+branch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from stepwell_core import errors
+from stepwell_core.errors import StepwellError
+
+MEDIA_TYPE = "application/problem+json"
+
+STATUS: Mapping[type[StepwellError], int] = {
+    errors.StepwellError: 500,
+    errors.InvalidInput: 422,
+    errors.MalformedMessage: 400,
+    errors.Unauthenticated: 401,
+    errors.Forbidden: 403,
+    errors.NotFound: 404,
+    errors.MethodNotAllowed: 405,
+    errors.NotAcceptable: 406,
+    errors.UnsupportedMediaType: 415,
+    errors.Conflict: 409,
+    errors.PreconditionFailed: 412,
+    errors.BodyTooLarge: 413,
+    errors.BodyTooSlow: 408,
+    errors.Unavailable: 503,
+    errors.DoesNotFit: 507,
+}
+"""The status of a class is that of its nearest ancestor in this table."""
+
+RETRY_AFTER_S = 1
+
+log = structlog.get_logger("stepwell")
+
+
+def status_of(error: type[StepwellError]) -> int:
+    """Return the HTTP status of an error class."""
+    return next(STATUS[cls] for cls in error.__mro__ if cls in STATUS)
+
+
+def problem(error: StepwellError) -> Response:
+    """Return the problem document of an error."""
+    status = status_of(type(error))
+    title = (type(error).__doc__ or "").split("\n")[0].rstrip(".")
+    document = {
+        "type": f"urn:stepwell:problem:{error.code}",
+        "title": title,
+        "status": status,
+        "detail": error.message,
+        "code": error.code,
+    }
+    details = {name: value for name, value in error.details.items() if name not in document}
+    headers = {}
+    if status == 503:
+        headers["Retry-After"] = str(RETRY_AFTER_S)
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    body = json.dumps({**document, **details}, default=str)
+    return Response(body, status, headers, MEDIA_TYPE)
+
+
+def install(app: FastAPI) -> None:
+    """Answer every exception of `app` with a problem document."""
+    app.add_exception_handler(StepwellError, _on_stepwell_error)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(Exception, _on_exception)
+
+
+async def _on_stepwell_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, StepwellError)
+    return problem(error)
+
+
+async def _on_validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return problem(invalid_fields(error.errors()))
+
+
+def invalid_fields(found: Any) -> errors.InvalidInput:
+    """Return pydantic's findings as our error: which field, which rule; never the value."""
+    places = [
+        {"field": ".".join(str(part) for part in entry["loc"])[:200], "rule": entry["msg"][:200]}
+        for entry in list(found)[:16]
+    ]
+    text = "; ".join(f"{place['field']}: {place['rule']}" for place in places)
+    return errors.InvalidInput(f"The request's fields break rules: {text}", fields=places)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    """Translate what the routing itself says."""
+    assert isinstance(error, HTTPException)
+    path = request.url.path[:200]
+    if error.status_code == 404:
+        return problem(errors.RouteNotFound(f"There is no {path}; see /openapi.json"))
+    if error.status_code == 405:
+        return problem(errors.MethodNotAllowed(f"{request.method} is not a method of {path}"))
+    log.warning("http_exception", path=path, status=error.status_code)
+    return problem(errors.MalformedMessage("The request could not be read."))
+
+
+async def _on_exception(request: Request, error: Exception) -> Response:
+    log.error("internal_error", path=request.url.path, exc_info=error)
+    return problem(
+        errors.InternalError(
+            "A bug in Stepwell; the server's log has the trace. Nothing was sent back"
+        )
+    )

@@ -1,0 +1,212 @@
+"""The models by name: create, open, delete, and recover at start-up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import structlog
+from stepwell_core.definition import Definition
+from stepwell_core.engine import Engine
+from stepwell_core.errors import (
+    DataFolderInvalid,
+    DoesNotFit,
+    ModelDiffers,
+    ModelExists,
+    ModelNotFound,
+    ShuttingDown,
+)
+from stepwell_core.layout import Arenas
+from stepwell_core.pipeline import Pipeline
+
+from stepwell_server.model import HostedModel, new_incarnation
+from stepwell_server.storage.folders import DataFolder, ModelFolder
+
+log = structlog.get_logger("stepwell")
+
+
+class Registry:
+    """All models of one server. Used on the event loop alone.
+
+    Args:
+        data: The server's folder.
+        push_wait_s: See `HostedModel`.
+    """
+
+    def __init__(self, data: DataFolder, push_wait_s: float) -> None:
+        self._data = data
+        self._push_wait_s = push_wait_s
+        self._models: dict[str, HostedModel] = {}
+        self._changing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._is_stopping = False
+
+    def __iter__(self) -> Iterator[HostedModel]:
+        """Yield the models, by name."""
+        return iter([self._models[name] for name in sorted(self._models)])
+
+    def get(self, name: str) -> HostedModel:
+        """Return a model.
+
+        Raises:
+            ModelNotFound: There is none of that name.
+        """
+        model = self._models.get(name)
+        if model is None:
+            raise ModelNotFound(f"There is no model {name[:80]!r}", model=name[:80])
+        return model
+
+    async def create(
+        self, definition: Definition, parameters: Arenas | None, *, exist_ok: bool
+    ) -> tuple[HostedModel, bool]:
+        """Create a model, its first checkpoint durable, or return the one that exists.
+
+        Args:
+            definition: Of the model.
+            parameters: Initial values, owned by the model from now on; None means zeros.
+            exist_ok: Return an existing model of the same definition, whatever its values.
+
+        Returns:
+            The model, and whether it is new.
+
+        Raises:
+            ModelExists: And `exist_ok` is False.
+            ModelDiffers: A model of that name exists with another definition.
+            DoesNotFit: There is not enough memory.
+        """
+        name = definition.name
+        async with self._changing[name]:
+            if self._is_stopping:
+                raise ShuttingDown("The server is stopping; try again")
+            existing = self._models.get(name)
+            if existing is not None:
+                _check_same(existing.definition, definition, exist_ok=exist_ok)
+                return existing, False
+            check_memory(definition)
+            folder = self._data.model(name)
+            engine = await asyncio.to_thread(_new_engine, definition, parameters)
+            await asyncio.to_thread(folder.create)
+            model = HostedModel(engine, folder, self._push_wait_s)
+            try:
+                await model.checkpoint()
+            except BaseException:
+                await model.discard()
+                await asyncio.to_thread(folder.remove)
+                raise
+            self._models[name] = model
+            log.info("model_created", model=name, bytes=definition.layout.nbytes)
+            return model, True
+
+    async def delete(self, name: str) -> None:
+        """Delete a model with its checkpoints.
+
+        Raises:
+            ModelNotFound: There is none of that name.
+        """
+        async with self._changing[name]:
+            model = self.get(name)
+            del self._models[name]
+            await model.discard()
+            await asyncio.to_thread(model.folder.remove)
+            log.info("model_deleted", model=name)
+
+    async def recover(self) -> None:
+        """Open every model in the data folder from its newest checkpoint that is whole.
+
+        Raises:
+            CheckpointInvalid: A model has none; the server then refuses to start.
+        """
+        for folder in self._data.models():
+            self._models[folder.name] = await self._open(folder)
+
+    async def _open(self, folder: ModelFolder) -> HostedModel:
+        await asyncio.to_thread(folder.remove_leftovers)
+        manifest, state = await asyncio.to_thread(folder.newest)
+        if manifest.definition.name != folder.name:
+            raise DataFolderInvalid(
+                f"The folder {folder.path} holds a model that calls itself "
+                f"{manifest.definition.name!r}; rename the folder back"
+            )
+        is_clean = await asyncio.to_thread(folder.take_clean_stop) == manifest.id
+        incarnation = manifest.incarnation if is_clean else new_incarnation()
+        engine = Engine(state, incarnation)
+        await asyncio.to_thread(engine.pipeline.warm)
+        log.info(
+            "model_recovered",
+            model=folder.name,
+            checkpoint=manifest.id,
+            version=manifest.counters.version,
+            clean_stop=is_clean,
+        )
+        return HostedModel(engine, folder, self._push_wait_s, manifest)
+
+    def stop_waiting(self) -> None:
+        """Answer everyone who waits with 503 and take no more pushes."""
+        self._is_stopping = True
+        for model in self:
+            model.stop_waiting()
+
+    async def stop(self) -> None:
+        """Write a last checkpoint of every model and close all of them."""
+        self._is_stopping = True
+        await asyncio.gather(*(model.stop() for model in self))
+        self._models.clear()
+
+
+def check_memory(definition: Definition) -> None:
+    """Refuse a model that this machine has no memory for.
+
+    Raises:
+        DoesNotFit: With the arithmetic.
+    """
+    layout = definition.layout
+    slots = len(Pipeline(layout, definition.rule).slot_values)
+    needed = layout.nbytes * (2 + slots)
+    available = available_memory_bytes()
+    if needed > available:
+        raise DoesNotFit(
+            f"Parameters of {layout.nbytes} bytes need 2 buffers and {slots} slots, together {needed} "
+            f"bytes; {available} are available",
+            needed=needed,
+            available=available,
+        )
+
+
+def available_memory_bytes() -> int:
+    """Return how much memory this process may still take, in bytes; the cgroup's limit counts."""
+    with open("/proc/meminfo") as file:
+        fields = dict(line.split(":", 1) for line in file)
+    available = int(fields["MemAvailable"].split()[0]) * 1024
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+    except (OSError, ValueError):
+        return available
+    return available if limit == "max" else min(available, int(limit) - used)
+
+
+def _new_engine(definition: Definition, parameters: Arenas | None) -> Engine:
+    engine = Engine.create(
+        definition,
+        definition.layout.new_arenas() if parameters is None else parameters,
+        new_incarnation(),
+    )
+    engine.pipeline.warm()
+    return engine
+
+
+def _check_same(existing: Definition, wanted: Definition, *, exist_ok: bool) -> None:
+    if not exist_ok:
+        raise ModelExists(
+            f"There is a model {wanted.name!r} already; open it, delete it, or create with exist_ok",
+            model=wanted.name,
+        )
+    differences = existing.differences(wanted)
+    if differences:
+        raise ModelDiffers(
+            f"There is a model {wanted.name!r} already, and it was created with other: "
+            f"{', '.join(differences)}. Use its definition, or another name",
+            model=wanted.name,
+            differences=differences,
+        )

@@ -1,0 +1,162 @@
+"""Parameters as the caller wants them: a msgpack stream, JSON, safetensors or npz.
+
+The msgpack stream is the fast one: the arenas' bytes go to the socket as they lie. The other three
+are made whole in memory, and are for tools and people.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save
+from starlette.background import BackgroundTask
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+from stepwell_core import wire
+from stepwell_core.errors import NotAcceptable
+from stepwell_core.layout import Arenas, Array, Layout, byte_views
+
+JSON = "application/json"
+SAFETENSORS = "application/vnd.safetensors"
+NPZ = "application/vnd.numpy.npz"
+MEDIA_TYPES = (wire.MEDIA_TYPE, JSON, SAFETENSORS, NPZ)
+
+MAX_DEFAULT_JSON_ELEMENTS = 10_000
+"""A caller who takes anything gets JSON up to this size (a person with curl), and msgpack above
+it."""
+
+
+def negotiate(accept: str, layout: Layout) -> str:
+    """Return the media type to answer with.
+
+    Args:
+        accept: The header; quality values are ignored, the first type that we have is taken.
+        layout: What will be sent.
+
+    Raises:
+        NotAcceptable: The caller accepts none that we have.
+    """
+    for entry in accept.split(","):
+        media_type = entry.split(";")[0].strip().lower()
+        if media_type in MEDIA_TYPES:
+            return media_type
+        if media_type in ("", "*/*", "application/*"):
+            return JSON if layout.size <= MAX_DEFAULT_JSON_ELEMENTS else wire.MEDIA_TYPE
+    raise NotAcceptable(
+        f"Parameters come as {', '.join(MEDIA_TYPES)}. Received: Accept {accept[:80]!r}",
+        media_types=list(MEDIA_TYPES),
+    )
+
+
+def etag(incarnation: str, version: int, layout: Layout, slot: str, media_type: str) -> str:
+    """Return the ETag of one representation of one version."""
+    text = "\n".join((layout.hash, slot, media_type))
+    digest = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+    return f'"{incarnation}:{version}:{digest}"'
+
+
+def payload_of(whole: Layout, arenas: Mapping[str, Array], selection: Layout) -> list[memoryview]:
+    """Return the bytes of a selection of tensors, as views into the arenas, in the order of
+    travel.
+    """
+    if selection is whole:
+        return byte_views(arenas)
+    views = []
+    for segment in selection.segments.values():
+        place = whole.segments[segment.tensor.name]
+        dtype = segment.tensor.dtype
+        views += byte_views({dtype: arenas[dtype][place.start : place.stop]})
+    return views
+
+
+class MessageResponse(Response):
+    """A msgpack stream whose payload is sent as it lies in memory.
+
+    The last, empty message is what makes it safe: the one before it was only given to the
+    transport, and when the send of the last returns, the transport has no byte of it left (see
+    `http_protocol.py`).
+
+    Args:
+        header: Of the message.
+        payload: Views that stay unchanged until `on_sent` is called.
+        on_sent: Called once, when the bytes have left the process or never will.
+        headers: Of the HTTP response.
+    """
+
+    def __init__(
+        self,
+        header: Mapping[str, Any],
+        payload: Sequence[memoryview] = (),
+        on_sent: Callable[[], None] | None = None,
+        headers: Mapping[str, str] | None = None,
+        status_code: int = 200,
+    ) -> None:
+        self._parts = wire.encode(header, payload)
+        self._on_sent = on_sent
+        self.status_code = status_code
+        self.media_type = wire.MEDIA_TYPE
+        self.background: BackgroundTask | None = None
+        self.init_headers({**(headers or {}), "Content-Length": str(wire.nbytes(self._parts))})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the parts, each as it is."""
+        try:
+            await send(
+                {
+                    "type": "http.response.start",
+                    "status": self.status_code,
+                    "headers": self.raw_headers,
+                }
+            )
+            if scope["method"] != "HEAD":
+                await self._send_parts(send)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            if self._on_sent is not None:
+                self._on_sent()
+
+    async def _send_parts(self, send: Callable[[Any], Awaitable[None]]) -> None:
+        for part in self._parts:
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+
+
+def whole_body(media_type: str, fields: Mapping[str, Any], layout: Layout, arenas: Arenas) -> bytes:
+    """Return JSON, safetensors or npz of all tensors of a layout; a copy, O(bytes).
+
+    Args:
+        media_type: One of `MEDIA_TYPES` without msgpack.
+        fields: What is said beside the tensors: version, incarnation.
+        layout: Of `arenas`.
+        arenas: The tensors.
+    """
+    tensors = layout.views(arenas)
+    if media_type == JSON:
+        values = {name: to_json(array) for name, array in tensors.items()}
+        return json.dumps({**fields, "parameters": values}).encode()
+    notes = {name: str(value) for name, value in fields.items()}
+    if media_type == SAFETENSORS:
+        return save(tensors, notes)
+    buffer = io.BytesIO()
+    np.savez(buffer, **tensors)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def to_json(array: Array) -> Any:
+    """Return nested lists; NaN and infinities become null, which JSON has and they are not in."""
+    if bool(np.isfinite(array).all()):
+        return array.tolist()
+    values = array.astype(object)
+    values[~np.isfinite(array)] = None
+    return values.tolist()
+
+
+def select_arenas(whole: Layout, arenas: Arenas, selection: Layout) -> Arenas:
+    """Return arenas of a selection: the same ones if it is all, else copies."""
+    if selection is whole:
+        return arenas
+    return selection.flatten({name: whole.segments[name].view(arenas) for name in selection.names})

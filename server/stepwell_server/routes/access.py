@@ -1,0 +1,85 @@
+"""What all routes share: the model that a path names, and answers in the caller's format."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+from starlette.responses import Response
+from stepwell_core import wire
+from stepwell_core.definition import Definition
+from stepwell_core.names import check_identifier
+
+from stepwell_server.model import HostedModel
+from stepwell_server.registry import Registry
+from stepwell_server.representations import JSON, MessageResponse
+from stepwell_server.settings import Settings
+
+PREFIX = "/v1/models/{model}"
+
+
+def registry_of(request: Request) -> Registry:
+    """Return the server's models."""
+    registry: Registry = request.app.state.registry
+    return registry
+
+
+def settings_of(request: Request) -> Settings:
+    """Return the server's settings."""
+    settings: Settings = request.app.state.settings
+    return settings
+
+
+def model_of(request: Request, model: str) -> HostedModel:
+    """Return the model that the path names.
+
+    Raises:
+        ModelNotFound: There is none.
+    """
+    return registry_of(request).get(check_identifier(model, "model"))
+
+
+TheModel = Annotated[HostedModel, Depends(model_of)]
+TheRegistry = Annotated[Registry, Depends(registry_of)]
+TheSettings = Annotated[Settings, Depends(settings_of)]
+
+
+def answer(
+    request: Request,
+    values: Mapping[str, Any],
+    status_code: int = 200,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """Return plain values as msgpack if the caller asks for it, else as JSON."""
+    if wire.MEDIA_TYPE in request.headers.get("accept", ""):
+        return MessageResponse(values, headers=headers, status_code=status_code)
+    body = json.dumps(values)
+    return Response(body, status_code, dict(headers or {}), JSON)
+
+
+def describe(model: HostedModel) -> dict[str, Any]:
+    """Return what `GET /v1/models/{model}` says."""
+    engine = model.engine
+    counters, definition = engine.counters, engine.definition
+    return {
+        **_described(definition),
+        "incarnation": engine.incarnation,
+        "version": counters.version,
+        "parameters_version": counters.parameters_version,
+        "iterations": counters.iterations,
+        "loss_scale": engine.loss_scale,
+    }
+
+
+def _described(definition: Definition) -> dict[str, Any]:
+    values = definition.to_json()
+    del values["created_with"]
+    return {
+        **values,
+        "layout": definition.layout.hash,
+        "parameters": definition.layout.size,
+        "bytes": definition.layout.nbytes,
+        "slots": [*definition.rule.slots],
+    }

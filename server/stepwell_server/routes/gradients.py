@@ -1,0 +1,110 @@
+"""Gradients: the push."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response
+from stepwell_core.engine import Push
+from stepwell_core.errors import InvalidInput
+from stepwell_core.layout import Layout
+from stepwell_core.ledger import Result
+from stepwell_core.names import IDENTIFIER
+from stepwell_core.pipeline import Gradient
+
+from stepwell_server import bodies
+from stepwell_server.representations import negotiate
+from stepwell_server.routes.access import PREFIX, TheModel, answer
+from stepwell_server.routes.parameters import check_layout, parameters_response
+
+router = APIRouter(tags=["gradients"])
+
+MAX_COUNT = (1 << 63) - 1
+Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class PushHeader(BaseModel):
+    """The header of a push; see docs/protocol.md."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    protocol: Literal[1] = 1
+    worker: Annotated[str, Field(pattern=IDENTIFIER)]
+    epoch: Count
+    sequence: Count
+    incarnation: Annotated[str, Field(max_length=64)]
+    version: Count | None = None
+    kind: Literal["gradient"] = "gradient"
+    layout: Annotated[str, Field(max_length=64)] | None = None
+    dtype: Literal["native", "float16", "bfloat16", "float32", "float64"] = "native"
+    tensors: list[str] | None = None
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    loss_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    hyperparameters: dict[str, Number] = Field(default_factory=dict, max_length=16)
+    metrics: dict[str, Number] = Field(default_factory=dict, max_length=64)
+
+    def push(self, gradient: Gradient) -> Push:
+        """Return the push of this header."""
+        return Push(
+            worker=self.worker,
+            epoch=self.epoch,
+            sequence=self.sequence,
+            incarnation=self.incarnation,
+            gradient=gradient,
+            version=self.version,
+            weight=self.weight,
+            loss_scale=self.loss_scale,
+            hyperparameters=self.hyperparameters,
+        )
+
+
+@router.post(PREFIX + "/gradients")
+async def push_gradients(request: Request, model: TheModel, pull: bool = False) -> Response:
+    """Push a gradient.
+
+    The body is a msgpack stream, or JSON with the header's fields and `"gradients": {name:
+    [[...]]}`. With `?pull=true` the answer has the new parameters. A repetition of a push is
+    answered as the first was, with `duplicate: true`. A push that waits for others for too long is
+    answered 202; ask for its result at `.../workers/{worker}/pushes/{sequence}`.
+    """
+    layout = model.engine.layout
+    if bodies.is_json(request):
+        header, gradient = _from_json(await bodies.read_json(request), layout)
+    else:
+        reader = bodies.MessageReader(request)
+        header = bodies.parse(PushHeader, await reader.header())
+        selection = _selection(header, layout)
+        gradient = Gradient(selection, await reader.payload(selection, header.dtype), header.dtype)
+    result = await model.push(header.push(gradient))
+    if not pull or result.outcome == "waiting":
+        return answer(request, result.to_json(), 202 if result.outcome == "waiting" else 200)
+    media_type = negotiate(request.headers.get("accept", "*/*"), layout)
+    return await parameters_response(model, layout, media_type, result=result.to_json())
+
+
+def _selection(header: PushHeader, layout: Layout) -> Layout:
+    if header.layout is None:
+        raise InvalidInput("A msgpack push names the layout it was made for: `layout`")
+    check_layout(header.layout, layout)
+    return layout if header.tensors is None else layout.select(header.tensors)
+
+
+def _from_json(fields: dict[str, Any], layout: Layout) -> tuple[PushHeader, Gradient]:
+    arrays = bodies.arrays_from_json(layout, fields.pop("gradients", None))
+    fields = {name: _as_float(name, value) for name, value in fields.items()}
+    header = bodies.parse(PushHeader, fields)
+    if header.dtype != "native" or header.tensors is not None:
+        raise InvalidInput("In JSON the gradients say themselves which tensors they are")
+    selection = layout.select(arrays)
+    return header, Gradient(selection, selection.flatten(arrays))
+
+
+def _as_float(name: str, value: object) -> object:
+    """JSON writes 1 for 1.0."""
+    return float(value) if name in ("weight", "loss_scale") and type(value) is int else value
+
+
+__all__ = ["PushHeader", "Result", "router"]

@@ -1,0 +1,95 @@
+"""Workers: open and close sessions, and ask what became of a push."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, ConfigDict
+from starlette.responses import Response
+from stepwell_core.ledger import Session
+from stepwell_core.names import check_identifier
+
+from stepwell_server import bodies
+from stepwell_server.routes.access import PREFIX, TheModel, answer
+from stepwell_server.routes.gradients import MAX_COUNT
+
+router = APIRouter(tags=["workers"])
+
+
+class OpenSession(BaseModel):
+    """The body that opens a session."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    worker: str
+
+
+@router.get(PREFIX + "/workers")
+async def list_workers(request: Request, model: TheModel) -> Response:
+    """List the newest session of every worker, in the order in which they were opened."""
+    sessions = await model.sessions()
+    workers = [
+        {
+            "worker": session.worker,
+            "epoch": session.epoch,
+            "is_open": session.is_open,
+            "last_sequence": session.last_sequence,
+        }
+        for session in sessions
+    ]
+    return answer(request, {"workers": workers})
+
+
+@router.post(PREFIX + "/workers", status_code=201)
+async def open_session(request: Request, model: TheModel) -> Response:
+    """Open a session; an earlier one of the same worker can push no more.
+
+    `previous` says what became of the earlier session's last push.
+    """
+    body = bodies.parse(OpenSession, await bodies.read_json(request))
+    worker = check_identifier(body.worker, "worker")
+    session, previous, counters = await model.open_session(worker)
+    values = {
+        "worker": worker,
+        "epoch": session.epoch,
+        "incarnation": model.engine.incarnation,
+        "version": counters.version,
+        "parameters_version": counters.parameters_version,
+        "loss_scale": counters.loss_scale and counters.loss_scale.scale,
+        "previous": previous and _previous(previous),
+    }
+    return answer(request, values, 201)
+
+
+@router.delete(PREFIX + "/workers/{worker}", status_code=204)
+async def close_session(
+    model: TheModel, worker: str, epoch: Annotated[int | None, Query(ge=0, le=MAX_COUNT)] = None
+) -> Response:
+    """Close a session; nobody waits for the worker any more."""
+    await model.close_session(check_identifier(worker, "worker"), epoch)
+    return Response(status_code=204)
+
+
+@router.get(PREFIX + "/workers/{worker}/pushes/{sequence}")
+async def get_push(
+    request: Request,
+    model: TheModel,
+    worker: str,
+    sequence: int,
+    epoch: Annotated[int, Query(ge=0, le=MAX_COUNT)],
+    wait_s: Annotated[float, Query(ge=0, le=3600)] = 0.0,
+) -> Response:
+    """Say what became of a push, waiting for it if it waits for others."""
+    key = (check_identifier(worker, "worker"), epoch, sequence)
+    result = await model.wait_for_push(key, wait_s)
+    return answer(request, result.to_json(), 202 if result.outcome == "waiting" else 200)
+
+
+def _previous(session: Session) -> dict[str, Any]:
+    result = session.last_result
+    return {
+        "epoch": session.epoch,
+        "last_sequence": session.last_sequence,
+        "result": result and result.to_json(),
+    }

@@ -1,0 +1,95 @@
+"""All settings of the server, read once: flags, then environment, then file, then defaults."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+Durability = Literal["memory", "everysec", "always"]
+
+
+class Settings(BaseSettings):
+    """What `stepwell serve` can be told; each field has a row in `docs/settings.md`.
+
+    A field is the flag `--data-dir`, the variable `STEPWELL_DATA_DIR` and the key `data_dir` of the
+    file that `--config` or `STEPWELL_CONFIG` names.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="STEPWELL_", extra="forbid")
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8700
+    uds: Path | None = None
+    data_dir: Path = Path("stepwell-data")
+    durability: Durability = "memory"
+    token_file: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    allowed_hosts: tuple[str, ...] = ()
+    max_body_bytes: Annotated[int, Field(gt=0)] = 64 << 30
+    max_json_bytes: Annotated[int, Field(gt=0)] = 16 << 20
+    push_wait_s: Annotated[float, Field(ge=0)] = 20.0
+    keep_alive_s: Annotated[int, Field(gt=0)] = 75
+    shutdown_grace_s: Annotated[int, Field(ge=0)] = 20
+    log_format: Literal["text", "json"] = "text"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @field_validator("durability")
+    @classmethod
+    def _has_no_journal_yet(cls, value: Durability) -> Durability:
+        if value != "memory":
+            raise ValueError(
+                f"this version has no journal yet, so it cannot promise {value!r}: use "
+                "'memory' (back to the last checkpoint after a crash)"
+            )
+        return value
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach the server."""
+        if self.uds is not None or self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Put the file behind flags and environment."""
+        file = TomlConfigSettingsSource(settings_cls)
+        return init_settings, env_settings, file
+
+    @classmethod
+    def load(cls, config: Path | None = None, **flags: Any) -> Settings:
+        """Return the settings; flags that are None were not given.
+
+        Raises:
+            pydantic.ValidationError: A value is not allowed, or the file has an unknown key.
+            FileNotFoundError: There is no such file.
+        """
+        if config is not None and not config.is_file():
+            raise FileNotFoundError(f"There is no settings file {config}")
+        given = {name: value for name, value in flags.items() if value is not None}
+
+        class WithFile(cls):  # type: ignore[valid-type, misc]
+            model_config = SettingsConfigDict(toml_file=config)
+
+        settings: Settings = WithFile(**given)
+        return settings

@@ -1,0 +1,1 @@
+"""What is kept on disk: the data folder, and a model's checkpoints in it."""

@@ -1,0 +1,318 @@
+"""Exactly once, under anything that can happen to pushes: parameters that are a vector clock.
+
+Worker w pushes `-onehot(w)` to SGD with learning rate 1: element w of the parameters is then the
+number of its pushes that were applied, in every tensor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from stepwell_core.consistency import Async, Consistency, Sync
+from stepwell_core.definition import Definition
+from stepwell_core.engine import Counters, Engine, Push, Staged, State, Waiting
+from stepwell_core.errors import (
+    Fenced,
+    PushInFlight,
+    SequenceGap,
+    SessionExpired,
+    StaleIncarnation,
+    StepwellError,
+    UnknownSession,
+    VersionsExhausted,
+)
+from stepwell_core.layout import Layout, Tensor
+from stepwell_core.ledger import Result, Session
+from stepwell_core.optimizers import SGD
+from stepwell_core.pipeline import Gradient
+from stepwell_core.store import Version
+
+from tests.core.models import copied, through_json
+
+WORKERS = ("w0", "w1", "w2")
+LAYOUT = Layout([Tensor("one", (3,), "float32"), Tensor("two", (3,), "float64")])
+SETTLED = {"applied", "dropped_late", "settled_before"}
+
+
+def tick(index: int) -> Gradient:
+    arenas = LAYOUT.new_arenas(0.0)
+    for array in arenas.values():
+        array[index] = -1
+    return Gradient(LAYOUT, arenas)
+
+
+TICKS = {worker: tick(index) for index, worker in enumerate(WORKERS)}
+
+
+@dataclass
+class History:
+    """What has happened since the last cut; a restore goes back to an older one."""
+
+    clock: dict[str, float] = field(default_factory=lambda: dict.fromkeys(WORKERS, 0.0))
+    steps: int = 0
+    answered: dict[tuple[str, int, int], Result] = field(default_factory=dict)
+
+    def copy(self) -> History:
+        return History(dict(self.clock), self.steps, dict(self.answered))
+
+
+class HistoryMachine(RuleBasedStateMachine):
+    """Workers, a network that repeats, delays and loses, an administrator, and readers."""
+
+    consistency: Consistency = Async()
+
+    @initialize()
+    def begin(self) -> None:
+        definition = Definition("m", LAYOUT, SGD(1.0), consistency=self.consistency)
+        self.incarnations = iter(f"{number:032x}" for number in range(1000))
+        self.engine = Engine.create(definition, LAYOUT.new_arenas(0.0), next(self.incarnations))
+        self.history = History()
+        self.sessions: dict[str, Session] = {}
+        self.due: dict[str, int] = {}
+        self.network: list[Push] = []
+        self.saves: list[tuple[State, History]] = []
+        self.readers: list[tuple[Version, dict[str, bytes]]] = []
+        self.epochs: set[int] = set()
+        self.versions: dict[int, bytes] = {}
+        self.last_version = 0
+
+    # What a step does to the clock
+
+    def made(self, pushes: list[Push]) -> None:
+        for push in pushes:
+            self.history.clock[push.worker] += 1 / len(pushes)
+        self.history.steps += 1
+
+    def settled(self, results: tuple[tuple[Push, Result], ...]) -> None:
+        applied = [push for push, result in results if result.outcome == "applied"]
+        if applied:
+            self.made(applied)
+        for push, result in results:
+            assert push.key not in self.history.answered, "a push was settled twice"
+            self.history.answered[push.key] = result
+
+    def send(self, push: Push) -> StepwellError | Result | Waiting | Staged:
+        try:
+            outcome = self.engine.stage(push)
+        except StepwellError as error:
+            return error
+        if isinstance(outcome, Staged):
+            self.settled(self.engine.commit(outcome))
+        return outcome
+
+    def expected_error(self, push: Push) -> type[StepwellError] | None:
+        """Return what must become of a push, by what this test knows alone."""
+        if push.incarnation != self.engine.incarnation:
+            return StaleIncarnation
+        mine = self.sessions.get(push.worker)
+        if mine is None or push.epoch > mine.epoch:
+            return UnknownSession
+        if push.epoch < mine.epoch:
+            return Fenced
+        if not mine.is_open:
+            return SessionExpired
+        if push.sequence > self.due[push.worker]:
+            return PushInFlight if self.waits(push.worker) else SequenceGap
+        return None
+
+    def waits(self, worker: str) -> bool:
+        return any(push.worker == worker for push in self.engine.policy.waiting)
+
+    def deliver(self, push: Push) -> None:
+        expected = self.expected_error(push)
+        stored = self.history.answered.get(push.key)
+        waited = any(other.key == push.key for other in self.engine.policy.waiting)
+        outcome = self.send(push)
+        if expected is not None:
+            assert type(outcome) is expected
+        elif stored is not None:
+            assert isinstance(outcome, Result)
+            assert outcome.duplicate
+            assert outcome.outcome in (stored.outcome, "settled_before")
+        elif waited:
+            assert outcome == Waiting()
+        else:
+            assert isinstance(outcome, Waiting | Staged)
+        self.follow()
+
+    def follow(self) -> None:
+        """Read from the ledger what is due next; what it says is checked against the history."""
+        for worker, session in self.engine.ledger.sessions.items():
+            self.sessions[worker] = session
+            self.due[worker] = session.last_sequence + 1
+            own = [key for key in self.history.answered if key[:2] == (worker, session.epoch)]
+            assert len(own) == session.last_sequence + 1
+
+    # Workers
+
+    @rule(worker=st.sampled_from(WORKERS))
+    def open_session(self, worker: str) -> None:
+        session, _ = self.engine.open_session(worker)
+        assert session.epoch not in self.epochs
+        self.epochs.add(session.epoch)
+        self.follow()
+
+    @rule(worker=st.sampled_from(WORKERS))
+    def close_session(self, worker: str) -> None:
+        session = self.sessions.get(worker)
+        if session is None or not session.is_open:
+            return
+        staged = self.engine.close_session(worker, session.epoch)
+        if staged is not None:
+            self.settled(self.engine.commit(staged))
+        self.follow()
+
+    @rule(worker=st.sampled_from(WORKERS), lag=st.integers(0, 1), knows=st.booleans())
+    def push(self, worker: str, lag: int, knows: bool) -> None:
+        session = self.sessions.get(worker)
+        if session is None:
+            return
+        now = self.engine.counters.parameters_version
+        push = Push(
+            worker, session.epoch, self.due[worker], self.engine.incarnation, TICKS[worker],
+            version=max(now - lag, 0) if knows else None,
+        )  # fmt: skip
+        self.network.append(push)
+        self.deliver(push)
+
+    # The network
+
+    @precondition(lambda self: self.network)
+    @rule(data=st.data())
+    def deliver_again(self, data: st.DataObject) -> None:
+        """A retry after a lost answer, a duplicate, or a push that was delayed for long."""
+        self.deliver(data.draw(st.sampled_from(self.network)))
+
+    @rule(worker=st.sampled_from(WORKERS), skip=st.integers(1, 3))
+    def deliver_too_early(self, worker: str, skip: int) -> None:
+        session = self.sessions.get(worker)
+        if session is not None:
+            key = (worker, session.epoch, self.due[worker] + skip)
+            self.deliver(Push(*key, self.engine.incarnation, TICKS[worker]))
+
+    @precondition(lambda self: self.network)
+    @rule(data=st.data())
+    def stage_and_lose(self, data: st.DataObject) -> None:
+        """The journal's disk is full: what was staged is never committed."""
+        push = data.draw(st.sampled_from(self.network))
+        before = self.engine.counters, self.engine.ledger.to_json()
+        try:
+            self.engine.stage(push)
+        except StepwellError:
+            pass
+        assert (self.engine.counters, self.engine.ledger.to_json()) == before
+
+    # The administrator
+
+    @rule()
+    def save(self) -> None:
+        try:
+            buffers = {name: LAYOUT.new_arenas(None) for name in self.engine.store.slots}
+            snapshot = self.engine.snapshot(buffers)
+        except VersionsExhausted:
+            return
+        state = State(
+            snapshot.definition,
+            Counters.from_json(through_json(snapshot.counters.to_json())),
+            through_json(snapshot.ledger),
+            copied(snapshot.parameters.arenas),
+            snapshot.slots,
+        )
+        self.engine.store.release(snapshot.parameters)
+        self.saves.append((state, self.history.copy()))
+
+    @precondition(lambda self: self.saves)
+    @rule(data=st.data())
+    def restore(self, data: st.DataObject) -> None:
+        state, history = data.draw(st.sampled_from(self.saves))
+        steps = self.engine.counters.version
+        self.engine.restore(state, next(self.incarnations))
+        assert self.engine.counters.version > steps
+        self.history = history.copy()
+        self.sessions, self.due = {}, {}
+        self.follow()
+
+    @rule()
+    def restart(self) -> None:
+        """A clean stop and a start: the same incarnation, nothing lost but what waits."""
+        self.readers.clear()
+        before = len(self.saves)
+        self.save()
+        if len(self.saves) > before:
+            state, _ = self.saves.pop()
+            self.engine = Engine(state, self.engine.incarnation)
+            self.follow()
+
+    # Readers
+
+    @rule()
+    def hold(self) -> None:
+        try:
+            version = self.engine.store.hold()
+        except VersionsExhausted:
+            return
+        assert version is not None
+        held = {dtype: array.tobytes() for dtype, array in version.arenas.items()}
+        self.readers.append((version, held))
+
+    @precondition(lambda self: self.readers)
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        reader = data.draw(st.sampled_from(self.readers))
+        self.readers.remove(reader)
+        self.engine.store.release(reader[0])
+
+    # What always holds
+
+    @invariant()
+    def the_parameters_are_the_clock_of_the_pushes_that_were_applied(self) -> None:
+        expected = np.array([self.history.clock[worker] for worker in WORKERS])
+        for array in self.engine.store.current.values():
+            np.testing.assert_allclose(array, expected, rtol=0, atol=1e-4)
+
+    @invariant()
+    def the_clock_sums_up_to_the_number_of_steps(self) -> None:
+        assert self.engine.counters.iterations == self.history.steps
+        for array in self.engine.store.current.values():
+            assert abs(float(array.sum()) - self.history.steps) < 1e-3
+
+    @invariant()
+    def readers_see_what_they_saw(self) -> None:
+        for version, held in self.readers:
+            assert {dtype: array.tobytes() for dtype, array in version.arenas.items()} == held
+
+    @invariant()
+    def a_version_never_repeats_for_other_bytes(self) -> None:
+        number = self.engine.store.number
+        now = b"".join(array.tobytes() for array in self.engine.store.current.values())
+        assert self.versions.setdefault(number, now) == now
+        assert self.engine.counters.version >= self.last_version
+        self.last_version = self.engine.counters.version
+
+    @invariant()
+    def nothing_that_waits_is_settled(self) -> None:
+        keys = [push.key for push in self.engine.policy.waiting]
+        assert len(set(keys)) == len(keys)
+        assert not set(keys) & self.history.answered.keys()
+
+
+@pytest.mark.parametrize("consistency", [Async(), Sync(1), Sync(2), Sync(3)], ids=str)
+def test_every_push_has_its_effect_once_or_is_refused(consistency):
+    """Sum of the clock == steps, and each worker's element counts exactly its applied pushes."""
+    machine = type("Machine", (HistoryMachine,), {"consistency": consistency})
+
+    run_state_machine_as_test(
+        machine, settings=settings(max_examples=60, stateful_step_count=50)
+    )
