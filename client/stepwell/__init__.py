@@ -12,13 +12,12 @@ Optimizers, schedules and consistency modes are plain values that say what the s
 package computes nothing itself, and needs NumPy, msgpack and httpx alone.
 """
 
-from stepwell_core import errors
 from stepwell_core.consistency import Async, Sync
 from stepwell_core.errors import StepwellError
 from stepwell_core.loss_scale import LossScaleOptimizer
 from stepwell_core.optimizers import SGD, Adagrad, Adam
 
-from stepwell import schedules
+from stepwell import errors, schedules
 from stepwell.async_client import AsyncClient, AsyncModel, AsyncWorker
 from stepwell.client import Client, Model, Worker
 from stepwell.results import Checkpoint, Parameters, PushResult

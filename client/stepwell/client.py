@@ -265,6 +265,13 @@ class Worker:
         return self._session.worker
 
     @property
+    def epoch(self) -> int:
+        """The session's number; larger than that of any earlier session of the model, -1 if
+        closed.
+        """
+        return self._session.epoch
+
+    @property
     def version(self) -> int | None:
         """The version of the parameters that were pulled last."""
         return self._session.version

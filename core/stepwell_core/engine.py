@@ -286,9 +286,7 @@ class Engine:
         self.store.publish(version)
 
     def _is_waiting(self, push: Push) -> bool:
-        """Return whether this very push waits already; raise if its session has another one
-        waiting.
-        """
+        """Return whether this very push waits; raise if an earlier one of its session does."""
         self.ledger.find(push.worker, push.epoch)
         for other in self.policy.waiting:
             if other.worker == push.worker and push.sequence > other.sequence:

@@ -143,11 +143,11 @@ class Ledger:
             TooManyWorkers: So many sessions are open already.
         """
         previous = self.sessions.get(worker)
-        if previous is None or not previous.is_open:
-            if len(self.open_workers) >= MAX_OPEN_SESSIONS:
-                raise TooManyWorkers(
-                    f"A model has at most {MAX_OPEN_SESSIONS} open sessions; close some of them"
-                )
+        is_one_more = previous is None or not previous.is_open
+        if is_one_more and len(self.open_workers) >= MAX_OPEN_SESSIONS:
+            raise TooManyWorkers(
+                f"A model has at most {MAX_OPEN_SESSIONS} open sessions; close some of them"
+            )
         self.last_epoch += 1
         self.sessions.pop(worker, None)  # so that the order is that of opening
         if previous is not None and previous.last_sequence < 0:

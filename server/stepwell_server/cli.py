@@ -124,6 +124,77 @@ def serve(
         raise typer.Exit(EXIT_FAILED)
 
 
+@app.command()
+def demo(
+    mode: Annotated[
+        Literal["async", "sync"], typer.Option(help="When pushes become a step.")
+    ] = "async",
+    optimizer: Annotated[
+        Literal["sgd", "adagrad", "adam"], typer.Option(help="The update rule.")
+    ] = "adam",
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Worker processes.")] = 4,
+    steps: Annotated[int | None, typer.Option(min=1, help="Pushes a worker makes.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of parameters and batches.")] = 0,
+    url: Annotated[str | None, typer.Option(help="Use a server that runs already.")] = None,
+    model: Annotated[str, typer.Option(help="Name of the model.")] = "digits",
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Delete a model of that name first.")
+    ] = False,
+    own_workers: Annotated[
+        bool, typer.Option(help="Start the workers; without, wait for `stepwell demo-worker`.")
+    ] = True,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where everything is kept [stepwell-demo/<time>].")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a network on handwritten digits through a server, with worker processes."""
+    from stepwell_server.demo.run import Options, run
+
+    options = Options(
+        mode=mode,
+        optimizer=optimizer,
+        workers=workers,
+        steps=steps,
+        seed=seed,
+        model=model,
+        url=url,
+        has_own_workers=own_workers,
+        replaces=replace,
+        folder=folder,
+    )
+    outcome = run(options, errors).to_json()
+    if as_json:
+        typer.echo(json.dumps(outcome))
+        return
+    for name, value in outcome.items():
+        typer.echo(f"{name:18} {value}")
+
+
+@app.command("demo-worker")
+def demo_worker(
+    url: Annotated[str | None, typer.Option(help="Of the server [STEPWELL_URL].")] = None,
+    model: Annotated[str, typer.Option(help="Name of the model.")] = "digits",
+    name: Annotated[str | None, typer.Option(help="Of this worker [the host's name].")] = None,
+    index: Annotated[int | None, typer.Option(help="Which share of the examples.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Pushes to make.")] = 600,
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples a push.")] = 64,
+    seed: Annotated[int, typer.Option(min=0, help="Of the whole run.")] = 0,
+    report: Annotated[bool, typer.Option("--report", help="A line of JSON a push.")] = False,
+) -> None:
+    """Be one worker of a demo that `stepwell demo --no-own-workers` waits for."""
+    import socket
+
+    import stepwell
+
+    from stepwell_server.demo.worker import Task, train, write_to
+
+    worker = name or socket.gethostname().lower()
+    task = Task(model, worker, index, steps, batch_size, seed)
+    with stepwell.Client(url) as client:
+        train(client, task, write_to(sys.stdout) if report else lambda record: None)
+
+
 @token_app.command("create")
 def create_token(
     role: Annotated[Role, typer.Option(help="What its bearer may do.")] = "push",

@@ -22,6 +22,7 @@ Arrays = Mapping[str, Any]
 
 
 def random_arrays(rng: np.random.Generator, layout: Layout = LAYOUT) -> dict[str, np.ndarray]:
+    """Return an array for each tensor."""
     return {t.name: rng.standard_normal(t.shape).astype(t.dtype) for t in layout.tensors}
 
 
@@ -82,6 +83,7 @@ def settle(engine: Engine, push: Push) -> Result | Waiting:
 
 
 def parameters_of(engine: Engine) -> dict[str, np.ndarray]:
+    """Return copies of the parameters by name."""
     return {name: a.copy() for name, a in engine.layout.views(engine.store.current).items()}
 
 
@@ -100,6 +102,7 @@ def image(engine: Engine) -> tuple[Any, ...]:
 
 
 def snapshot_of(engine: Engine) -> Snapshot:
+    """Return a cut of the model as it is."""
     buffers = {name: engine.layout.new_arenas(None) for name in engine.store.slots}
     return engine.snapshot(buffers)
 
@@ -119,8 +122,10 @@ def saved(engine: Engine) -> State:
 
 
 def through_json(value: Any) -> Any:
+    """Return what a file would give back."""
     return json.loads(json.dumps(value))
 
 
 def copied(arenas: Arenas) -> Arenas:
+    """Return arenas that nobody else writes."""
     return {dtype: array.copy() for dtype, array in arenas.items()}

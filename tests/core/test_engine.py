@@ -226,44 +226,54 @@ def test_a_session_closed_between_stage_and_commit_still_has_its_push():
 
 
 def stale_incarnation(worker, push):
+    """It is of a history that was cut."""
     return replace(push, incarnation=SECOND)
 
 
 def fenced(worker, push):
+    """A newer session took the name."""
     worker.open()
     return push
 
 
 def unknown(worker, push):
+    """Nobody opened that session."""
     return replace(push, worker="nobody")
 
 
 def of_the_future(worker, push):
+    """Its epoch was not given away yet."""
     return replace(push, epoch=push.epoch + 1)
 
 
 def expired(worker, push):
+    """Its session was closed."""
     worker.close()
     return push
 
 
 def gap(worker, push):
+    """The one before it is missing."""
     return replace(push, sequence=push.sequence + 1)
 
 
 def negative(worker, push):
+    """Its number is below the first."""
     return replace(push, sequence=-1)
 
 
 def non_finite(worker, push):
+    """It has NaN in it."""
     return replace(push, gradient=gradient_of(NAN))
 
 
 def undeclared(worker, push):
+    """It brings a value that the model did not ask for."""
     return replace(push, hyperparameters={"learning_rate": 0.1})
 
 
 def from_the_future(worker, push):
+    """Its version was not made yet."""
     return replace(push, version=99)
 
 
@@ -403,9 +413,7 @@ def test_allow_applies_what_comes():
 @pytest.mark.parametrize("on_nonfinite", ["reject", "drop", "allow"])
 def test_a_dynamic_loss_scale_skips_and_halves(on_nonfinite):
     """Whatever `on_nonfinite` says; no version is made."""
-    engine = new_engine(
-        LossScaleOptimizer(Adam(), initial_scale=1024.0), on_nonfinite=on_nonfinite
-    )
+    engine = new_engine(LossScaleOptimizer(Adam(), initial_scale=1024.0), on_nonfinite=on_nonfinite)
     worker = Worker(engine)
     before = image(engine)[0]
 
@@ -520,6 +528,7 @@ def test_exactly_the_declared_values_are_taken(values):
 
 
 def change(engine: Engine, **values) -> None:
+    """Change hyperparameters as the server does: prepare, then adopt."""
     engine.adopt_hyperparameters(*engine.prepare_hyperparameters(values))
 
 
@@ -824,35 +833,43 @@ def test_restore_copies_what_readers_hold_aside():
 
 
 def without_a_slot(state):
+    """One slot is missing."""
     return replace(state, slots={n: a for n, a in state.slots.items() if n != "velocity"})
 
 
 def with_another_slot(state):
+    """There is one too many."""
     return replace(state, slots={**state.slots, "accumulator": state.slots["velocity"]})
 
 
 def with_a_misshapen_slot(state):
+    """One slot has one element."""
     return replace(state, slots={**state.slots, "velocity": MISSHAPEN[2]})
 
 
 def with_misshapen_parameters(state):
+    """The parameters have one element."""
     return replace(state, parameters=MISSHAPEN[2])
 
 
 def with_another_layout(state):
+    """The sizes are the same, the shapes are not."""
     layout = Layout([Tensor("kernel", (12,), "float32"), Tensor("bias", (4,), "float64")])
     return replace(state, definition=replace(state.definition, layout=layout))
 
 
 def with_a_loss_scale(state):
+    """There is a loss scale that no optimizer asks for."""
     return replace(state, counters=replace(state.counters, loss_scale=LossScale(8.0)))
 
 
 def without_epochs(state):
+    """The ledger lacks its counter."""
     return replace(state, ledger={"sessions": []})
 
 
 def with_a_session_that_is_none(state):
+    """A session lacks its fields."""
     return replace(state, ledger={**state.ledger, "sessions": [{"worker": "w0"}]})
 
 

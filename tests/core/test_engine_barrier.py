@@ -43,6 +43,7 @@ NAN = {"kernel": np.full((3, 4), np.nan, np.float32), "bias": np.ones(4)}
 
 
 def sync_engine(workers, optimizer=None, **definition) -> tuple[Engine, list[Worker]]:
+    """Return a model with a barrier, and its workers in the order of reduction."""
     engine = new_engine(optimizer, consistency=Sync(workers), **definition)
     return engine, [Worker(engine, name) for name in NAMES[:workers]]
 
@@ -115,8 +116,7 @@ def test_the_aggregate_is_the_weighted_mean_to_the_bit(drawn, data):
     engine, workers = sync_engine(len(drawn))
     before = parameters_of(engine)
     sent = [
-        ({name: GRADIENTS[index][name] for name in names}, weight)
-        for names, weight, index in drawn
+        ({name: GRADIENTS[index][name] for name in names}, weight) for names, weight, index in drawn
     ]
 
     for index in data.draw(st.permutations(range(len(drawn)))):
@@ -261,7 +261,7 @@ def test_changed_hyperparameters_count_for_pushes_that_wait():
 
 def test_drop_lets_a_worker_try_again_before_the_barrier_goes_on():
     """What was dropped is no contribution."""
-    engine, workers = sync_engine(2, on_nonfinite="drop")
+    _, workers = sync_engine(2, on_nonfinite="drop")
 
     assert workers[0].push(NAN).outcome == "skipped_nonfinite"
     assert workers[1].push(ONES) == Waiting()
@@ -403,7 +403,7 @@ def test_reopening_forgets_the_waiting_push_of_the_old_session():
 
 def test_the_barrier_grows_back_when_a_worker_returns():
     """While it is away the others go on."""
-    engine, workers = sync_engine(2)
+    _, workers = sync_engine(2)
     for worker in workers:
         worker.push(ONES)
     workers[1].close()

@@ -6,6 +6,7 @@ number of its pushes that were applied, in every tensor.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -47,6 +48,7 @@ SETTLED = {"applied", "dropped_late", "settled_before"}
 
 
 def tick(index: int) -> Gradient:
+    """Return the gradient that moves one element of the clock."""
     arenas = LAYOUT.new_arenas(0.0)
     for array in arenas.values():
         array[index] = -1
@@ -208,10 +210,8 @@ class HistoryMachine(RuleBasedStateMachine):
         """The journal's disk is full: what was staged is never committed."""
         push = data.draw(st.sampled_from(self.network))
         before = self.engine.counters, self.engine.ledger.to_json()
-        try:
+        with contextlib.suppress(StepwellError):
             self.engine.stage(push)
-        except StepwellError:
-            pass
         assert (self.engine.counters, self.engine.ledger.to_json()) == before
 
     # The administrator
@@ -313,6 +313,4 @@ def test_every_push_has_its_effect_once_or_is_refused(consistency):
     """Sum of the clock == steps, and each worker's element counts exactly its applied pushes."""
     machine = type("Machine", (HistoryMachine,), {"consistency": consistency})
 
-    run_state_machine_as_test(
-        machine, settings=settings(max_examples=60, stateful_step_count=50)
-    )
+    run_state_machine_as_test(machine, settings=settings(max_examples=60, stateful_step_count=50))

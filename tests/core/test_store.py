@@ -25,6 +25,7 @@ LAYOUT = Layout([Tensor("kernel", (3,), "float32"), Tensor("bias", (2,), "float6
 
 
 def new_store(spares: int | None = None) -> Store:
+    """Return a store of zeros."""
     return Store(LAYOUT, LAYOUT.new_arenas(0.0), 0, {}, spares)
 
 

@@ -1,9 +1,9 @@
 """What every consistency mode promises. A new one is a subclass with two attributes.
 
-    class TestMine(ConsistencyContract):
-        examples = (Mine(...), ...)
+class TestMine(ConsistencyContract):
+    examples = (Mine(...), ...)
 
-        def full_house(self, mode): ...
+    def full_house(self, mode): ...
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class Push:
 
 
 def bytewise(pushes: list[Push] | tuple[Push, ...]) -> list[Push]:
+    """Return the pushes in the order in which they are to be reduced."""
     return sorted(pushes, key=lambda push: push.worker.encode())
 
 

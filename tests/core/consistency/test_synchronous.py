@@ -13,6 +13,7 @@ from tests.core.consistency.contract import ConsistencyContract, Push
 
 
 def barrier(workers: int, *members: str):
+    """Return the policy of a barrier that some workers have joined."""
     policy = Sync(workers).policy()
     for member in members:
         policy.join(member)

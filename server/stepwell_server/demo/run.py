@@ -1,0 +1,281 @@
+"""The demo: worker processes train a network on handwritten digits through a server.
+
+Everything is real: the images, the processes, the sockets, the checkpoint. `run` returns what came
+of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import stepwell
+from rich.console import Console
+
+from stepwell_server.demo import digits, network, picture, processes, progress
+from stepwell_server.demo.recipes import Mode, Optimizer, Recipe, recipe
+from stepwell_server.demo.worker import Record, Task
+
+EVALUATE_EVERY_S = 0.25
+_PAUSE_S = 0.02
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to run.
+
+    Attributes:
+        mode: Of consistency.
+        optimizer: Which recipe.
+        workers: How many.
+        steps: Pushes a worker; None takes the recipe's.
+        seed: Of parameters and batches.
+        model: Name of the model.
+        url: A server that runs already; None starts one for the demo.
+        has_own_workers: False waits for workers that others start with `stepwell demo-worker`.
+        replaces: Delete a model of that name first.
+        folder: Where everything is kept; None takes a new folder in ./stepwell-demo.
+    """
+
+    mode: Mode = "async"
+    optimizer: Optimizer = "adam"
+    workers: int = 4
+    steps: int | None = None
+    seed: int = 0
+    model: str = "digits"
+    url: str | None = None
+    has_own_workers: bool = True
+    replaces: bool = False
+    folder: Path | None = None
+
+    @property
+    def recipe(self) -> Recipe:
+        """The settings of this run."""
+        steps = {} if self.steps is None else {"steps_per_worker": self.steps}
+        return recipe(self.optimizer, self.mode, workers=self.workers, **steps)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a run.
+
+    Attributes:
+        accuracy: On the held-out images, 0..1.
+        pushes: Made by all workers.
+        pushes_per_s: Of all workers together.
+        version: Of the model at the end.
+        seconds: From the first push to the last.
+        checkpoint: Path of the last checkpoint, or its name on a server elsewhere.
+        picture: Path of the training curve.
+        parameters_sha256: Of the parameters' bytes, in layout order.
+        mode: Of consistency.
+        optimizer: By name.
+        workers: How many.
+        seed: Of the run.
+    """
+
+    accuracy: float
+    pushes: int
+    pushes_per_s: float
+    version: int
+    seconds: float
+    checkpoint: str
+    picture: str
+    parameters_sha256: str
+    mode: str
+    optimizer: str
+    workers: int
+    seed: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return asdict(self)
+
+
+def run(options: Options, console: Console) -> Outcome:
+    """Run the demo to its end.
+
+    Args:
+        options: What to run.
+        console: Where progress is shown.
+
+    Raises:
+        DemoFailed: A process ended that should not have.
+        StepwellError: The server refused something.
+    """
+    folder = options.folder or _new_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    with _server(options, folder) as url, stepwell.Client(url) as client:
+        console.print(f"server {url}, everything is kept in {folder}")
+        return _Run(options, folder, client, url, console).to_its_end()
+
+
+def _new_folder() -> Path:
+    return Path("stepwell-demo") / datetime.now().strftime("%Y-%m-%d-%H%M%S-%f")
+
+
+@contextlib.contextmanager
+def _server(options: Options, folder: Path) -> Iterator[str]:
+    if options.url is not None:
+        yield options.url
+        return
+    with processes.server(folder / "data", folder / "server.log") as url:
+        yield url
+
+
+class _Run:
+    """One run, from the model's creation to the picture."""
+
+    def __init__(
+        self, options: Options, folder: Path, client: stepwell.Client, url: str, console: Console
+    ) -> None:
+        self._options = options
+        self._folder = folder
+        self._url = url
+        self._console = console
+        self._images = digits.load_digits_split()
+        self._records: list[Record] = []
+        self._evaluations: list[picture.Evaluation] = []
+        self._began = time.monotonic()
+        self._model = self._create(client)
+
+    def _create(self, client: stepwell.Client) -> stepwell.Model:
+        options = self._options
+        if options.replaces and options.model in client.models():
+            client.delete_model(options.model)
+        is_sync = options.mode == "sync"
+        return client.create_model(
+            options.model,
+            network.initial_parameters(options.seed),
+            optimizer=options.recipe.optimizer,
+            consistency=stepwell.Sync(options.workers) if is_sync else stepwell.Async(),
+        )
+
+    def to_its_end(self) -> Outcome:
+        pushes = self._options.workers * self._options.recipe.steps_per_worker
+        tasks = self._tasks()
+        view = progress.View([task.worker for task in tasks], pushes)
+        with progress.shown(view, self._console):
+            if self._options.has_own_workers:
+                self._watch(processes.Workers(self._url, tasks, self._folder), view)
+            else:
+                self._wait_for_others(pushes)
+        return self._finish(pushes)
+
+    def _tasks(self) -> list[Task]:
+        recipe = self._options.recipe
+        return [
+            Task(
+                model=self._options.model,
+                worker=f"w{index}",
+                index=index,
+                steps=recipe.steps_per_worker,
+                batch_size=recipe.batch_size,
+                seed=self._options.seed,
+            )
+            for index in range(self._options.workers if self._options.has_own_workers else 0)
+        ]
+
+    def _watch(self, workers: processes.Workers, view: progress.View) -> None:
+        try:
+            while workers.is_running:
+                for record in workers.reported():
+                    self._records.append(record)
+                    view.add(record)
+                workers.check()
+                if self._is_time_to_evaluate():
+                    view.evaluated(self._evaluate(self._model.pull()))
+                time.sleep(_PAUSE_S)
+            workers.join()
+            self._records += workers.reported()
+        finally:
+            workers.stop()
+
+    def _wait_for_others(self, pushes: int) -> None:
+        """Wait until workers that somebody else runs have pushed what they are to push."""
+        wanted = self._options.recipe.steps_per_worker if self._is_sync else pushes
+        while self._model.describe()["iterations"] < wanted:
+            parameters = self._model.pull()
+            if parameters.version and self._is_time_to_evaluate():
+                self._evaluate(parameters)
+            time.sleep(EVALUATE_EVERY_S)
+
+    @property
+    def _is_sync(self) -> bool:
+        return self._options.mode == "sync"
+
+    def _is_time_to_evaluate(self) -> bool:
+        last = self._evaluations[-1]["seconds"] if self._evaluations else 0.0
+        return time.monotonic() - self._began > last + EVALUATE_EVERY_S
+
+    def _evaluate(self, parameters: stepwell.Parameters) -> float:
+        accuracy = network.accuracy(parameters, self._images.test_images, self._images.test_labels)
+        seconds = time.monotonic() - self._began
+        self._evaluations.append(
+            {"version": parameters.version, "seconds": seconds, "accuracy": accuracy}
+        )
+        return accuracy
+
+    def _finish(self, pushes: int) -> Outcome:
+        options = self._options
+        parameters = self._model.pull()
+        accuracy = self._evaluate(parameters)
+        checkpoint = self._model.checkpoint()
+        place = self._folder / "data" / options.model / "checkpoints" / checkpoint.id
+        seconds = self._seconds()
+        outcome = Outcome(
+            accuracy=accuracy,
+            pushes=len(self._records) or pushes,
+            pushes_per_s=round((len(self._records) or pushes) / seconds, 1),
+            version=parameters.version,
+            seconds=round(seconds, 3),
+            checkpoint=checkpoint.id if options.url else str(place),
+            picture=str(self._folder / "training.png"),
+            parameters_sha256=sha256_of(parameters),
+            mode=options.mode,
+            optimizer=options.optimizer,
+            workers=options.workers,
+            seed=options.seed,
+        )
+        self._draw(outcome)
+        return outcome
+
+    def _seconds(self) -> float:
+        """From the first push to the last; for workers elsewhere, from the first look to the
+        last."""
+        if self._records:
+            began = min(record.began for record in self._records)
+            return max(record.ended for record in self._records) - began
+        return self._evaluations[-1]["seconds"] - self._evaluations[0]["seconds"] or 1e-9
+
+    def _draw(self, outcome: Outcome) -> None:
+        pushes: list[picture.Push] = [
+            {
+                "version": record.version,
+                "seconds": record.ended - self._began,
+                "worker": record.worker,
+                "loss": record.loss,
+            }
+            for record in self._records
+        ]
+        summary = (
+            f"{outcome.workers} workers, {outcome.mode}, {outcome.optimizer}: {outcome.pushes:,} pushes "
+            f"in {outcome.seconds:.1f} s, held-out accuracy {outcome.accuracy:.1%}"
+        )
+        history = picture.History(pushes, self._evaluations)
+        picture.draw(outcome.picture, history, "Handwritten digits through Stepwell", summary)
+
+
+def sha256_of(parameters: stepwell.Parameters) -> str:
+    """Return the hash of all parameters' bytes, in layout order."""
+    digest = hashlib.sha256()
+    for array in parameters.values():
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
