@@ -21,7 +21,7 @@ from stepwell import errors, schedules
 from stepwell.async_client import AsyncClient, AsyncModel, AsyncWorker
 from stepwell.client import Client, Model, Worker
 from stepwell.results import Checkpoint, Parameters, PushResult
-from stepwell.transport import Timeout
+from stepwell.retry import Timeout
 
 __version__ = "0.1.0"
 

@@ -4,32 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import ssl
-import time
 from collections.abc import Iterable, Mapping
 from typing import Any, Self, TypeVar
 
 from stepwell_core.consistency import Consistency
 from stepwell_core.errors import StepwellError
 from stepwell_core.keras_config import AnyOptimizer
-from stepwell_core.layout import Layout
-from stepwell_core.names import check_identifier
 
-from stepwell import flows
-from stepwell.calls import Answer, Call, Hyperparameters
-from stepwell.client import endpoint, is_hopeless
-from stepwell.flows import ModelRef
+from stepwell.calls import Answer, Call
+from stepwell.flows import ModelFlows, ServerFlows
+from stepwell.handles import ModelHandle, WorkerHandle
+from stepwell.optimizers import Hyperparameters
 from stepwell.results import Checkpoint, Parameters, PushResult
-from stepwell.retry import Flow, Sleep, repeatedly
+from stepwell.retry import Flow, Patience, Sleep, Timeout
 from stepwell.session import Session
-from stepwell.transport import AsyncHttpTransport, Timeout
+from stepwell.transport import AsyncHttpTransport, Endpoint
 
 T = TypeVar("T")
 
 
 class AsyncClient:
-    """A connection to a server; see `Client`. Used on one event loop; an asynchronous context
-    manager.
+    """A connection to a server; see `Client`. An asynchronous context manager, for one event loop.
+
+    A call that is cancelled may have reached the server; a push that is cancelled is resolved
+    before the next one, as after a `TransportError`.
     """
 
     def __init__(
@@ -39,11 +39,11 @@ class AsyncClient:
         *,
         timeout: Timeout | None = None,
         verify: bool | ssl.SSLContext = True,
-        uds: str | None = None,
+        uds: str | os.PathLike[str] | None = None,
     ) -> None:
-        self._endpoint = endpoint(url, token, timeout, verify, uds)
-        self._transport = AsyncHttpTransport(self._endpoint)
-        self._was_reached = False
+        endpoint = Endpoint.find(url, token, uds, timeout=timeout, verify=verify)
+        self._transport = AsyncHttpTransport(endpoint)
+        self._flows = ServerFlows(Patience(endpoint.timeout))
 
     async def create_model(
         self,
@@ -56,69 +56,52 @@ class AsyncClient:
         exist_ok: bool = False,
     ) -> AsyncModel:
         """See `Client.create_model`."""
-        flow = flows.create_model(
-            check_identifier(name, "model"),
-            parameters,
-            optimizer,
-            consistency,
-            on_nonfinite,
-            self._endpoint.timeout.retry_s,
-            exist_ok=exist_ok,
+        flow = self._flows.create_model(
+            name, parameters, optimizer, consistency, on_nonfinite, exist_ok=exist_ok
         )
         return AsyncModel(self, await self.run(flow))
 
     async def model(self, name: str) -> AsyncModel:
         """See `Client.model`."""
-        flow = flows.open_model(check_identifier(name, "model"), self._endpoint.timeout.retry_s)
-        return AsyncModel(self, await self.run(flow))
+        return AsyncModel(self, await self.run(self._flows.open_model(name)))
 
     async def models(self) -> list[str]:
         """See `Client.models`."""
-        answer = await self.run(
-            repeatedly(Call("GET", "/v1/models"), self._endpoint.timeout.retry_s)
-        )
-        return [fields["name"] for fields in answer.fields["models"]]
+        return await self.run(self._flows.models())
 
     async def delete_model(self, name: str) -> None:
         """See `Client.delete_model`."""
-        path = f"/v1/models/{check_identifier(name, 'model')}"
-        call = Call("DELETE", path, can_repeat=False)
-        await self.run(repeatedly(call, self._endpoint.timeout.retry_s))
+        await self.run(self._flows.delete_model(name))
 
     async def about(self) -> dict[str, Any]:
         """See `Client.about`."""
-        flow = repeatedly(Call("GET", "/v1"), self._endpoint.timeout.retry_s)
-        return (await self.run(flow)).fields
+        return await self.run(self._flows.about())
 
     async def close(self) -> None:
         """Close all connections."""
         await self._transport.close()
 
     async def run(self, flow: Flow[T]) -> T:
-        """Drive a flow to its end."""
-        started = time.monotonic()
-        try:
-            step = next(flow)
-            while True:
-                try:
-                    answer = await self._take(step)
-                except StepwellError as error:
-                    if not self._was_reached and is_hopeless(error, started, self._endpoint):
-                        raise
-                    step = flow.throw(error)
-                else:
-                    step = flow.send(answer)
-        except StopIteration as stop:
-            result: T = stop.value
-            return result
+        """Drive a flow to its end and return its result."""
+        with contextlib.closing(flow):
+            try:
+                step = next(flow)
+                while True:
+                    try:
+                        answer = await self._take(step)
+                    except StepwellError as error:
+                        step = flow.throw(error)
+                    else:
+                        step = flow.send(answer)
+            except StopIteration as stop:
+                result: T = stop.value
+                return result
 
     async def _take(self, step: Call | Sleep) -> Answer:
-        if isinstance(step, Sleep):
-            await asyncio.sleep(step.seconds)
-            return Answer(0, {})
-        answer = await self._transport.send(step)
-        self._was_reached = True
-        return answer
+        if isinstance(step, Call):
+            return await self._transport.send(step)
+        await asyncio.sleep(step.seconds)
+        return Answer({})
 
     async def __aenter__(self) -> Self:
         return self
@@ -127,99 +110,62 @@ class AsyncClient:
         await self.close()
 
 
-class AsyncModel:
+class AsyncModel(ModelHandle):
     """A model on the server; see `Model`."""
 
-    def __init__(self, client: AsyncClient, ref: ModelRef) -> None:
+    def __init__(self, client: AsyncClient, flows: ModelFlows) -> None:
+        super().__init__(flows)
         self._client = client
-        self._ref = ref
-
-    @property
-    def name(self) -> str:
-        """The model's name."""
-        return self._ref.name
-
-    @property
-    def layout(self) -> Layout:
-        """The model's tensors."""
-        return self._ref.layout
 
     async def optimizer(self) -> AnyOptimizer:
-        """Return the optimizer as it is now on the server."""
-        return await self._client.run(self._ref.optimizer_now())
+        """See `Model.optimizer`."""
+        return await self._client.run(self._flows.optimizer())
 
     async def describe(self) -> dict[str, Any]:
         """See `Model.describe`."""
-        fields: dict[str, Any] = await self._client.run(self._ref.call("GET"))
-        return fields
+        return await self._client.run(self._flows.describe())
 
     async def pull(
         self, names: Iterable[str] | None = None, *, slot: str | None = None
     ) -> Parameters:
         """See `Model.pull`."""
-        return await self._client.run(self._ref.pull(names, slot))
+        return await self._client.run(self._flows.pull(names, slot))
 
     async def overwrite(self, parameters: Mapping[str, Any]) -> int:
         """See `Model.overwrite`."""
-        return await self._client.run(self._ref.overwrite(parameters))
+        return await self._client.run(self._flows.overwrite(parameters))
 
     async def set_hyperparameters(self, **values: Any) -> None:
         """See `Model.set_hyperparameters`."""
-        await self._client.run(self._ref.set_hyperparameters(values))
+        await self._client.run(self._flows.set_hyperparameters(values))
 
     async def finalize(self) -> int:
         """See `Model.finalize`."""
-        return await self._client.run(self._ref.finalize())
+        return await self._client.run(self._flows.finalize())
 
     async def checkpoint(self) -> Checkpoint:
         """See `Model.checkpoint`."""
-        return await self._client.run(self._ref.checkpoint())
+        return await self._client.run(self._flows.checkpoint())
 
     async def checkpoints(self) -> list[Checkpoint]:
         """See `Model.checkpoints`."""
-        return await self._client.run(self._ref.checkpoints())
+        return await self._client.run(self._flows.checkpoints())
 
     async def restore(self, checkpoint: str | Checkpoint) -> int:
         """See `Model.restore`."""
-        return await self._client.run(self._ref.restore(checkpoint))
+        return await self._client.run(self._flows.restore(checkpoint))
 
     def worker(self, name: str, *, hyperparameters: Hyperparameters | None = None) -> AsyncWorker:
         """See `Model.worker`; `async with` opens the session."""
-        session = self._ref.session(check_identifier(name, "worker"), hyperparameters)
-        return AsyncWorker(self._client, session)
-
-    def __repr__(self) -> str:
-        return f"<AsyncModel {self.name!r}: {self.layout!r}>"
+        return AsyncWorker(self._client, self._flows.session(name, hyperparameters))
 
 
-class AsyncWorker:
+class AsyncWorker(WorkerHandle):
     """One worker's session; see `Worker`. One push at a time."""
 
     def __init__(self, client: AsyncClient, session: Session) -> None:
+        super().__init__(session)
         self._client = client
-        self._session = session
-
-    @property
-    def name(self) -> str:
-        """The worker's name."""
-        return self._session.worker
-
-    @property
-    def epoch(self) -> int:
-        """The session's number; larger than that of any earlier session of the model, -1 if
-        closed.
-        """
-        return self._session.epoch
-
-    @property
-    def version(self) -> int | None:
-        """The version of the parameters that were pulled last."""
-        return self._session.version
-
-    @property
-    def loss_scale(self) -> float | None:
-        """What to multiply the next loss by, with dynamic loss scaling."""
-        return self._session.loss_scale
 
     async def open(self) -> Self:
         """See `Worker.open`."""
@@ -228,7 +174,6 @@ class AsyncWorker:
 
     async def pull(self) -> Parameters:
         """See `Worker.pull`."""
-        await self._opened()
         return await self._client.run(self._session.pull())
 
     async def push(
@@ -240,7 +185,10 @@ class AsyncWorker:
         hyperparameters: Hyperparameters | None = None,
     ) -> PushResult:
         """See `Worker.push`."""
-        return await self._push(gradients, False, weight, metrics, hyperparameters)
+        flow = self._session.push(
+            gradients, weight=weight, metrics=metrics, hyperparameters=hyperparameters
+        )
+        return await self._client.run(flow)
 
     async def push_pull(
         self,
@@ -251,39 +199,20 @@ class AsyncWorker:
         hyperparameters: Hyperparameters | None = None,
     ) -> Parameters:
         """See `Worker.push_pull`."""
-        result = await self._push(gradients, True, weight, metrics, hyperparameters)
-        assert result.parameters is not None, "a flow that pulls returns parameters"
-        return result.parameters
-
-    async def _push(
-        self,
-        gradients: Mapping[str, Any],
-        pulls: bool,
-        weight: float,
-        metrics: Mapping[str, float] | None,
-        hyperparameters: Hyperparameters | None,
-    ) -> PushResult:
-        await self._opened()
-        return await self._client.run(
-            self._session.push(
-                gradients,
-                pulls=pulls,
-                weight=weight,
-                metrics=metrics,
-                hyperparameters=hyperparameters,
-            )
+        flow = self._session.push_pull(
+            gradients, weight=weight, metrics=metrics, hyperparameters=hyperparameters
         )
+        return await self._client.run(flow)
+
+    async def resolve(self) -> PushResult | None:
+        """See `Worker.resolve`."""
+        return await self._client.run(self._session.resolve())
 
     async def close(self) -> None:
         """See `Worker.close`."""
         if self._session.is_open:
-            with contextlib.suppress(StepwellError):
+            with contextlib.suppress(Exception):  # nothing here may mask what ended the block
                 await self._client.run(self._session.close())
-            self._session.epoch = -1
-
-    async def _opened(self) -> None:
-        if self._session.epoch < 0:
-            await self.open()
 
     async def __aenter__(self) -> Self:
         return await self.open()

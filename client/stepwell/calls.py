@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from stepwell_core import keras_config, wire
 from stepwell_core.consistency import Async, Consistency
-from stepwell_core.errors import DtypeMismatch, InvalidArgument, LayoutMismatch, ShapeMismatch
+from stepwell_core.errors import InvalidArgument, InvalidInput, LayoutMismatch, shown
 from stepwell_core.keras_config import AnyOptimizer
-from stepwell_core.layout import Arenas, Layout, Tensor, byte_views
-from stepwell_core.loss_scale import LossScaleOptimizer
-from stepwell_core.optimizers import Optimizer, PerPush
+from stepwell_core.layout import Arenas, Layout
 from stepwell_core.schedules import LearningRateSchedule
 
-from stepwell.results import Parameters, PushResult, as_array
-
-Array = npt.NDArray[Any]
-Hyperparameters = Mapping[str, float | Callable[[], float]]
+from stepwell.errors import UnexpectedAnswer
+from stepwell.optimizers import rule_of, without_callables
+from stepwell.results import Checkpoint, Parameters, PushResult
+from stepwell.tensors import arrays_of, check_shape, common_dtype, in_travel_order
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class Call:
         json: A JSON body instead.
         layout: Of the payload that may come back.
         can_repeat: Whether it does no harm if the server gets it twice.
-        timeout_s: For the whole exchange, instead of the client's timeouts.
+        timeout_s: For connecting and answering together, instead of the client's timeouts.
     """
 
     method: str
@@ -53,31 +51,59 @@ class Answer:
     """What came back.
 
     Attributes:
-        status: Of HTTP, below 400.
         fields: The header of the message, or the JSON object.
         arenas: The payload, in arenas of `layout` that nobody else uses.
         layout: Of `arenas`.
     """
 
-    status: int
-    fields: dict[str, Any]
+    fields: Mapping[str, Any]
     arenas: Arenas | None = None
     layout: Layout | None = None
 
+    def __getitem__(self, name: str) -> Any:
+        """Return a field.
 
-def expected_payload(call: Call, fields: Mapping[str, Any]) -> Layout | None:
+        Raises:
+            UnexpectedAnswer: It is not there.
+        """
+        return required(self.fields, name)
+
+
+def required(values: Any, name: str) -> Any:
+    """Return `values[name]`, for `values` from an answer.
+
+    Raises:
+        UnexpectedAnswer: There is no such field.
+    """
+    try:
+        return values[name]
+    except (KeyError, TypeError):
+        raise UnexpectedAnswer(
+            f"An answer of a Stepwell server has a field {name!r} here. Is the URL right, and does "
+            "the server speak this protocol?"
+        ) from None
+
+
+def expected_payload(call: Call, header: Mapping[str, Any]) -> Layout | None:
     """Return the layout of the payload behind a header, or None if there is none.
 
     Raises:
         LayoutMismatch: The payload is of another layout than the call expects.
+        InvalidInput: It is of tensors that the layout does not have.
+        UnexpectedAnswer: The header does not say which tensors it is of.
     """
-    if "layout" not in fields or call.layout is None:
+    if "layout" not in header or call.layout is None:
         return None
-    names = fields.get("tensors")
-    if fields["layout"] != call.layout.hash:
+    if header["layout"] != call.layout.hash:
         raise LayoutMismatch(
-            "The model on the server has another layout now: it was deleted and created anew. Open it again"
+            "The model on the server has another layout now: it was deleted and created anew. Open "
+            "it again",
+            expected=call.layout.hash,
+            received=shown(header["layout"]),
         )
+    names = header.get("tensors")
+    if not isinstance(names, list | None):
+        raise UnexpectedAnswer("The tensors of an answer are a list of names. Received: no list")
     return call.layout if names is None else call.layout.select(names)
 
 
@@ -99,44 +125,64 @@ def create_model(
 
     Raises:
         DtypeMismatch: A parameter is neither float32 nor float64.
+        InvalidArgument: Something is not of the type that it must be.
     """
-    arrays = {key: as_array(value) for key, value in parameters.items()}
+    if consistency is not None and not isinstance(consistency, Consistency):
+        raise InvalidArgument(
+            "`consistency` is a mode such as stepwell.Sync(workers=4). Received: "
+            f"{type(consistency).__name__}"
+        )
+    arrays = arrays_of(parameters)
     layout = Layout.of(arrays)
-    rule = optimizer.inner_optimizer if isinstance(optimizer, LossScaleOptimizer) else optimizer
     header = {
         "protocol": wire.PROTOCOL,
         "name": name,
         "tensors": layout.to_json(),
         "optimizer": keras_config.serialize(without_callables(optimizer)),
-        "exclude_from_weight_decay": list(rule.excluded_from_weight_decay(layout.names)),
+        "exclude_from_weight_decay": list(
+            rule_of(optimizer).excluded_from_weight_decay(layout.names)
+        ),
         "consistency": (consistency or Async()).to_json(),
         "on_nonfinite": on_nonfinite,
-        "exist_ok": exist_ok,
+        "exist_ok": bool(exist_ok),
     }
     body = wire.encode(header, in_travel_order(layout, arrays))
     return Call("POST", "/v1/models", body=tuple(body), can_repeat=exist_ok)
 
 
-def pull(model: str, layout: Layout, names: Iterable[str] | None, slot: str | None) -> Call:
-    """Pull parameters or a slot."""
+def pull(
+    model: str, layout: Layout, names: Iterable[str] | None = None, slot: str | None = None
+) -> Call:
+    """Pull parameters or a slot.
+
+    Raises:
+        UnknownTensor: The model has no tensor of such a name.
+        InvalidInput: `names` has none.
+    """
     query: dict[str, Any] = {}
     if names is not None:
-        query["names"] = list(names)
+        wanted = [names] if isinstance(names, str) else list(names)
+        if not wanted:
+            raise InvalidInput("A pull is of at least one tensor. Received: no names")
+        query["names"] = list(layout.select(wanted).names)
     if slot is not None:
         query["slot"] = slot
     return Call("GET", model_path(model, "parameters"), query, layout=layout)
 
 
 def parameters_of(answer: Answer) -> Parameters:
-    """Return the parameters in an answer."""
-    assert answer.arenas is not None, "a pull is answered with a payload"
-    assert answer.layout is not None, "a payload has a layout"
-    fields = answer.fields
+    """Return the parameters in an answer.
+
+    Raises:
+        UnexpectedAnswer: There are none.
+    """
+    if answer.arenas is None or answer.layout is None:
+        raise UnexpectedAnswer("The answer to a pull has tensors behind its header. Received: none")
     return Parameters(
         answer.layout.views(answer.arenas),
-        fields["version"],
-        fields["incarnation"],
-        fields.get("loss_scale"),
+        answer["version"],
+        answer["incarnation"],
+        answer.fields.get("loss_scale"),
     )
 
 
@@ -159,149 +205,89 @@ def push(
 
     Raises:
         UnknownTensor, ShapeMismatch, DtypeMismatch: A gradient does not fit its parameter.
+        InvalidInput: There is none at all.
     """
-    arrays = {name: as_array(value) for name, value in gradients.items() if value is not None}
+    arrays = arrays_of(gradients, skips_none=True)
+    if not arrays:
+        raise InvalidInput("A push has a gradient of at least one tensor. Received: none")
     selection = layout.select(arrays)
     for tensor in selection:
-        _check_shape(arrays[tensor.name], tensor)
-    fields = {
+        check_shape(arrays[tensor.name], tensor)
+    said = {
         "protocol": wire.PROTOCOL,
         **header,
         "layout": layout.hash,
-        "dtype": _common_dtype(arrays, selection),
+        "dtype": common_dtype(arrays, selection),
     }
     if selection is not layout:
-        fields["tensors"] = list(selection.names)
-    body = wire.encode(fields, in_travel_order(selection, arrays))
-    query = {"pull": "true"} if pulls else {}
+        said["tensors"] = list(selection.names)
     return Call(
-        "POST", model_path(model, "gradients"), query, tuple(body), layout=layout if pulls else None
+        "POST",
+        model_path(model, "gradients"),
+        query={"pull": "true"} if pulls else {},
+        body=tuple(wire.encode(said, in_travel_order(selection, arrays))),
+        layout=layout if pulls else None,
     )
 
 
-def result_of(answer: Answer) -> PushResult:
-    """Return what became of a push."""
-    if answer.arenas is None:
-        return PushResult(**answer.fields)
-    return PushResult(**answer.fields["result"], parameters=parameters_of(answer))
-
-
-def in_travel_order(layout: Layout, arrays: Mapping[str, Array]) -> list[memoryview]:
-    """Return the bytes of each tensor in the order in which they travel; no copy."""
-    return [
-        view
-        for segment in layout.segments.values()
-        for view in byte_views({segment.tensor.dtype: arrays[segment.tensor.name].reshape(-1)})
-    ]
-
-
-def _check_shape(array: Array, tensor: Tensor) -> None:
-    if tuple(array.shape) != tensor.shape:
-        raise ShapeMismatch(
-            f"The gradient of {tensor.name!r} must have its parameter's shape {tensor.shape}. Received: "
-            f"{tuple(array.shape)}",
-            tensor=tensor.name,
-            expected=list(tensor.shape),
-            received=list(array.shape),
-        )
-
-
-def _common_dtype(arrays: Mapping[str, Array], selection: Layout) -> str:
-    """Return the payload's dtype: each parameter's own, or one for all."""
-    received = {tensor.name: arrays[tensor.name].dtype.name for tensor in selection}
-    if all(received[tensor.name] == tensor.dtype for tensor in selection):
-        return "native"
-    found = set(received.values())
-    if len(found) == 1 and found <= {"float16", "float32", "float64"}:
-        return found.pop()
-    wrong = next(tensor for tensor in selection if received[tensor.name] != tensor.dtype)
-    raise DtypeMismatch(
-        f"Gradients have their parameters' dtypes, or all of them one of float16, float32, float64. "
-        f"Received: {received[wrong.name]} for {wrong.name!r}, which is {wrong.dtype}",
-        tensor=wrong.name,
-        expected=wrong.dtype,
-        received=received[wrong.name],
-    )
-
-
-def as_optimizer(value: Any) -> AnyOptimizer:
-    """Return an optimizer from ours, Keras's JSON, a class name, or a live Keras optimizer.
-
-    Raises:
-        InvalidArgument: It is none of these, or Keras's has something that no JSON can say.
-    """
-    if isinstance(value, Optimizer | LossScaleOptimizer):
-        return value
-    if isinstance(value, str | Mapping):
-        return keras_config.deserialize(value)
-    if not hasattr(value, "get_config") or not hasattr(value, "finalize_variable_values"):
-        raise InvalidArgument(
-            "`optimizer` is a Stepwell optimizer, a Keras optimizer, or a configuration as "
-            f"keras.optimizers.serialize gives it. Received: {type(value).__name__}"
-        )
-    if getattr(value, "_exclude_from_weight_decay", None):
-        raise InvalidArgument(
-            "This Keras optimizer excludes variables from weight decay by `var_list`; name them with "
-            "`var_names` instead"
-        )
-    optimizer = keras_config.deserialize(
-        {"class_name": type(value).__name__, "config": _plain_config(value)}
-    )
-    pattern = getattr(value, "_exclude_from_weight_decay_pattern", None)
-    return optimizer.exclude_from_weight_decay([pattern.pattern]) if pattern else optimizer
-
-
-def _plain_config(optimizer: Any) -> dict[str, Any]:
-    try:
-        config: dict[str, Any] = optimizer.get_config()
-    except Exception as error:
-        raise InvalidArgument(
-            f"The configuration of this Keras optimizer cannot be read ({type(error).__name__}). Give a "
-            "learning rate that is a callable to a Stepwell optimizer: stepwell.Adam(learning_rate=...)"
-        ) from error
-    return config
-
-
-def callables_of(optimizer: AnyOptimizer) -> dict[str, Callable[[], float]]:
-    """Return the hyperparameters that are called once a push, by name."""
-    rule = optimizer.inner_optimizer if isinstance(optimizer, LossScaleOptimizer) else optimizer
-    return {
-        name: value
-        for name in rule.per_push_names
-        if callable(value := getattr(rule, name))
-        and not isinstance(value, LearningRateSchedule | PerPush)
-    }
-
-
-def without_callables(optimizer: AnyOptimizer) -> AnyOptimizer:
-    """Return the optimizer as the server may know it: callables give way to `PerPush`."""
-    names = callables_of(optimizer)
-    if not names:
-        return optimizer
-    if isinstance(optimizer, LossScaleOptimizer):
-        inner = without_callables(optimizer.inner_optimizer)
-        assert isinstance(inner, Optimizer)
-        return LossScaleOptimizer(
-            inner, optimizer.initial_scale, optimizer.dynamic_growth_steps, optimizer.name
-        )
-    return optimizer.with_values(dict.fromkeys(names, PerPush()))
-
-
-def values_of(hyperparameters: Hyperparameters) -> dict[str, float]:
-    """Return plain numbers, calling what is callable."""
-    return {
-        name: float(np.float64(value() if callable(value) else value))
-        for name, value in hyperparameters.items()
-    }
-
-
-def overwrite(layout: Layout, parameters: Mapping[str, Any]) -> tuple[wire.Part, ...]:
-    """Return the body that replaces all parameters.
+def overwrite(model: str, layout: Layout, parameters: Mapping[str, Any]) -> Call:
+    """Replace all parameters.
 
     Raises:
         LayoutMismatch, ShapeMismatch, DtypeMismatch: They are not of the model's layout.
     """
-    arrays = {name: as_array(value) for name, value in parameters.items()}
+    arrays = arrays_of(parameters)
     layout.check(arrays)
     header = {"protocol": wire.PROTOCOL, "layout": layout.hash}
-    return tuple(wire.encode(header, in_travel_order(layout, arrays)))
+    body = wire.encode(header, in_travel_order(layout, arrays))
+    return Call("PUT", model_path(model, "parameters"), body=tuple(body))
+
+
+def set_hyperparameters(model: str, values: Mapping[str, Any]) -> Call:
+    """Change hyperparameters from the next step on.
+
+    Raises:
+        InvalidArgument: A value has no JSON form.
+    """
+    plain = {name: _plain_hyperparameter(name, value) for name, value in values.items()}
+    return Call("PATCH", model_path(model, "optimizer"), json=plain)
+
+
+def _plain_hyperparameter(name: str, value: Any) -> Any:
+    if isinstance(value, LearningRateSchedule):
+        return value.serialize()
+    if callable(value):
+        raise InvalidArgument(
+            f"`{name}` can be a callable if the model was created with one; then give it to "
+            "model.worker(..., hyperparameters=...). Received: a callable"
+        )
+    plain = value.item() if isinstance(value, np.generic | np.ndarray) else value
+    if isinstance(plain, float) and not math.isfinite(plain):
+        raise InvalidArgument(f"`{name}` is a finite number. Received: {plain}")
+    return plain
+
+
+def result_of(answer: Answer) -> PushResult:
+    """Return what became of a push; fields that this client does not know are left out.
+
+    Raises:
+        UnexpectedAnswer: The answer does not say.
+    """
+    if answer.arenas is None:
+        return read_result(answer.fields)
+    return replace(read_result(answer["result"]), parameters=parameters_of(answer))
+
+
+def read_result(values: Any) -> PushResult:
+    """Return a result from plain values; see `result_of`."""
+    for name in ("outcome", "version", "parameters_version"):
+        required(values, name)
+    return PushResult(**{name: values[name] for name in _RESULT_FIELDS if name in values})
+
+
+_RESULT_FIELDS = [field.name for field in fields(PushResult) if field.name != "parameters"]
+
+
+def read_checkpoint(values: Any) -> Checkpoint:
+    """Return a checkpoint that the server describes."""
+    return Checkpoint(*(required(values, field.name) for field in fields(Checkpoint)))

@@ -7,54 +7,38 @@ import os
 import ssl
 import time
 from collections.abc import Iterable, Mapping
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from stepwell_core.consistency import Consistency
 from stepwell_core.errors import StepwellError
 from stepwell_core.keras_config import AnyOptimizer
-from stepwell_core.layout import Layout
-from stepwell_core.names import check_identifier
 
-from stepwell import flows
-from stepwell.calls import Answer, Call, Hyperparameters
-from stepwell.flows import ModelRef
+from stepwell.calls import Answer, Call
+from stepwell.flows import ModelFlows, ServerFlows
+from stepwell.handles import ModelHandle, WorkerHandle
+from stepwell.optimizers import Hyperparameters
 from stepwell.results import Checkpoint, Parameters, PushResult
-from stepwell.retry import Flow, Sleep, repeatedly
+from stepwell.retry import Flow, Patience, Sleep, Timeout
 from stepwell.session import Session
-from stepwell.transport import Endpoint, HttpTransport, Timeout
+from stepwell.transport import Endpoint, HttpTransport
 
 T = TypeVar("T")
 
-DEFAULT_URL = "http://127.0.0.1:8700"
-
-
-def endpoint(
-    url: str | None,
-    token: str | None,
-    timeout: Timeout | None,
-    verify: bool | ssl.SSLContext,
-    uds: str | None,
-) -> Endpoint:
-    """Return where the server is; what is not given comes from the environment."""
-    return Endpoint(
-        url=url or os.environ.get("STEPWELL_URL") or DEFAULT_URL,
-        token=token or os.environ.get("STEPWELL_TOKEN") or None,
-        timeout=timeout or Timeout(),
-        verify=verify,
-        uds=uds,
-    )
-
 
 class Client:
-    """A connection to a server. Thread-safe; a context manager.
+    """A connection to a server. Thread-safe; a context manager. No call is made before it is used.
+
+    A forked process may go on using it: it makes connections of its own.
 
     Args:
         url: Of the server; default: `STEPWELL_URL`, or http://127.0.0.1:8700.
-        token: Default: `STEPWELL_TOKEN`.
+        token: Default: `STEPWELL_TOKEN`, or the first one in the file `STEPWELL_TOKEN_FILE`.
         timeout: How long to wait for what.
         verify: What to think of the server's certificate: True, False or an `ssl.SSLContext`.
         uds: Path of the server's Unix socket, instead of TCP.
+
+    Raises:
+        InvalidArgument: The URL is no server's, or the token no token.
     """
 
     def __init__(
@@ -64,11 +48,11 @@ class Client:
         *,
         timeout: Timeout | None = None,
         verify: bool | ssl.SSLContext = True,
-        uds: str | None = None,
+        uds: str | os.PathLike[str] | None = None,
     ) -> None:
-        self._endpoint = endpoint(url, token, timeout, verify, uds)
-        self._transport = HttpTransport(self._endpoint)
-        self._was_reached = False
+        endpoint = Endpoint.find(url, token, uds, timeout=timeout, verify=verify)
+        self._transport = HttpTransport(endpoint)
+        self._flows = ServerFlows(Patience(endpoint.timeout))
 
     def create_model(
         self,
@@ -80,12 +64,14 @@ class Client:
         on_nonfinite: str = "reject",
         exist_ok: bool = False,
     ) -> Model:
-        """Create a model on the server.
+        """Create a model on the server; it is durable there when this returns.
 
         Args:
-            name: Lower-case letters, digits, '.', '_', '-'.
-            parameters: Initial values by name, float32 or float64; anything NumPy can view.
-            optimizer: Ours, a Keras optimizer, or Keras's JSON.
+            name: 1 to 64 lower-case letters, digits, '.', '_', '-'.
+            parameters: Initial values by name, each float32 or float64, of any shape; anything
+                NumPy can view. Read until this returns, not kept.
+            optimizer: Ours, a live Keras optimizer, Keras's JSON, or a class's name. A callable
+                hyperparameter is evaluated at each push of workers of the returned model.
             consistency: When pushes become a step; default `Async()`.
             on_nonfinite: What happens to a gradient with NaN: "reject", "drop" or "allow".
             exist_ok: Open the model if it exists with the same definition; its values stay.
@@ -93,16 +79,12 @@ class Client:
         Raises:
             ModelExists: And `exist_ok` is False.
             ModelDiffers: It exists with another definition.
-            InvalidInput: Something in the definition is not allowed.
+            DtypeMismatch: A parameter is neither float32 nor float64.
+            InvalidInput: Something else in the definition is not allowed.
+            DoesNotFit: The server has not enough memory.
         """
-        flow = flows.create_model(
-            check_identifier(name, "model"),
-            parameters,
-            optimizer,
-            consistency,
-            on_nonfinite,
-            self._endpoint.timeout.retry_s,
-            exist_ok=exist_ok,
+        flow = self._flows.create_model(
+            name, parameters, optimizer, consistency, on_nonfinite, exist_ok=exist_ok
         )
         return Model(self, self.run(flow))
 
@@ -112,53 +94,49 @@ class Client:
         Raises:
             ModelNotFound: There is none of that name.
         """
-        retry_s = self._endpoint.timeout.retry_s
-        return Model(self, self.run(flows.open_model(check_identifier(name, "model"), retry_s)))
+        return Model(self, self.run(self._flows.open_model(name)))
 
     def models(self) -> list[str]:
-        """Return the names of all models."""
-        answer = self.run(repeatedly(Call("GET", "/v1/models"), self._endpoint.timeout.retry_s))
-        return [fields["name"] for fields in answer.fields["models"]]
+        """Return the names of all models, in order."""
+        return self.run(self._flows.models())
 
     def delete_model(self, name: str) -> None:
-        """Delete a model with all its checkpoints."""
-        path = f"/v1/models/{check_identifier(name, 'model')}"
-        call = Call("DELETE", path, can_repeat=False)
-        self.run(repeatedly(call, self._endpoint.timeout.retry_s))
+        """Delete a model with all its checkpoints.
+
+        Raises:
+            ModelNotFound: There is none of that name.
+        """
+        self.run(self._flows.delete_model(name))
 
     def about(self) -> dict[str, Any]:
         """Return the server's version, limits and features."""
-        return self.run(repeatedly(Call("GET", "/v1"), self._endpoint.timeout.retry_s)).fields
+        return self.run(self._flows.about())
 
     def close(self) -> None:
         """Close all connections."""
         self._transport.close()
 
     def run(self, flow: Flow[T]) -> T:
-        """Drive a flow to its end."""
-        started = time.monotonic()
-        try:
-            step = next(flow)
-            while True:
-                try:
-                    answer = self._take(step)
-                except StepwellError as error:
-                    if not self._was_reached and is_hopeless(error, started, self._endpoint):
-                        raise
-                    step = flow.throw(error)
-                else:
-                    step = flow.send(answer)
-        except StopIteration as stop:
-            result: T = stop.value
-            return result
+        """Drive a flow to its end and return its result."""
+        with contextlib.closing(flow):
+            try:
+                step = next(flow)
+                while True:
+                    try:
+                        answer = self._take(step)
+                    except StepwellError as error:
+                        step = flow.throw(error)
+                    else:
+                        step = flow.send(answer)
+            except StopIteration as stop:
+                result: T = stop.value
+                return result
 
     def _take(self, step: Call | Sleep) -> Answer:
-        if isinstance(step, Sleep):
-            time.sleep(step.seconds)
-            return Answer(0, {})
-        answer = self._transport.send(step)
-        self._was_reached = True
-        return answer
+        if isinstance(step, Call):
+            return self._transport.send(step)
+        time.sleep(step.seconds)
+        return Answer({})
 
     def __enter__(self) -> Self:
         return self
@@ -167,51 +145,51 @@ class Client:
         self.close()
 
 
-def is_hopeless(error: StepwellError, started: float, server: Endpoint) -> bool:
-    """Whether to give up on a server that was never reached: most likely it is not there."""
-    is_unreachable = error.code == "connection_failed"
-    return is_unreachable and time.monotonic() - started > server.timeout.connect_s
-
-
-class Model:
+class Model(ModelHandle):
     """A model on the server, for those who look at it or steer it; workers open a session."""
 
-    def __init__(self, client: Client, ref: ModelRef) -> None:
+    def __init__(self, client: Client, flows: ModelFlows) -> None:
+        super().__init__(flows)
         self._client = client
-        self._ref = ref
 
-    @property
-    def name(self) -> str:
-        """The model's name."""
-        return self._ref.name
-
-    @property
-    def layout(self) -> Layout:
-        """The model's tensors."""
-        return self._ref.layout
-
-    @property
     def optimizer(self) -> AnyOptimizer:
-        """The optimizer as it is now on the server."""
-        return self._client.run(self._ref.optimizer_now())
+        """Return the optimizer as it is now on the server."""
+        return self._client.run(self._flows.optimizer())
 
     def describe(self) -> dict[str, Any]:
         """Return what the server says of the model: version, bytes, optimizer, consistency, ..."""
-        fields: dict[str, Any] = self._client.run(self._ref.call("GET"))
-        return fields
+        return self._client.run(self._flows.describe())
 
     def pull(self, names: Iterable[str] | None = None, *, slot: str | None = None) -> Parameters:
         """Pull the parameters of one version.
 
         Args:
-            names: Some of them only.
+            names: Some of them only; they come in the model's order.
             slot: A slot of the optimizer instead: "momentum", "velocity", "average", ...
+
+        Returns:
+            New arrays that belong to the caller, in the parameters' shapes and dtypes.
+
+        Raises:
+            UnknownTensor: The model has no such tensor.
+            InvalidInput: The optimizer has no such slot.
+            LayoutMismatch: The model was deleted and created anew with other tensors.
         """
-        return self._client.run(self._ref.pull(names, slot))
+        return self._client.run(self._flows.pull(names, slot))
 
     def overwrite(self, parameters: Mapping[str, Any]) -> int:
-        """Replace all parameters; slots stay. Returns the version. Sessions have to be reopened."""
-        return self._client.run(self._ref.overwrite(parameters))
+        """Replace all parameters; slots stay. Sessions have to be opened again.
+
+        Args:
+            parameters: All of the model's, in their shapes and dtypes; read until this returns.
+
+        Returns:
+            The model's version after it.
+
+        Raises:
+            LayoutMismatch, ShapeMismatch, DtypeMismatch: They are not of the model's layout.
+        """
+        return self._client.run(self._flows.overwrite(parameters))
 
     def set_hyperparameters(self, **values: Any) -> None:
         """Change hyperparameters from the next step on: `set_hyperparameters(learning_rate=1e-4)`.
@@ -219,23 +197,32 @@ class Model:
         Raises:
             InvalidArgument: A value is not allowed, or the learning rate is a schedule.
         """
-        self._client.run(self._ref.set_hyperparameters(values))
+        self._client.run(self._flows.set_hyperparameters(values))
 
     def finalize(self) -> int:
-        """Write the moving average into the parameters. Returns the version."""
-        return self._client.run(self._ref.finalize())
+        """Write the moving average into the parameters, and return the version after it.
+
+        Raises:
+            NothingToFinalize: There was no step yet.
+        """
+        return self._client.run(self._flows.finalize())
 
     def checkpoint(self) -> Checkpoint:
         """Write a checkpoint; it is durable when this returns."""
-        return self._client.run(self._ref.checkpoint())
+        return self._client.run(self._flows.checkpoint())
 
     def checkpoints(self) -> list[Checkpoint]:
-        """List the checkpoints, oldest first."""
-        return self._client.run(self._ref.checkpoints())
+        """List the checkpoints that can be read, oldest first."""
+        return self._client.run(self._flows.checkpoints())
 
     def restore(self, checkpoint: str | Checkpoint) -> int:
-        """Go back to a checkpoint. Returns the version. Sessions have to be reopened."""
-        return self._client.run(self._ref.restore(checkpoint))
+        """Go back to a checkpoint, and return the version after it; sessions have to be reopened.
+
+        Raises:
+            CheckpointNotFound: The model has none of that id.
+            CheckpointInvalid: It does not match its hashes; nothing changed.
+        """
+        return self._client.run(self._flows.restore(checkpoint))
 
     def worker(self, name: str, *, hyperparameters: Hyperparameters | None = None) -> Worker:
         """Return a worker; its session is opened by `with`, or by the first call.
@@ -245,50 +232,30 @@ class Model:
             hyperparameters: Values or callables for those that were declared to come with each
                 push.
         """
-        session = self._ref.session(check_identifier(name, "worker"), hyperparameters)
-        return Worker(self._client, session)
-
-    def __repr__(self) -> str:
-        return f"<Model {self.name!r}: {self.layout!r}>"
+        return Worker(self._client, self._flows.session(name, hyperparameters))
 
 
-class Worker:
-    """One worker's session. A context manager; not thread-safe."""
+class Worker(WorkerHandle):
+    """One worker's session. A context manager; not thread-safe, and a forked process has none."""
 
     def __init__(self, client: Client, session: Session) -> None:
+        super().__init__(session)
         self._client = client
-        self._session = session
-
-    @property
-    def name(self) -> str:
-        """The worker's name."""
-        return self._session.worker
-
-    @property
-    def epoch(self) -> int:
-        """The session's number; larger than that of any earlier session of the model, -1 if
-        closed.
-        """
-        return self._session.epoch
-
-    @property
-    def version(self) -> int | None:
-        """The version of the parameters that were pulled last."""
-        return self._session.version
-
-    @property
-    def loss_scale(self) -> float | None:
-        """What to multiply the next loss by, with dynamic loss scaling."""
-        return self._session.loss_scale
 
     def open(self) -> Self:
-        """Open a session, or a new one after `StaleIncarnation`; pull before the next push."""
+        """Open a session, or a new one after `StaleIncarnation`; pull before the next push.
+
+        An older session of this worker, in whatever process, can push no more.
+        """
         self._client.run(self._session.open())
         return self
 
     def pull(self) -> Parameters:
-        """Pull the parameters; the next gradient counts as computed at them."""
-        self._opened()
+        """Pull the parameters; the next gradient counts as computed at them.
+
+        Returns:
+            New arrays that belong to the caller, in the parameters' shapes and dtypes.
+        """
         return self._client.run(self._session.pull())
 
     def push(
@@ -302,9 +269,11 @@ class Worker:
         """Push gradients; they have their effect once, however often the network fails.
 
         Args:
-            gradients: By parameter name; parameters without one are left alone. Not copied: they
-                must not change until this returns.
-            weight: In an aggregate, such as the number of examples.
+            gradients: By parameter name, in the parameters' shapes; anything NumPy can view. Of
+                the parameters' dtypes, or all of one: float16, bfloat16, float32, float64.
+                Parameters without one, or with None, are left alone. Not copied if in C order:
+                they must not change until this returns.
+            weight: In an aggregate, such as the number of examples; finite and > 0.
             metrics: Numbers for the history, such as the loss.
             hyperparameters: Values for those that were declared to come with each push.
 
@@ -316,10 +285,14 @@ class Worker:
             StaleIncarnation: The model was restored or overwritten: `open()` and `pull()`, then go
                 on.
             Fenced: Another process uses this worker's name.
-            TransportError: The server was not reached for `retry_s`; the next push first learns
-                what became of this one.
+            PushInFlight: Another thread or task is pushing with this worker.
+            TransportError, Unavailable: There was no answer for `retry_s`. `resolve()` tells what
+                became of this push; the next push asks that first by itself.
         """
-        return self._push(gradients, False, weight, metrics, hyperparameters)
+        flow = self._session.push(
+            gradients, weight=weight, metrics=metrics, hyperparameters=hyperparameters
+        )
+        return self._client.run(flow)
 
     def push_pull(
         self,
@@ -329,48 +302,31 @@ class Worker:
         metrics: Mapping[str, float] | None = None,
         hyperparameters: Hyperparameters | None = None,
     ) -> Parameters:
-        """Push gradients and get the new parameters, in one round trip; see `push`."""
-        result = self._push(gradients, True, weight, metrics, hyperparameters)
-        assert result.parameters is not None, "a flow that pulls returns parameters"
-        return result.parameters
-
-    def _push(
-        self,
-        gradients: Mapping[str, Any],
-        pulls: bool,
-        weight: float,
-        metrics: Mapping[str, float] | None,
-        hyperparameters: Hyperparameters | None,
-    ) -> PushResult:
-        self._opened()
-        return self._client.run(
-            self._session.push(
-                gradients,
-                pulls=pulls,
-                weight=weight,
-                metrics=metrics,
-                hyperparameters=hyperparameters,
-            )
+        """Push gradients and get the new parameters, in one round trip; see `push` and `pull`."""
+        flow = self._session.push_pull(
+            gradients, weight=weight, metrics=metrics, hyperparameters=hyperparameters
         )
+        return self._client.run(flow)
+
+    def resolve(self) -> PushResult | None:
+        """Learn what became of the last push, for one that raised or was interrupted.
+
+        Returns:
+            Its result, or None if it had no effect and never will.
+
+        Raises:
+            TransportError, Unavailable: There was no answer for `retry_s`.
+        """
+        return self._client.run(self._session.resolve())
 
     def close(self) -> None:
-        """Close the session, at best effort: a server that is gone is no error."""
+        """Close the session within a second, at best effort: a server that is gone is no error."""
         if self._session.is_open:
-            with contextlib.suppress(StepwellError):
+            with contextlib.suppress(Exception):  # nothing here may mask what ended the block
                 self._client.run(self._session.close())
-            self._session.epoch = -1
-
-    def _opened(self) -> None:
-        if self._session.epoch < 0:
-            self.open()
 
     def __enter__(self) -> Self:
         return self.open()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()

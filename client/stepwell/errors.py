@@ -1,11 +1,12 @@
-"""What a client can raise: the core's tree, and three leaves for what happens on the way.
+"""What a client can raise: the core's tree, and a branch for what happens on the way.
 
 StepwellError
 ├── ... everything in `stepwell_core.errors`: what the server says, one class a code
 └── TransportError
-├── ConnectionFailed     the server cannot be reached, or the connection broke
-├── TimedOut             the server did not answer in time
-└── UnexpectedAnswer     something answered that is not a Stepwell server of this protocol
+    ├── ConnectionFailed    the server cannot be reached, or the connection broke
+    ├── CertificateRefused  the server's certificate is not one that the client trusts
+    ├── TimedOut            the server did not answer in time
+    └── UnexpectedAnswer    something answered that is not a Stepwell server of this protocol
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ from stepwell_core.errors import (
 __all__ = [
     "BodyTooLarge",
     "BodyTooSlow",
+    "CertificateRefused",
     "CheckpointInvalid",
     "CheckpointNotFound",
     "Conflict",
@@ -125,7 +127,8 @@ class TransportError(StepwellError):
 
     code = "transport_error"
 
-    def __init__(self, message: str, *, was_sent: bool, **details: Any) -> None:
+    # The default lets an exception go through pickle, as between processes.
+    def __init__(self, message: str, *, was_sent: bool = True, **details: Any) -> None:
         super().__init__(message, **details)
         self.was_sent = was_sent
 
@@ -134,6 +137,12 @@ class ConnectionFailed(TransportError):
     """The server cannot be reached, or the connection broke."""
 
     code = "connection_failed"
+
+
+class CertificateRefused(TransportError):
+    """The server's certificate is not one that the client trusts."""
+
+    code = "certificate_refused"
 
 
 class TimedOut(TransportError):
@@ -148,18 +157,29 @@ class UnexpectedAnswer(TransportError):
     code = "unexpected_answer"
 
 
+_BY_STATUS: Mapping[int, type[StepwellError]] = {
+    401: Unauthenticated,
+    403: Forbidden,
+    404: NotFound,
+    409: Conflict,
+    422: InvalidInput,
+    503: Unavailable,
+}
+"""What the codes of a newer server mean to this client: the branch that they must be on."""
+
+_NOT_DETAILS = frozenset({"type", "title", "detail", "self", "message", "was_sent"})
+
+
 def from_problem(document: Mapping[str, Any], status: int) -> StepwellError:
-    """Return the exception that a problem document describes; an unknown code gives the base
-    class.
+    """Return the exception that a problem document describes.
+
+    Its `details` have what the document says beside the text, and `status`. A code that this client
+    does not know gives the class of its branch by the status, else `StepwellError` itself.
     """
-    details = {
-        name: value
-        for name, value in document.items()
-        if name not in {"type", "title", "detail", "code"} and isinstance(name, str)
-    }
+    details = {str(name): value for name, value in document.items() if name not in _NOT_DETAILS}
     details["status"] = status
     message = str(document.get("detail") or document.get("title") or f"HTTP status {status}")
-    cls = by_code().get(str(document.get("code")), StepwellError)
-    if issubclass(cls, TransportError):
-        cls = StepwellError
+    cls = by_code().get(str(document.get("code")))
+    if cls is None or issubclass(cls, TransportError):
+        cls = _BY_STATUS.get(status, StepwellError)
     return cls(message, **details)

@@ -1,140 +1,142 @@
-"""What clients do apart from sessions, as flows; and how a flow is given up on a server never
-reached.
-"""
+"""What clients do apart from sessions, as flows: with a server, and with one of its models."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from stepwell_core import keras_config
 from stepwell_core.consistency import Consistency
-from stepwell_core.errors import InvalidArgument
 from stepwell_core.keras_config import AnyOptimizer
 from stepwell_core.layout import Layout
-from stepwell_core.schedules import LearningRateSchedule
+from stepwell_core.names import check_identifier
 
 from stepwell import calls
-from stepwell.calls import Call, Hyperparameters, model_path
+from stepwell.calls import Answer, Call, model_path
+from stepwell.optimizers import Hyperparameters, as_optimizer, callables_of
 from stepwell.results import Checkpoint, Parameters
-from stepwell.retry import Flow, repeatedly
+from stepwell.retry import Flow, Patience, repeatedly
 from stepwell.session import Session
 
 
 @dataclass(frozen=True)
-class ModelRef:
-    """A model as a client knows it; everything that can be asked of it is a flow.
+class ServerFlows:
+    """Everything that can be asked of a server."""
+
+    patience: Patience
+
+    def create_model(
+        self,
+        name: str,
+        parameters: Mapping[str, Any],
+        optimizer: Any,
+        consistency: Consistency | None,
+        on_nonfinite: str,
+        *,
+        exist_ok: bool,
+    ) -> Flow[ModelFlows]:
+        """Create a model, or open the one that exists."""
+        check_identifier(name, "model")
+        chosen = as_optimizer(optimizer)
+        call = calls.create_model(
+            name, parameters, chosen, consistency, on_nonfinite, exist_ok=exist_ok
+        )
+        answer = yield from repeatedly(call, self.patience)
+        return self._model(answer, callables_of(chosen))
+
+    def open_model(self, name: str) -> Flow[ModelFlows]:
+        """Open an existing model."""
+        call = Call("GET", model_path(check_identifier(name, "model")))
+        return self._model((yield from repeatedly(call, self.patience)), {})
+
+    def _model(self, answer: Answer, callables: Mapping[str, Callable[[], float]]) -> ModelFlows:
+        layout = Layout.from_json(answer["tensors"])
+        return ModelFlows(answer["name"], layout, self.patience, callables)
+
+    def models(self) -> Flow[list[str]]:
+        """Return the names of all models."""
+        answer = yield from repeatedly(Call("GET", "/v1/models"), self.patience)
+        return [calls.required(model, "name") for model in answer["models"]]
+
+    def delete_model(self, name: str) -> Flow[None]:
+        """Delete a model with all its checkpoints."""
+        path = model_path(check_identifier(name, "model"))
+        yield from repeatedly(Call("DELETE", path, can_repeat=False), self.patience)
+
+    def about(self) -> Flow[dict[str, Any]]:
+        """Return the server's version, limits and features."""
+        return dict((yield from repeatedly(Call("GET", "/v1"), self.patience)).fields)
+
+
+@dataclass(frozen=True)
+class ModelFlows:
+    """A model as a client knows it, and everything that can be asked of it.
 
     Attributes:
         name: On the server.
         layout: Its tensors.
-        optimizer: As it was when the model was opened.
-        hyperparameters: Callables that a push evaluates.
-        retry_s: How long a call is repeated.
+        patience: How long a call is repeated.
+        callables: Hyperparameters that each push evaluates.
     """
 
     name: str
     layout: Layout
-    optimizer: AnyOptimizer
-    retry_s: float
-    hyperparameters: Mapping[str, Callable[[], float]] = field(default_factory=dict)
+    patience: Patience
+    callables: Mapping[str, Callable[[], float]]
 
-    def call(self, method: str, *path: str, can_repeat: bool = True, **fields: Any) -> Flow[Any]:
-        """Make a call below the model; returns its fields."""
-        call = Call(method, model_path(self.name, *path), can_repeat=can_repeat, **fields)
-        return (yield from repeatedly(call, self.retry_s)).fields
+    def describe(self) -> Flow[dict[str, Any]]:
+        """Return what the server says of the model."""
+        return dict((yield from self._ask("GET")).fields)
+
+    def optimizer(self) -> Flow[AnyOptimizer]:
+        """Return the optimizer as it is now."""
+        return keras_config.deserialize((yield from self._ask("GET", "optimizer")).fields)
 
     def pull(self, names: Iterable[str] | None, slot: str | None) -> Flow[Parameters]:
         """Pull parameters or a slot."""
         call = calls.pull(self.name, self.layout, names, slot)
-        return calls.parameters_of((yield from repeatedly(call, self.retry_s)))
-
-    def set_hyperparameters(self, values: Mapping[str, Any]) -> Flow[None]:
-        """Change hyperparameters from the next step on."""
-        plain = {
-            name: value.serialize() if isinstance(value, LearningRateSchedule) else value
-            for name, value in values.items()
-        }
-        yield from self.call("PATCH", "optimizer", json=plain)
-
-    def optimizer_now(self) -> Flow[AnyOptimizer]:
-        """Return the optimizer as it is."""
-        return keras_config.deserialize((yield from self.call("GET", "optimizer")))
-
-    def finalize(self) -> Flow[int]:
-        """Write the moving average into the parameters; returns the version."""
-        version: int = (yield from self.call("POST", "finalize", can_repeat=False))["version"]
-        return version
+        return calls.parameters_of((yield from repeatedly(call, self.patience)))
 
     def overwrite(self, parameters: Mapping[str, Any]) -> Flow[int]:
         """Replace all parameters; returns the version."""
-        body = calls.overwrite(self.layout, parameters)
-        version: int = (yield from self.call("PUT", "parameters", body=body))["version"]
-        return version
+        call = calls.overwrite(self.name, self.layout, parameters)
+        return _version((yield from repeatedly(call, self.patience)))
+
+    def set_hyperparameters(self, values: Mapping[str, Any]) -> Flow[None]:
+        """Change hyperparameters from the next step on."""
+        yield from repeatedly(calls.set_hyperparameters(self.name, values), self.patience)
+
+    def finalize(self) -> Flow[int]:
+        """Write the moving average into the parameters; returns the version."""
+        return _version((yield from self._ask("POST", "finalize")))
 
     def checkpoint(self) -> Flow[Checkpoint]:
         """Write a checkpoint."""
-        return Checkpoint.of((yield from self.call("POST", "checkpoints", can_repeat=False)))
+        return calls.read_checkpoint((yield from self._ask("POST", "checkpoints")).fields)
 
     def checkpoints(self) -> Flow[list[Checkpoint]]:
         """List the checkpoints that can be read, oldest first."""
-        found = (yield from self.call("GET", "checkpoints"))["checkpoints"]
-        return [Checkpoint.of(fields) for fields in found if "invalid" not in fields]
+        found = (yield from self._ask("GET", "checkpoints"))["checkpoints"]
+        return [calls.read_checkpoint(fields) for fields in found if "invalid" not in fields]
 
     def restore(self, checkpoint: str | Checkpoint) -> Flow[int]:
         """Go back to a checkpoint; returns the version."""
-        checkpoint_id = checkpoint.id if isinstance(checkpoint, Checkpoint) else checkpoint
-        path = ("checkpoints", checkpoint_id, "restore")
-        version: int = (yield from self.call("POST", *path, can_repeat=False))["version"]
-        return version
+        name = checkpoint.id if isinstance(checkpoint, Checkpoint) else checkpoint
+        path = ("checkpoints", check_identifier(name, "checkpoint"), "restore")
+        return _version((yield from self._ask("POST", *path)))
 
     def session(self, worker: str, hyperparameters: Hyperparameters | None) -> Session:
         """Return a session, not opened yet."""
-        merged = {**self.hyperparameters, **(hyperparameters or {})}
-        return Session(self.name, self.layout, worker, merged, self.retry_s)
+        merged = {**self.callables, **(hyperparameters or {})}
+        check_identifier(worker, "worker")
+        return Session(self.name, self.layout, worker, merged, self.patience)
+
+    def _ask(self, method: str, *path: str) -> Flow[Answer]:
+        """Make a call without a body; a POST may do something twice, so it is not repeated."""
+        call = Call(method, model_path(self.name, *path), can_repeat=method == "GET")
+        return (yield from repeatedly(call, self.patience))
 
 
-def create_model(
-    name: str,
-    parameters: Mapping[str, Any],
-    optimizer: Any,
-    consistency: Consistency | None,
-    on_nonfinite: str,
-    retry_s: float,
-    *,
-    exist_ok: bool,
-) -> Flow[ModelRef]:
-    """Create a model, or open the one that exists."""
-    chosen = calls.as_optimizer(optimizer)
-    if consistency is not None and not isinstance(consistency, Consistency):
-        raise InvalidArgument(
-            "`consistency` is a mode such as stepwell.Sync(workers=4). Received: "
-            f"{type(consistency).__name__}"
-        )
-    call = calls.create_model(
-        name, parameters, chosen, consistency, on_nonfinite, exist_ok=exist_ok
-    )
-    answer = yield from repeatedly(call, retry_s)
-    return _ref(answer.fields, retry_s, calls.callables_of(chosen))
-
-
-def open_model(name: str, retry_s: float) -> Flow[ModelRef]:
-    """Open an existing model."""
-    answer = yield from repeatedly(Call("GET", model_path(name)), retry_s)
-    return _ref(answer.fields, retry_s, {})
-
-
-def _ref(
-    fields: Mapping[str, Any], retry_s: float, callables: Mapping[str, Callable[[], float]]
-) -> ModelRef:
-    return ModelRef(
-        name=fields["name"],
-        layout=Layout.from_json(fields["tensors"]),
-        optimizer=keras_config.deserialize(fields["optimizer"]),
-        retry_s=retry_s,
-        hyperparameters=callables,
-    )
-
-
-__all__ = ["ModelRef", "create_model", "open_model"]
+def _version(answer: Answer) -> int:
+    return int(answer["version"])

@@ -6,14 +6,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 
 class Parameters(Mapping[str, npt.NDArray[Any]]):
-    """The parameters of one version, by name, in the model's order.
+    """The parameters of one version, by name, in the model's order: a read-only mapping of arrays.
 
-    The arrays belong to the caller, who may write to them; nothing else does.
+    Each array is float32 or float64, in its parameter's shape, C order. All arrays of a dtype are
+    views of one buffer, which belongs to the caller, who may write to it; nothing else does.
 
     Attributes:
         version: At which these bytes came to be; say it with a gradient that was computed from
@@ -54,7 +54,7 @@ class PushResult:
 
     Attributes:
         outcome: "applied", "accumulated", "skipped_nonfinite", "dropped_late", ...; see
-            docs/protocol.md.
+            docs/protocol.md. `push` returns when it is settled, so never "waiting".
         version: The model's version after it.
         parameters_version: The version at which the parameters' bytes last changed.
         staleness: Changes of the parameters between those the gradient was computed at and the
@@ -88,14 +88,3 @@ class Checkpoint:
     version: int
     created: str
     bytes: int
-
-    @classmethod
-    def of(cls, fields: Mapping[str, Any]) -> Checkpoint:
-        """Return the checkpoint that the server describes."""
-        return cls(fields["id"], fields["version"], fields["created"], fields["bytes"])
-
-
-def as_array(value: Any) -> npt.NDArray[Any]:
-    """Return anything that NumPy can view as an array, in C order; a copy only if it must be."""
-    array = np.asarray(value)
-    return array if array.flags.c_contiguous else np.ascontiguousarray(array)

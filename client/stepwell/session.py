@@ -1,29 +1,45 @@
 """A worker's session: who it is, which push comes next, and what it does when an answer is lost.
 
+A push whose answer did not come is *unresolved*: it may have had its effect, have none, or have it
+later, since the server may still be reading it. Before the next push the session asks. If the
+server does not know the push, the session takes a new epoch: from then on the old one can push no
+more, and the server's answer says for certain whether it ever did.
+
 Pure bookkeeping and flows; `client.py` and `async_client.py` drive them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from stepwell_core.errors import PushNotFound, StepwellError, Unavailable, UnknownSession
+from stepwell_core.errors import (
+    PayloadMismatch,
+    PushInFlight,
+    PushNotFound,
+    SessionExpired,
+    StepwellError,
+    UnknownSession,
+)
 from stepwell_core.layout import Layout
 
 from stepwell import calls
-from stepwell.calls import Call, Hyperparameters, model_path
-from stepwell.errors import TransportError
+from stepwell.calls import Answer, Call, model_path
+from stepwell.optimizers import Hyperparameters, values_of
 from stepwell.results import Parameters, PushResult
-from stepwell.retry import Flow, repeatedly
+from stepwell.retry import Flow, Patience, repeatedly
 
 WAIT_S = 20.0
 """How long one question for a push that waits may take; shorter than the read timeout."""
 
 CLOSE_S = 1.0
 """How long closing may take; a server that is gone must not hold up a program that ends."""
+
+REFUSALS = frozenset({400, 413, 415, 422})
+"""Statuses that each repetition of the same bytes meets too: so no earlier one had an effect."""
 
 
 class Session:
@@ -34,7 +50,14 @@ class Session:
         layout: Of the model.
         worker: Name of the worker; at any time one process may use it.
         hyperparameters: Values or callables for those that come with each push.
-        retry_s: How long a call is repeated before its error is raised.
+        patience: How long a call is repeated before its error is raised.
+
+    Attributes:
+        epoch: Of the session at the server; -1 before the first.
+        incarnation: Of the model's history when the session was opened.
+        sequence: Of the next push, or of the present one while it is unresolved.
+        version: Of the parameters that were pulled last; None before.
+        loss_scale: What to multiply the next loss by, with dynamic loss scaling.
     """
 
     def __init__(
@@ -43,7 +66,7 @@ class Session:
         layout: Layout,
         worker: str,
         hyperparameters: Hyperparameters,
-        retry_s: float,
+        patience: Patience,
     ) -> None:
         self.model = model
         self.layout = layout
@@ -54,106 +77,173 @@ class Session:
         self.version: int | None = None
         self.loss_scale: float | None = None
         self._hyperparameters = dict(hyperparameters)
-        self._retry_s = retry_s
+        self._patience = patience
+        self._pid: int | None = None  # of the process that opened it; None if it is not open
         self._is_unresolved = False
-        self._pid = os.getpid()
+        self._is_pushing = False
+        self._last_result: PushResult | None = None
 
-    def open(self) -> Flow[None]:
-        """Open the session, or a new one in its place; an older one of this worker is fenced."""
-        call = Call("POST", model_path(self.model, "workers"), json={"worker": self.worker})
-        answer = yield from repeatedly(call, self._retry_s)
-        self.epoch = answer.fields["epoch"]
-        self.incarnation = answer.fields["incarnation"]
-        self.loss_scale = answer.fields["loss_scale"]
-        self.sequence, self.version = 0, None
-        self._is_unresolved = False
-        self._pid = os.getpid()
+    # Opening and closing
 
     @property
     def is_open(self) -> bool:
         """Whether this process opened the session and did not close it yet."""
-        return self.epoch >= 0 and os.getpid() == self._pid
+        return self._pid == os.getpid()
+
+    def open(self) -> Flow[None]:
+        """Open the session, or a new one in its place; an older one of this worker is fenced."""
+        answer = yield from self._take_new_epoch()
+        self.incarnation = answer["incarnation"]
+        self.loss_scale = answer["loss_scale"]
+        self.version = None
 
     def close(self) -> Flow[None]:
         """Close the session; one try."""
+        self._pid = None
         path = model_path(self.model, "workers", self.worker)
         yield Call("DELETE", path, {"epoch": self.epoch}, timeout_s=CLOSE_S)
 
+    def _take_new_epoch(self) -> Flow[Answer]:
+        """Open a session at the server; whether an unresolved push had its effect is known then.
+
+        The incarnation stays: if history was cut, the next push is told so.
+        """
+        path = model_path(self.model, "workers")
+        call = Call("POST", path, json={"worker": self.worker})
+        answer = yield from repeatedly(call, self._patience)
+        if self._is_unresolved:
+            self._settle(self._result_in(answer))
+        self.epoch, self.sequence = answer["epoch"], 0
+        self._pid = os.getpid()
+        return answer
+
+    def _result_in(self, opened: Answer) -> PushResult | None:
+        """Return what the unresolved push got; None if it has no effect in the present history."""
+        previous = opened["previous"]
+        if previous is None or opened["incarnation"] != self.incarnation:
+            return None
+        last = (calls.required(previous, "epoch"), calls.required(previous, "last_sequence"))
+        if last != (self.epoch, self.sequence):
+            return None
+        return replace(calls.read_result(calls.required(previous, "result")), duplicate=True)
+
+    def _ensure_open(self) -> Flow[None]:
+        if self._pid is None:
+            yield from self.open()
+        elif not self.is_open:
+            raise UnknownSession(
+                f"The session of worker {self.worker!r} belongs to the process that opened it; in "
+                "a forked process open one with a name of its own: model.worker(...)"
+            )
+
+    # Pulls and pushes
+
     def pull(self) -> Flow[Parameters]:
         """Pull all parameters; the next gradient counts as computed at them."""
-        call = calls.pull(self.model, self.layout, None, None)
-        answer = yield from repeatedly(call, self._retry_s)
+        yield from self._ensure_open()
+        call = calls.pull(self.model, self.layout)
+        answer = yield from repeatedly(call, self._patience)
         return self._note(calls.parameters_of(answer))
 
     def push(
         self,
         gradients: Mapping[str, Any],
         *,
-        pulls: bool,
-        weight: float,
-        metrics: Mapping[str, float] | None,
-        hyperparameters: Hyperparameters | None,
+        pulls: bool = False,
+        weight: float = 1.0,
+        metrics: Mapping[str, float] | None = None,
+        hyperparameters: Hyperparameters | None = None,
     ) -> Flow[PushResult]:
         """Push gradients and wait for what becomes of them."""
-        self._check_process()
-        if self._is_unresolved:
+        yield from self._ensure_open()
+        with self._one_at_a_time():
             yield from self._resolve()
-        values = calls.values_of({**self._hyperparameters, **(hyperparameters or {})})
-        header = {
-            "worker": self.worker,
-            "epoch": self.epoch,
-            "sequence": self.sequence,
-            "incarnation": self.incarnation,
-            "version": self.version,
-            "weight": float(weight),
-            "loss_scale": self.loss_scale,
-            "hyperparameters": values,
-            "metrics": {name: float(value) for name, value in (metrics or {}).items()},
-        }
-        call = calls.push(self.model, self.layout, gradients, header, pulls=pulls)
-        self._is_unresolved = True
+            header = {
+                "worker": self.worker,
+                "incarnation": self.incarnation,
+                "version": self.version,
+                "weight": float(weight),
+                "loss_scale": self.loss_scale,
+                "hyperparameters": values_of({**self._hyperparameters, **(hyperparameters or {})}),
+                "metrics": {name: float(value) for name, value in (metrics or {}).items()},
+            }
+            result = yield from self._push(gradients, header, pulls)
+            if result.loss_scale is not None:
+                self.loss_scale = result.loss_scale
+        return result
+
+    def push_pull(self, gradients: Mapping[str, Any], **options: Any) -> Flow[Parameters]:
+        """Push gradients and return the new parameters; see `push` for the options."""
+        result = yield from self.push(gradients, pulls=True, **options)
+        if result.parameters is None:  # it had to wait, or was resolved
+            return (yield from self.pull())
+        return self._note(result.parameters)
+
+    def resolve(self) -> Flow[PushResult | None]:
+        """Return what became of the last push; None if it had no effect."""
+        yield from self._ensure_open()
+        with self._one_at_a_time():
+            yield from self._resolve()
+        return self._last_result
+
+    def _push(
+        self, gradients: Mapping[str, Any], header: Mapping[str, Any], pulls: bool
+    ) -> Flow[PushResult]:
+        """Push, and once more in a new session if the present one was closed in the meantime."""
         try:
-            result = yield from self._settled(call)
-        except (TransportError, Unavailable):
+            return (yield from self._push_in_this_epoch(gradients, header, pulls))
+        except SessionExpired:
+            yield from self._take_new_epoch()
+        return self._last_result or (yield from self._push_in_this_epoch(gradients, header, pulls))
+
+    def _push_in_this_epoch(
+        self, gradients: Mapping[str, Any], header: Mapping[str, Any], pulls: bool
+    ) -> Flow[PushResult]:
+        numbered = {**header, "epoch": self.epoch, "sequence": self.sequence}
+        call = calls.push(self.model, self.layout, gradients, numbered, pulls=pulls)
+        self._is_unresolved, self._last_result = True, None
+        try:
+            result = yield from self._sent(call)
+        except PayloadMismatch:
+            raise  # an earlier push used the number up
+        except StepwellError as error:
+            if error.details.get("status") in REFUSALS:
+                self._settle(None)
             raise
-        except StepwellError:
-            self._is_unresolved = False  # the server refused it, so the sequence number is free
-            raise
-        self._is_unresolved = False
-        self.sequence += 1
-        if result.loss_scale is not None:
-            self.loss_scale = result.loss_scale
-        if pulls:
-            parameters = result.parameters or (yield from self.pull())
-            result = replace(result, parameters=self._note(parameters))
+        self._settle(result)
         return result
 
-    def _settled(self, call: Call) -> Flow[PushResult]:
-        answer = yield from repeatedly(call, self._retry_s)
-        result = calls.result_of(answer)
-        while result.outcome == "waiting":
-            result = yield from self._ask()
-        return result
+    def _sent(self, call: Call) -> Flow[PushResult]:
+        """Send a push until it is settled; a server that restarts forgets pushes that wait."""
+        while True:
+            result = calls.result_of((yield from repeatedly(call, self._patience)))
+            if result.outcome != "waiting":
+                return result
+            with contextlib.suppress(PushNotFound, UnknownSession):
+                return (yield from self._asked())
 
-    def _ask(self) -> Flow[PushResult]:
-        """Ask what became of the present push."""
+    def _asked(self) -> Flow[PushResult]:
+        """Ask what became of the present push until it is settled."""
         path = model_path(self.model, "workers", self.worker, "pushes", str(self.sequence))
         call = Call("GET", path, {"epoch": self.epoch, "wait_s": WAIT_S})
-        return calls.result_of((yield from repeatedly(call, self._retry_s)))
+        while True:
+            result = calls.result_of((yield from repeatedly(call, self._patience)))
+            if result.outcome != "waiting":
+                return result
 
     def _resolve(self) -> Flow[None]:
-        """Learn whether a push whose answer was lost had its effect, before the next one is
-        made.
-        """
-        try:
-            result = yield from self._ask()
-            while result.outcome == "waiting":
-                result = yield from self._ask()
-        except PushNotFound:
-            self._is_unresolved = False
+        """Learn whether an unresolved push had its effect."""
+        if not self._is_unresolved:
             return
-        self._is_unresolved = False
-        self.sequence += 1
+        try:
+            self._settle((yield from self._asked()))
+        except (PushNotFound, SessionExpired, UnknownSession):
+            yield from self._take_new_epoch()
+
+    def _settle(self, result: PushResult | None) -> None:
+        """Note what became of the present push; only one that was admitted uses up its number."""
+        self._is_unresolved, self._last_result = False, result
+        self.sequence += result is not None
 
     def _note(self, parameters: Parameters) -> Parameters:
         if parameters.incarnation == self.incarnation:
@@ -161,9 +251,15 @@ class Session:
         self.loss_scale = parameters.loss_scale
         return parameters
 
-    def _check_process(self) -> None:
-        if os.getpid() != self._pid:
-            raise UnknownSession(
-                f"The session of worker {self.worker!r} belongs to the process that opened it; in a forked "
-                "process open one with a name of its own: model.worker(...)"
+    @contextlib.contextmanager
+    def _one_at_a_time(self) -> Iterator[None]:
+        if self._is_pushing:
+            raise PushInFlight(
+                f"Worker {self.worker!r} has another push under way, and makes one at a time. Give "
+                "each thread or task a worker of its own"
             )
+        self._is_pushing = True
+        try:
+            yield
+        finally:
+            self._is_pushing = False

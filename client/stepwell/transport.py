@@ -8,51 +8,43 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import os
 import ssl
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
-from typing import Any
+import warnings
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Self, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
 from stepwell_core import wire
-from stepwell_core.errors import InvalidArgument, StepwellError
+from stepwell_core.errors import InvalidArgument, LayoutMismatch, StepwellError
 from stepwell_core.layout import byte_views
 
 from stepwell.calls import Answer, Call, expected_payload
 from stepwell.errors import (
+    CertificateRefused,
     ConnectionFailed,
     TimedOut,
     TransportError,
     UnexpectedAnswer,
     from_problem,
 )
+from stepwell.retry import Timeout
 
+DEFAULT_URL = "http://127.0.0.1:8700"
 PIECE_BYTES = 1 << 18
 SMALL_BODY_BYTES = 1 << 16
+MAX_JSON_BYTES = 16 << 20
+"""What a Stepwell server says in JSON is far smaller; something else may go on for ever."""
+
 KEEP_ALIVE_S = 30.0
 """Shorter than the server's 75 s, so the client never writes into a connection that is being
 closed."""
 
-
-@dataclass(frozen=True)
-class Timeout:
-    """How long a client waits, in seconds.
-
-    Attributes:
-        connect_s: For a connection.
-        read_s: For the next bytes of an answer; the server answers a waiting push after 20 s.
-        retry_s: For an answer in all, repetitions included. A server that this client never reached
-            is given up after `connect_s`.
-    """
-
-    connect_s: float = 5.0
-    read_s: float = 30.0
-    retry_s: float = 60.0
-
-    def to_httpx(self) -> httpx.Timeout:
-        """Return httpx's form; writing has no limit of its own while bytes move."""
-        return httpx.Timeout(connect=self.connect_s, read=self.read_s, write=None, pool=None)
+GATEWAY_FAILURES = frozenset({502, 503, 504})
+"""What a proxy says while the server behind it restarts."""
 
 
 @dataclass(frozen=True)
@@ -65,38 +57,54 @@ class Endpoint:
         timeout: How long to wait.
         verify: False, or an SSL context: what to think of the server's certificate.
         uds: Path of the Unix socket to use instead of TCP.
+
+    Raises:
+        InvalidArgument: Something of it cannot be.
     """
 
     url: str
-    token: str | None = None
-    timeout: Timeout = Timeout()
+    token: str | None = field(default=None, repr=False)
+    timeout: Timeout = field(default_factory=Timeout)
     verify: bool | ssl.SSLContext = True
     uds: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what is not a server's URL."""
-        parts = urlsplit(self.url)
-        if (
-            parts.scheme not in ("http", "https")
-            or not parts.hostname
-            or parts.path not in ("", "/")
-        ):
+        """Refuse what is no server's URL or no token."""
+        if not _is_server_url(self.url):
             raise InvalidArgument(
-                f"A server's URL is like http://127.0.0.1:8700. Received: {self.url[:200]!r}"
+                "A server's URL is like http://127.0.0.1:8700, with nothing behind the port and no "
+                f"user in it. Received: {_without_user(self.url)!r}"
+            )
+        if self.token is not None and not (self.token.isascii() and self.token.isprintable()):
+            raise InvalidArgument("A token is like sw_push_... Received: other characters")
+        if not isinstance(self.timeout, Timeout):
+            raise InvalidArgument(
+                "`timeout` is like stepwell.Timeout(retry_s=60). Received: "
+                f"{type(self.timeout).__name__}"
             )
 
-    def arguments(self) -> dict[str, Any]:
-        """Return what both of httpx's clients are made with."""
-        headers = {"Accept": wire.MEDIA_TYPE}
-        if self.token is not None:
-            headers["Authorization"] = f"Bearer {self.token}"
-        return {
-            "base_url": self.url,
-            "headers": headers,
-            "timeout": self.timeout.to_httpx(),
-            "verify": self.verify,
-            "trust_env": not self.is_local,  # a proxy of the company cannot reach this machine
-        }
+    @classmethod
+    def find(
+        cls,
+        url: str | None,
+        token: str | None,
+        uds: str | os.PathLike[str] | None,
+        **options: Any,
+    ) -> Self:
+        """Return where the server is; what is not given comes from the environment."""
+        token = (token or os.environ.get("STEPWELL_TOKEN") or _token_from_file()).strip()
+        found = cls(
+            url=url or os.environ.get("STEPWELL_URL") or DEFAULT_URL,
+            token=token or None,
+            uds=None if uds is None else os.fspath(uds),
+            **{name: value for name, value in options.items() if value is not None},
+        )
+        if found.token and not found.is_local and urlsplit(found.url).scheme == "http":
+            warnings.warn(
+                "The token travels in the clear over http:// to another machine; use https://",
+                stacklevel=3,
+            )
+        return found
 
     @property
     def is_local(self) -> bool:
@@ -109,8 +117,74 @@ class Endpoint:
         except ValueError:
             return False
 
+    def client_arguments(self) -> dict[str, Any]:
+        """Return what both of httpx's clients are made with."""
+        headers = {"Accept": wire.MEDIA_TYPE, "Accept-Encoding": "identity"}
+        if self.token is not None:
+            headers["Authorization"] = f"Bearer {self.token}"
+        timeout = httpx.Timeout(
+            connect=self.timeout.connect_s,
+            read=self.timeout.read_s,
+            write=None,  # no limit of its own while bytes move
+            pool=None,
+        )
+        return {"base_url": self.url, "headers": headers, "timeout": timeout}
 
-_LIMITS = httpx.Limits(keepalive_expiry=KEEP_ALIVE_S)
+    def transport_arguments(self) -> dict[str, Any]:
+        """Return what httpx makes connections with."""
+        needs_none = self.is_local and urlsplit(self.url).scheme == "http"
+        verify = False if needs_none else self.verify  # to read all certificates takes 30 ms
+        return {"verify": verify, "limits": httpx.Limits(keepalive_expiry=KEEP_ALIVE_S)}
+
+
+def _token_from_file() -> str:
+    """Return the first token of the secret file that `STEPWELL_TOKEN_FILE` names, if it is set."""
+    path = os.environ.get("STEPWELL_TOKEN_FILE")
+    if not path:
+        return ""
+    try:
+        lines = Path(path).read_text("utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise InvalidArgument(
+            f"`STEPWELL_TOKEN_FILE` names a file that cannot be read ({type(error).__name__}). "
+            f"Received: {path!r}"
+        ) from None
+    return next((line for line in map(str.strip, lines) if line and line[0] != "#"), "")
+
+
+def _is_server_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except (ValueError, AttributeError, TypeError):
+        return False
+    is_bare = parts.path in ("", "/") and not (parts.query or parts.fragment or "@" in parts.netloc)
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and is_bare and port != 0
+
+
+def _without_user(url: object) -> str:
+    """Return a URL as an error may show it: a password is no text for a log."""
+    before, at, behind = str(url)[:200].rpartition("@")
+    return f"{before.partition('//')[0]}//...@{behind}" if at else behind
+
+
+C = TypeVar("C")
+
+
+class _PerProcess(Generic[C]):
+    """An httpx client of this process: a forked one must not write into its parent's sockets."""
+
+    def __init__(self, make: Callable[[], C]) -> None:
+        self._make = make
+        self._pid = os.getpid()
+        self._client = make()
+        self._parents: list[C] = []  # kept, since forgetting them would close their sockets
+
+    def get(self) -> C:
+        if self._pid != os.getpid():
+            self._parents.append(self._client)
+            self._client, self._pid = self._make(), os.getpid()
+        return self._client
 
 
 class HttpTransport:
@@ -121,16 +195,7 @@ class HttpTransport:
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
-        arguments = endpoint.arguments()
-        self._client = httpx.Client(
-            **arguments,
-            transport=httpx.HTTPTransport(
-                verify=endpoint.verify, limits=_LIMITS, uds=endpoint.uds, trust_env=False
-            )
-            if endpoint.is_local
-            else None,
-            limits=_LIMITS,
-        )
+        self._clients = _PerProcess(lambda: _new_client(endpoint))
 
     def send(self, call: Call) -> Answer:
         """Make a call.
@@ -139,11 +204,12 @@ class HttpTransport:
             TransportError: There was no answer, or none that could be read.
             StepwellError: What the server says.
         """
+        client = self._clients.get()
         try:
-            request = self._client.build_request(
+            request = client.build_request(
                 call.method, call.path, **_options(call), **_content(call, _pieces)
             )
-            response = self._client.send(request, stream=True)
+            response = client.send(request, stream=True)
             try:
                 reader = _AnswerReader(call, response)
                 for piece in response.iter_raw():
@@ -156,31 +222,23 @@ class HttpTransport:
 
     def close(self) -> None:
         """Close all connections."""
-        self._client.close()
+        self._clients.get().close()
 
 
 class AsyncHttpTransport:
     """Sends calls with asyncio; see `HttpTransport`."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        arguments = endpoint.arguments()
-        self._client = httpx.AsyncClient(
-            **arguments,
-            transport=httpx.AsyncHTTPTransport(
-                verify=endpoint.verify, limits=_LIMITS, uds=endpoint.uds, trust_env=False
-            )
-            if endpoint.is_local
-            else None,
-            limits=_LIMITS,
-        )
+        self._clients = _PerProcess(lambda: _new_async_client(endpoint))
 
     async def send(self, call: Call) -> Answer:
         """Make a call; raises as `HttpTransport.send`."""
+        client = self._clients.get()
         try:
-            request = self._client.build_request(
+            request = client.build_request(
                 call.method, call.path, **_options(call), **_content(call, _async_pieces)
             )
-            response = await self._client.send(request, stream=True)
+            response = await client.send(request, stream=True)
             try:
                 reader = _AnswerReader(call, response)
                 async for piece in response.aiter_raw():
@@ -193,7 +251,24 @@ class AsyncHttpTransport:
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._client.aclose()
+        await self._clients.get().aclose()
+
+
+def _new_client(endpoint: Endpoint) -> httpx.Client:
+    arguments, connections = endpoint.client_arguments(), endpoint.transport_arguments()
+    if not endpoint.is_local:
+        return httpx.Client(**arguments, **connections)
+    # A proxy of the company cannot reach this machine, so the environment's is not used.
+    transport = httpx.HTTPTransport(**connections, uds=endpoint.uds)
+    return httpx.Client(**arguments, transport=transport, trust_env=False)
+
+
+def _new_async_client(endpoint: Endpoint) -> httpx.AsyncClient:
+    arguments, connections = endpoint.client_arguments(), endpoint.transport_arguments()
+    if not endpoint.is_local:
+        return httpx.AsyncClient(**arguments, **connections)
+    transport = httpx.AsyncHTTPTransport(**connections, uds=endpoint.uds)
+    return httpx.AsyncClient(**arguments, transport=transport, trust_env=False)
 
 
 class _AnswerReader:
@@ -203,53 +278,86 @@ class _AnswerReader:
         self._call = call
         self._status = response.status_code
         self._media_type = response.headers.get("content-type", "").split(";")[0].strip()
-        self._decoder = wire.Decoder() if self._media_type == wire.MEDIA_TYPE else None
+        is_message = self._media_type == wire.MEDIA_TYPE and self._status < 300
+        self._decoder = wire.Decoder() if is_message else None
         self._body = bytearray()
         self._answer: Answer | None = None
 
     def feed(self, piece: bytes) -> None:
+        try:
+            self._take(piece)
+        except LayoutMismatch:
+            raise
+        except StepwellError as error:
+            raise _unreadable(error) from error
+
+    def _take(self, piece: bytes) -> None:
         if self._decoder is None:
             self._body += piece
+            if len(self._body) > MAX_JSON_BYTES:
+                raise self._unexpected()
             return
         self._decoder.feed(piece)
         if self._answer is None and self._decoder.header is not None:
             layout = expected_payload(self._call, self._decoder.header)
             arenas = None if layout is None else layout.new_payload()
             self._decoder.receive([] if arenas is None else byte_views(arenas))
-            self._answer = Answer(self._status, self._decoder.header, arenas, layout)
+            self._answer = Answer(self._decoder.header, arenas, layout)
 
     def finish(self) -> Answer:
-        if self._decoder is not None:
+        if self._decoder is None:
+            return Answer({} if self._status == 204 else self._fields())
+        try:
             self._decoder.finish()
-            assert self._answer is not None, "a complete message has a header"
-            return self._answer
-        if self._status == 204:
-            return Answer(self._status, {})
-        return Answer(self._status, self._fields())
+        except StepwellError as error:
+            raise _unreadable(error) from error
+        assert self._answer is not None, "a complete message has a header"
+        return self._answer
 
     def _fields(self) -> dict[str, Any]:
         try:
             fields = json.loads(bytes(self._body))
-        except ValueError:
+        except (ValueError, RecursionError):
             fields = None
-        if not isinstance(fields, dict):
-            raise UnexpectedAnswer(
-                f"Expected a Stepwell server. Received: status {self._status}, type "
-                f"{self._media_type[:40]!r}; is the URL right, and is a proxy in the way?",
+        is_object = isinstance(fields, dict)
+        if is_object and self._status < 300:
+            return dict(fields)
+        if is_object and self._status >= 400 and "code" in fields:
+            raise from_problem(fields, self._status)
+        raise self._unexpected()
+
+    def _unexpected(self) -> TransportError:
+        if self._status in GATEWAY_FAILURES:
+            return ConnectionFailed(
+                f"Something in between answered {self._status} for the server; is it running?",
                 was_sent=True,
             )
-        if self._status >= 400:
-            raise from_problem(fields, self._status)
-        return fields
+        return UnexpectedAnswer(
+            f"Expected a Stepwell server. Received: status {self._status}, type "
+            f"{self._media_type[:40]!r}; is the URL right, and is a proxy in the way?"
+        )
 
 
-def translated(error: httpx.HTTPError) -> StepwellError:
+def _unreadable(error: StepwellError) -> StepwellError:
+    """Return what to raise for an answer that breaks the protocol."""
+    if isinstance(error, TransportError):
+        return error
+    return UnexpectedAnswer(f"The answer cannot be read. {error.message}")
+
+
+def translated(error: httpx.HTTPError) -> TransportError:
     """Return our exception for one of httpx's."""
     try:
-        where = str(error.request.url)
+        where = f"{error.request.url.scheme}://{error.request.url.netloc.decode()}"
     except RuntimeError:
         where = "the server"
     name = type(error).__name__
+    if _is_about_certificate(error):
+        return CertificateRefused(
+            f"The certificate of {where} is not trusted. If it is your own, give the client "
+            "verify=ssl.create_default_context(cafile=...)",
+            was_sent=False,
+        )
     if isinstance(error, httpx.ConnectTimeout | httpx.ConnectError | httpx.PoolTimeout):
         return ConnectionFailed(
             f"{where} cannot be reached ({name}); is the server running there? Start one with "
@@ -257,17 +365,23 @@ def translated(error: httpx.HTTPError) -> StepwellError:
             was_sent=False,
         )
     if isinstance(error, httpx.TimeoutException):
-        return TimedOut(f"{where} did not answer in time ({name})", was_sent=True)
+        return TimedOut(f"{where} did not answer in time ({name})")
     if isinstance(error, httpx.TransportError):
-        return ConnectionFailed(f"The connection to {where} broke ({name})", was_sent=True)
-    return TransportError(f"The call to {where} failed ({name})", was_sent=True)
+        return ConnectionFailed(f"The connection to {where} broke ({name})")
+    return TransportError(f"The call to {where} failed ({name})")
+
+
+def _is_about_certificate(error: BaseException | None) -> bool:
+    while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _options(call: Call) -> dict[str, Any]:
     """Return httpx's arguments for everything but the body."""
     options: dict[str, Any] = {"params": dict(call.query)}
     if call.timeout_s is not None:
-        options["timeout"] = call.timeout_s
+        options["timeout"] = httpx.Timeout(call.timeout_s / 2)  # to connect, and to answer
     return options
 
 

@@ -214,8 +214,9 @@ class Engine:
     # Sessions
 
     def open_session(self, worker: str) -> tuple[Session, Session | None]:
-        """Open a session; see `Ledger.open`. A waiting push of the worker's earlier one is
-        forgotten.
+        """Open a session; see `Ledger.open`.
+
+        A waiting push of the worker's earlier session is forgotten.
         """
         session, previous = self.ledger.open(worker)
         self.policy.join(worker)
@@ -305,8 +306,8 @@ class Engine:
         if session is not None and session.epoch != push.epoch:
             session = None  # the numbers of another session say nothing about this one's pushes
         raise StaleIncarnation(
-            "The model was restored, overwritten or created anew since this session was opened; pull, and "
-            "open a new session",
+            "The model was restored, overwritten or created anew since this session was opened; "
+            "pull, and open a new session",
             incarnation=self.incarnation,
             version=self.counters.version,
             parameters_version=self.counters.parameters_version,
@@ -317,8 +318,8 @@ class Engine:
         declared = set(self.definition.rule.declared_per_push)
         if push.hyperparameters.keys() != declared:
             raise InvalidInput(
-                f"With each push come values for: {', '.join(sorted(declared)) or 'none'}. Received: "
-                f"{', '.join(sorted(push.hyperparameters))[:200] or 'none'}",
+                f"With each push come values for: {', '.join(sorted(declared)) or 'none'}. "
+                f"Received: {', '.join(sorted(push.hyperparameters))[:200] or 'none'}",
                 expected=sorted(declared),
             )
         if not _is_factor(push.weight):
@@ -356,8 +357,9 @@ class Engine:
             return None
         if action == "reject":
             raise NonFiniteGradient(
-                "The gradient has NaN or infinity in it and this model rejects those; nothing changed. "
-                "Lower the learning rate, clip, or create the model with on_nonfinite='drop'"
+                "The gradient has NaN or infinity in it and this model rejects those; nothing "
+                "changed. Lower the learning rate, clip, or create the model with "
+                "on_nonfinite='drop'"
             )
         return self._stage_no_step((push,), "skipped_nonfinite", self.counters)
 
@@ -496,15 +498,17 @@ class Engine:
         value = values.get("learning_rate")
         if isinstance(value, float | int) and isinstance(rule.learning_rate, LearningRateSchedule):
             raise InvalidArgument(
-                "This optimizer was created with a LearningRateSchedule as its `learning_rate`, hence its "
-                "learning rate is not settable. Create it with a float `learning_rate` instead"
+                "This optimizer was created with a LearningRateSchedule as its `learning_rate`, "
+                "hence its learning rate is not settable. Create it with a float `learning_rate` "
+                "instead"
             )
         definition = self.definition.with_rule(rule.with_values(values))
         pipeline = Pipeline(self.layout, definition.rule, definition.excluded)
         if _fixed(self.pipeline) != _fixed(pipeline):
             raise InvalidArgument(
-                "These hyperparameters cannot change while training, since the slots, or the values "
-                f"that come with each push, would: {', '.join(sorted(values))}. Create another model"
+                "These hyperparameters cannot change while training, since the slots, or the "
+                "values that come with each push, would: "
+                f"{', '.join(sorted(values))}. Create another model"
             )
         pipeline.warm()
         return definition, pipeline

@@ -182,9 +182,9 @@ class Ledger:
             )
         if epoch < session.epoch:
             raise Fenced(
-                f"Worker {worker!r} opened a newer session (epoch {session.epoch}); the one with epoch "
-                f"{epoch} may not push any more. Two processes with one name fence each other: give each "
-                "its own",
+                f"Worker {worker!r} opened a newer session (epoch {session.epoch}); the one with "
+                f"epoch {epoch} may not push any more. Two processes with one name fence each "
+                "other: give each its own",
                 worker=worker,
                 epoch=session.epoch,
             )

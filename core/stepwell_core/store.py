@@ -107,7 +107,8 @@ class Store:
                 return None
             if not current.holders and self._old_held >= self._spare_limit:
                 raise VersionsExhausted(
-                    f"Slow readers hold {self._old_held} older versions of the parameters; try again"
+                    f"Slow readers hold {self._old_held} older versions of the parameters; "
+                    "try again"
                 )
             current.holders += 1
             return current
@@ -121,9 +122,7 @@ class Store:
                 self._keep_spare(version.arenas)
 
     def claim(self) -> Claim:
-        """Begin the next version; the writer alone calls this, and `publish` when it has written
-        it.
-        """
+        """Begin the next version; the writer alone calls this, and then `publish`."""
         with self._lock:
             current = self._current
             has_spare = self._old_held < self._spare_limit

@@ -71,7 +71,8 @@ class Decoder:
 
     `feed` bytes until `header` is there; check it; say with `receive` where the payload belongs; go
     on feeding, or fill `target` directly and call `advance`; at the end of the body call `finish`.
-    Not thread-safe. Never holds more than the header and the piece that came with it.
+    Without `receive`, no payload is taken. Not thread-safe. Never holds more than the header and
+    the piece that came with it.
     """
 
     def __init__(self) -> None:
@@ -98,12 +99,13 @@ class Decoder:
             MalformedMessage: They are not a message.
             PayloadSizeMismatch: They are more than `receive` asked for.
         """
-        if self._is_receiving:
-            self._scatter(memoryview(piece))
-            return
-        self._early += piece
         if self.header is None:
+            self._early += piece
             self._read_header(piece)
+        elif piece:
+            if not self._is_receiving:
+                self.receive([])
+            self._scatter(memoryview(piece))
 
     def receive(self, views: Sequence[memoryview]) -> None:
         """Say where the payload belongs: byte views that are filled one after the other.
@@ -138,8 +140,7 @@ class Decoder:
         """
         if not self._bin_left:
             self._marker_filled += count
-            if self._marker_filled == self._marker_wanted():
-                self._read_marker()
+            self._read_marker()
             return
         self._bin_left -= count
         self._missing -= count
@@ -184,12 +185,12 @@ class Decoder:
         return 1 + (_LENGTH_BYTES[self._marker[0]] if self._marker_filled else 0)
 
     def _read_marker(self) -> None:
-        if self._marker_filled == 1:
-            if self._marker[0] not in _LENGTH_BYTES:
-                raise MalformedMessage(
-                    "Behind the header come msgpack `bin` objects alone. Received: a byte "
-                    f"0x{self._marker[0]:02x}"
-                )
+        if self._marker_filled and self._marker[0] not in _LENGTH_BYTES:
+            raise MalformedMessage(
+                "Behind the header come msgpack `bin` objects alone. Received: a byte "
+                f"0x{self._marker[0]:02x}"
+            )
+        if self._marker_filled < self._marker_wanted():
             return
         length = int.from_bytes(self._marker[1 : self._marker_filled], "big")
         self._marker_filled = 0

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncIterator
-
 import structlog
 from fastapi import FastAPI
 from starlette.types import ASGIApp
@@ -37,13 +34,11 @@ class Application:
         self.asgi: ASGIApp = Gate(self.api, authenticator, settings.allowed_hosts)
 
     def _build(self) -> FastAPI:
-        # The documentation pages of FastAPI load from a content network; /openapi.json is ours
-        # alone.
+        # FastAPI's documentation pages load from a content network; /openapi.json is ours alone.
         api = FastAPI(
             title="Stepwell",
             version=__version__,
             description="An optimizer-as-a-service parameter server.",
-            lifespan=self._lifespan,
             docs_url=None,
             redoc_url=None,
             redirect_slashes=False,
@@ -56,17 +51,24 @@ class Application:
         problems.install(api)
         return api
 
-    @contextlib.asynccontextmanager
-    async def _lifespan(self, api: FastAPI) -> AsyncIterator[None]:
+    async def start(self) -> None:
+        """Recover the models; comes before the first request.
+
+        Raises:
+            CheckpointInvalid: A model cannot be recovered; nothing was changed.
+        """
         await self.registry.recover()
-        api.state.is_ready = True
-        yield
-        api.state.is_ready = False
-        await self.registry.stop()
-        self._data.release()
-        log.info("stopped")
+        self.api.state.is_ready = True
 
     def stop_waiting(self) -> None:
         """Answer waiting requests with 503 at once; the first part of a stop."""
         self.api.state.is_ready = False
         self.registry.stop_waiting()
+
+    async def stop(self) -> None:
+        """Save the models and let go of the data folder; comes after the last request."""
+        try:
+            await self.registry.stop()
+        finally:
+            self._data.release()
+        log.info("stopped")

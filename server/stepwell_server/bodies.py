@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ValidationError
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from stepwell_core import wire
 from stepwell_core.errors import (
     BodyTooLarge,
@@ -30,9 +30,7 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def is_json(request: Request) -> bool:
-    """Whether the body is JSON; otherwise it is a msgpack stream (the gate lets nothing else
-    in).
-    """
+    """Whether the body is JSON; the gate lets in nothing else but msgpack, and no body at all."""
     return request.headers.get("content-type", "").startswith("application/json")
 
 
@@ -61,6 +59,20 @@ async def read_json(request: Request) -> dict[str, Any]:
     return value
 
 
+async def read_fields(request: Request) -> dict[str, Any]:
+    """Return a body of fields alone: a JSON object, or a msgpack stream without payload.
+
+    Raises:
+        BodyTooLarge, MalformedMessage, PayloadSizeMismatch: It is not one.
+    """
+    if wire.MEDIA_TYPE not in request.headers.get("content-type", ""):
+        return await read_json(request)
+    reader = MessageReader(request)
+    fields = await reader.header()
+    await reader.end()
+    return fields
+
+
 class MessageReader:
     """Reads one msgpack stream: first the header, then, once it was checked, the payload.
 
@@ -74,11 +86,8 @@ class MessageReader:
     def __init__(self, request: Request) -> None:
         limit = request.app.state.settings.max_body_bytes
         length = request.headers.get("content-length", "")
-        self._length = int(length) if length.isdigit() else None
-        if self._length is not None and self._length > limit:
-            raise BodyTooLarge(
-                f"A body has at most {limit} bytes. Received: {self._length}", limit=limit
-            )
+        if length.isdecimal() and int(length) > limit:
+            raise BodyTooLarge(f"A body has at most {limit} bytes. Received: {length}", limit=limit)
         self._decoder = wire.Decoder()
         self._pieces: AsyncIterator[bytes] = request.stream()
 
@@ -108,10 +117,19 @@ class MessageReader:
         """
         arenas = layout.new_payload(dtype)
         self._decoder.receive(byte_views(arenas))
+        await self.end()
+        return arenas
+
+    async def end(self) -> None:
+        """Read to the end of the body, which may hold nothing more than was asked for.
+
+        Raises:
+            PayloadSizeMismatch: It is shorter or longer.
+            ClientDisconnect: The connection ended; nothing was done.
+        """
         async for piece in self._pieces:
             self._decoder.feed(piece)
         self._decoder.finish()
-        return arenas
 
 
 def parse(model: type[M], fields: Mapping[str, Any]) -> M:
@@ -127,8 +145,7 @@ def parse(model: type[M], fields: Mapping[str, Any]) -> M:
 
 
 def arrays_from_json(layout: Layout, values: object) -> dict[str, Array]:
-    """Return tensors that came as nested lists, in their own dtype; they may be some of the
-    layout's.
+    """Return tensors that came as nested lists, all or some of the layout's, in their own dtype.
 
     Raises:
         InvalidInput: A tensor is unknown, misshaped or not numbers.
@@ -141,14 +158,8 @@ def arrays_from_json(layout: Layout, values: object) -> dict[str, Array]:
 
 def array_from_json(tensor: Tensor, value: object) -> Array:
     """Return one tensor that came as nested lists; null stands for NaN, as in our answers."""
-    try:
-        array = np.array(value, dtype=object)
-        flat = [math.nan if number is None else number for number in array.reshape(-1).tolist()]
-    except ValueError:
-        raise ShapeMismatch(
-            f"Tensor {tensor.name!r} has shape {tensor.shape}. Received: rows of different lengths",
-            tensor=tensor.name,
-        ) from None
+    array = np.array(value, dtype=object)  # rows of different lengths stay lists inside
+    flat = [math.nan if number is None else number for number in array.reshape(-1).tolist()]
     if array.shape != tensor.shape:
         raise ShapeMismatch(
             f"Tensor {tensor.name!r} has shape {tensor.shape}. Received: {array.shape}",
@@ -163,14 +174,3 @@ def array_from_json(tensor: Tensor, value: object) -> Array:
             return np.array(flat, dtype=np.float64).astype(tensor.dtype).reshape(tensor.shape)
     except OverflowError:
         raise InvalidInput(f"Tensor {tensor.name!r} has a number that is too large") from None
-
-
-__all__ = [
-    "ClientDisconnect",
-    "MessageReader",
-    "array_from_json",
-    "arrays_from_json",
-    "is_json",
-    "parse",
-    "read_json",
-]

@@ -37,9 +37,7 @@ Role = Literal["read", "push", "admin"]
 def main() -> int:
     """Run the command; returns its exit code."""
     try:
-        app(standalone_mode=False)
-    except typer.Exit as stop:
-        return stop.exit_code
+        code = app(standalone_mode=False)  # that of a typer.Exit; commands return None
     except typer.Abort:
         return 130
     except StepwellError as error:
@@ -50,7 +48,7 @@ def main() -> int:
             raise
         errors.print(f"stepwell: {error.format_message()}", markup=False)
         return EXIT_USAGE
-    return 0
+    return code or 0
 
 
 @app.callback(invoke_without_command=True)
@@ -113,8 +111,8 @@ def serve(
         settings = Settings.load(config, **flags)
     except ValidationError as error:
         for found in error.errors(include_url=False):
-            name = ".".join(str(part) for part in found["loc"])
-            errors.print(f"stepwell: setting {name}: {found['msg']}", markup=False)
+            name = ".".join(str(part) for part in found["loc"]) or "settings"
+            errors.print(f"stepwell: {name}: {found['msg']}", markup=False)
         raise typer.Exit(EXIT_USAGE) from None
     except (OSError, ValueError) as error:
         errors.print(f"stepwell: {error}", markup=False)

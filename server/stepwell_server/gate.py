@@ -9,10 +9,10 @@ role.
 from __future__ import annotations
 
 import ipaddress
-import re
 from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
 
+from starlette.routing import compile_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 from stepwell_core import errors, wire
 from stepwell_core.errors import StepwellError
@@ -56,13 +56,9 @@ ROLE_OF_ROUTE: Mapping[tuple[str, str], str] = {
 
 BODY_TYPES = frozenset({"application/json", wire.MEDIA_TYPE})
 
+# The very patterns by which the application routes, so that both mean the same.
 _PATTERNS = [
-    (
-        method,
-        re.compile(re.sub(r"\\?\{\w+\\?\}", "[^/]+", re.sub(r"\{\w+:path\}", ".+", path)) + r"\Z"),
-        role,
-    )
-    for (method, path), role in ROLE_OF_ROUTE.items()
+    (method, compile_path(path)[0], role) for (method, path), role in ROLE_OF_ROUTE.items()
 ]
 
 
@@ -114,24 +110,22 @@ class Gate:
             )
 
     def _check_browser(self, headers: Mapping[str, str]) -> None:
-        host = _host_name(headers.get("host", ""))
+        authority = headers.get("host", "").lower()
+        host = _host_name(authority)
         if not (host == "localhost" or _is_address(host) or host in self._allowed_hosts):
             raise errors.Forbidden(
                 f"This server does not answer to the host name {host[:80]!r}; allow it with "
                 "--allowed-host"
             )
         origin = headers.get("origin")
-        if (
-            origin is not None
-            and urlsplit(origin).netloc.lower() != headers.get("host", "").lower()
-        ):
+        if origin is not None and _authority(origin) != authority:
             raise errors.Forbidden("Requests from pages of other origins are refused")
 
     def _check_body(self, method: str, headers: Mapping[str, str]) -> None:
-        if headers.get("content-encoding", "identity") != "identity":
+        encoding = headers.get("content-encoding", "identity")
+        if encoding.lower() != "identity":
             raise errors.UnsupportedMediaType(
-                f"A body is sent as it is. Received: Content-Encoding "
-                f"{headers['content-encoding'][:40]!r}"
+                f"A body is sent as it is. Received: Content-Encoding {encoding[:40]!r}"
             )
         has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
         if not has_body or method in ("GET", "HEAD"):
@@ -149,8 +143,8 @@ class Gate:
         role = self._authenticator.role_of(token.strip()) if scheme.lower() == "bearer" else None
         if role is None:
             raise errors.Unauthenticated(
-                "This server needs a token: send `Authorization: Bearer <token>`, or give the client "
-                "token=... or STEPWELL_TOKEN. Make one with `stepwell token create`"
+                "This server needs a token: send `Authorization: Bearer <token>`, or give the "
+                "client token=... or STEPWELL_TOKEN. Make one with `stepwell token create`"
             )
         return role
 
@@ -165,8 +159,16 @@ def role_needed(method: str, path: str) -> str:
 def _host_name(host: str) -> str:
     """Return the name in a Host header, without port and brackets."""
     if host.startswith("["):
-        return host[1:].partition("]")[0].lower()
-    return host.rpartition(":")[0].lower() if host.count(":") == 1 else host.lower()
+        return host[1:].partition("]")[0]
+    return host.rpartition(":")[0] if host.count(":") == 1 else host
+
+
+def _authority(origin: str) -> str | None:
+    """Return host and port of an Origin header, or None if it has none or is not a URL."""
+    try:
+        return urlsplit(origin).netloc.lower() or None
+    except ValueError:
+        return None
 
 
 def _is_address(host: str) -> bool:

@@ -1,5 +1,4 @@
-"""One lane a model: a queue and one thread, through which every change of the model goes in one
-order.
+"""One lane a model: a queue and one thread; every change of the model goes through, in one order.
 
 asyncio stands on one side, the engine on the other. What runs on the lane may use the engine
 freely, and nothing else may; independent models have lanes of their own and run in parallel (the
@@ -68,7 +67,7 @@ class Lane:
         """Give `future` its result, from the lane's thread."""
         self._loop.call_soon_threadsafe(_set_result, future, result)
 
-    def refuse(self, future: asyncio.Future[Any], error: Exception) -> None:
+    def refuse(self, future: asyncio.Future[Any], error: BaseException) -> None:
         """Give `future` an exception, from the lane's thread."""
         self._loop.call_soon_threadsafe(_set_exception, future, error)
 
@@ -84,13 +83,17 @@ class Lane:
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
-            try:
-                result = job.function()
-            except BaseException as error:
-                self._loop.call_soon_threadsafe(_set_exception, job.future, error)
-            else:
-                self._loop.call_soon_threadsafe(_set_result, job.future, result)
+            self._do(job)
             del job  # a large gradient must not live until the next job comes
+
+    def _do(self, job: _Job) -> None:
+        """Run one job, in a frame of its own: nor must a large result live until then."""
+        try:
+            result = job.function()
+        except BaseException as error:
+            self.refuse(job.future, error)
+        else:
+            self.answer(job.future, result)
 
 
 def _set_result(future: asyncio.Future[Any], result: Any) -> None:

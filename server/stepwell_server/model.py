@@ -1,5 +1,4 @@
-"""One model as the server runs it: its engine on its lane, its folder, and everyone who waits for
-it.
+"""One model as the server runs it: its engine on its lane, its folder, and who waits for it.
 
 Methods are called on the event loop. What touches the engine goes through the lane; two things do
 not: reading a version that is held, and files, which have threads of their own.
@@ -8,12 +7,10 @@ not: reading a version that is held, and files, which have threads of their own.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import json
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import structlog
@@ -21,9 +18,12 @@ from stepwell_core import keras_config
 from stepwell_core.definition import Definition
 from stepwell_core.engine import Counters, Engine, Push, Snapshot, Staged, State
 from stepwell_core.errors import (
+    ModelNotFound,
     PreconditionFailed,
     PushNotFound,
     ShuttingDown,
+    StepwellError,
+    Unavailable,
     WorkerNotFound,
 )
 from stepwell_core.layout import Arenas
@@ -33,9 +33,9 @@ from stepwell_core.store import Version
 from stepwell_server.lane import Lane
 from stepwell_server.storage.checkpoint import Manifest
 from stepwell_server.storage.folders import ModelFolder
+from stepwell_server.waiters import Key, PushWaiters, Waiter
 
 T = TypeVar("T")
-Key = tuple[str, int, int]
 
 log = structlog.get_logger("stepwell")
 
@@ -63,14 +63,16 @@ class HostedModel:
         saved: Manifest | None = None,
     ) -> None:
         self.engine = engine
-        self._saved = saved
         self.folder = folder
+        self._saved = saved
         self._loop = asyncio.get_running_loop()
         self._lane = Lane(engine.definition.name, self._loop)
         self._push_wait_s = push_wait_s
-        self._waiters: dict[Key, list[asyncio.Future[Result]]] = {}  # the lane's
+        self._waiters = PushWaiters(self._lane)  # the lane's
         self._readers: list[asyncio.Future[None]] = []  # the event loop's
+        self._incarnation = engine.incarnation
         self._warm_dtypes = {"native"}
+        self._checkpointing = asyncio.Lock()
         self._is_stopping = False
 
     @property
@@ -92,28 +94,24 @@ class HostedModel:
         """
         self._check_running()
         await self._warm(push.gradient.dtype)
-        future: asyncio.Future[Result] = self._loop.create_future()
-        await self._run(lambda: self._push(push, future))
-        return await self._settled(future, self._push_wait_s)
+        waiter: Waiter = self._loop.create_future()
+        await self._run(lambda: self._push(push, waiter))
+        return await self._settled(waiter, self._push_wait_s)
 
-    def _push(self, push: Push, future: asyncio.Future[Result]) -> None:
+    def _push(self, push: Push, waiter: Waiter) -> None:
         """The lane's part of `push`."""
+        self._check_running()
         outcome = self.engine.stage(push)
         if isinstance(outcome, Result):
-            self._lane.answer(future, outcome)
+            self._lane.answer(waiter, outcome)
             return
-        self._waiters.setdefault(push.key, []).append(future)
+        self._waiters.add(push.key, waiter)
         if isinstance(outcome, Staged):
             self._commit(outcome)
 
     def _commit(self, staged: Staged) -> None:
         for push, result in self.engine.commit(staged):
-            first, *others = self._waiters.pop(push.key, [None])
-            if first is not None:
-                self._lane.answer(first, result)
-            for future in others:
-                if future is not None:
-                    self._lane.answer(future, replace(result, duplicate=True))
+            self._waiters.answer(push.key, result)
 
     async def wait_for_push(self, key: Key, wait_s: float) -> Result:
         """Return the result of an earlier push, waiting for it if it waits.
@@ -121,29 +119,35 @@ class HostedModel:
         Raises:
             PushNotFound: The session neither stores nor awaits such a push.
         """
-        future: asyncio.Future[Result] = self._loop.create_future()
-        await self._run(lambda: self._find_push(key, future))
-        return await self._settled(future, min(wait_s, self._push_wait_s))
+        waiter: Waiter = self._loop.create_future()
+        await self._run(lambda: self._find_push(key, waiter))
+        return await self._settled(waiter, min(wait_s, self._push_wait_s))
 
-    def _find_push(self, key: Key, future: asyncio.Future[Result]) -> None:
+    def _find_push(self, key: Key, waiter: Waiter) -> None:
         worker, epoch, sequence = key
         session = self.engine.ledger.find(worker, epoch)
         if sequence <= session.last_sequence:
             result = self.engine.ledger.check(*key)
             assert result is not None, "an admitted push has a result"
-            self._lane.answer(future, result)
-        elif any(push.key == key for push in self.engine.policy.waiting):
-            self._waiters.setdefault(key, []).append(future)
+            self._lane.answer(waiter, result)
+        elif key in self._waiting:
+            self._check_running()
+            self._waiters.add(key, waiter)
         else:
             raise PushNotFound(
                 f"Worker {worker!r} has made no push {sequence} in session {epoch}; send it again",
                 expected=session.last_sequence + 1,
             )
 
-    async def _settled(self, future: asyncio.Future[Result], wait_s: float) -> Result:
-        done, _ = await asyncio.wait([future], timeout=wait_s)
+    @property
+    def _waiting(self) -> set[Key]:
+        return {push.key for push in self.engine.policy.waiting}
+
+    async def _settled(self, waiter: Waiter, wait_s: float) -> Result:
+        done, _ = await asyncio.wait([waiter], timeout=wait_s)
         if done:
-            return future.result()
+            return waiter.result()
+        waiter.cancel()
         counters = self.engine.counters
         return Result("waiting", counters.version, counters.parameters_version)
 
@@ -155,31 +159,37 @@ class HostedModel:
 
     # Reading
 
-    @contextlib.asynccontextmanager
-    async def held(self) -> AsyncIterator[Version]:
-        """Hold the current version while the block runs; waits for a step that is under way in
-        place.
+    async def read(self, function: Callable[[Engine], T]) -> T:
+        """Return `function` of the engine, which may not change it, between two changes.
+
+        It must return copies, or values that never change.
+        """
+        return await self._run(lambda: function(self.engine))
+
+    async def hold(self) -> tuple[str, Version]:
+        """Hold the current version; waits for a step that is under way in place.
+
+        Returns:
+            The incarnation, and the version, which the caller gives to `release`. While history is
+            being cut it may be the version after the cut with the incarnation before it: whoever
+            pushes a gradient of it is refused. It is never the other way round.
 
         Raises:
             VersionsExhausted: Slow readers hold every buffer that can be spared.
         """
-        version = await self.hold()
-        try:
-            yield version
-        finally:
-            self.release(version)
-
-    async def hold(self) -> Version:
-        """Hold the current version; the caller gives it to `release`."""
-        while (version := self.engine.store.hold()) is None:
+        while (held := self._try_hold()) is None:
             future: asyncio.Future[None] = self._loop.create_future()
             self._readers.append(future)
             # Between the two looks the step may have ended, and with it the wake-up call.
-            version = self.engine.store.hold()
-            if version is not None:
-                return version
+            if (held := self._try_hold()) is not None:
+                return held
             await future
-        return version
+        return held
+
+    def _try_hold(self) -> tuple[str, Version] | None:
+        incarnation = self._incarnation
+        version = self.engine.store.hold()
+        return None if version is None else (incarnation, version)
 
     def release(self, version: Version) -> None:
         """Give back what `hold` returned."""
@@ -191,22 +201,21 @@ class HostedModel:
             if not future.done():
                 future.set_result(None)
 
-    async def slot(self, name: str) -> tuple[Counters, Arenas]:
-        """Return a copy of a slot, and the counters that belong to it."""
-        return await self._run(lambda: (self.engine.counters, self.engine.slot(name)))
-
     # Sessions
 
-    async def open_session(self, worker: str) -> tuple[Session, Session | None, Counters]:
-        """Open a session; returns it, the one before, and the model's counters."""
-        self._check_running()
+    async def open_session(self, worker: str) -> tuple[Session, Session | None, str, Counters]:
+        """Open a session.
 
-        def open_session() -> tuple[Session, Session | None, Counters]:
+        Returns:
+            The session, the one before, and the model's incarnation and counters at that moment.
+        """
+
+        def open_session() -> tuple[Session, Session | None, str, Counters]:
             session, previous = self.engine.open_session(worker)
-            self._forget_waiters(worker)
-            return session, previous, self.engine.counters
+            self._forget_waiters()
+            return session, previous, self.engine.incarnation, self.engine.counters
 
-        return await self._run(open_session)
+        return await self._change(open_session)
 
     async def close_session(self, worker: str, epoch: int | None) -> None:
         """Close a session; the current one if `epoch` is None.
@@ -220,58 +229,54 @@ class HostedModel:
             if session is None:
                 raise WorkerNotFound(f"The model knows no worker {worker!r}", worker=worker)
             staged = self.engine.close_session(worker, session.epoch if epoch is None else epoch)
-            self._forget_waiters(worker)
             if staged is not None:
                 self._commit(staged)
+            self._forget_waiters()
 
-        await self._run(close)
+        await self._change(close)
 
-    async def sessions(self) -> list[Session]:
-        """Return copies of all sessions, in the order in which they were opened."""
-        return await self._run(
-            lambda: [replace(session) for session in self.engine.ledger.sessions.values()]
-        )
-
-    def _forget_waiters(self, worker: str | None = None) -> None:
-        """Answer those who wait for pushes that were forgotten: they may send them again."""
-        waiting = {push.key for push in self.engine.policy.waiting}
-        for key in [key for key in self._waiters if key not in waiting]:
-            if worker is not None and key[0] != worker:
-                continue
-            for future in self._waiters.pop(key):
-                self._lane.refuse(future, ShuttingDown("The push waited, but not any more; resend it"))
+    def _forget_waiters(self) -> None:
+        """Answer those whose push waits no more: when they send it again they are told why."""
+        reason = "The push waited for others and does so no more; send it again"
+        self._waiters.forget(self._waiting, Unavailable(reason))
 
     # Changes by an administrator
 
     async def finalize(self) -> Counters:
         """See `Engine.finalize`."""
-        return await self._run(self.engine.finalize)
 
-    async def overwrite(self, parameters: Arenas) -> Counters:
-        """See `Engine.overwrite`; a checkpoint is written before this returns."""
-
-        def overwrite() -> Counters:
-            counters = self.engine.overwrite(parameters, new_incarnation())
+        def finalize() -> Counters:
+            counters = self.engine.finalize()
             self._forget_waiters()
             return counters
 
-        counters = await self._run(overwrite)
+        return await self._change(finalize)
+
+    async def overwrite(self, parameters: Arenas) -> tuple[str, Counters]:
+        """See `Engine.overwrite`; returns the new incarnation, its first checkpoint written."""
+        cut = await self._cut(lambda new: self.engine.overwrite(parameters, new))
         await self.checkpoint()
-        return counters
+        return cut
 
-    async def restore(self, state: State) -> Counters:
-        """See `Engine.restore`; a checkpoint is written before this returns."""
-
-        def restore() -> Counters:
-            counters = self.engine.restore(state, new_incarnation())
-            self._forget_waiters()
-            return counters
-
-        counters = await self._run(restore)
+    async def restore(self, state: State) -> tuple[str, Counters]:
+        """See `Engine.restore`; returns the new incarnation, its first checkpoint written."""
+        cut = await self._cut(lambda new: self.engine.restore(state, new))
         self._warm_dtypes = set()
         await self._warm("native")
         await self.checkpoint()
-        return counters
+        return cut
+
+    async def _cut(self, function: Callable[[str], Counters]) -> tuple[str, Counters]:
+        """Begin a new history."""
+
+        def cut() -> tuple[str, Counters]:
+            incarnation = new_incarnation()
+            counters = function(incarnation)
+            self._incarnation = incarnation  # after the version is there; see `hold`
+            self._forget_waiters()
+            return incarnation, counters
+
+        return await self._change(cut)
 
     async def set_hyperparameters(self, values: Mapping[str, Any], if_match: str | None) -> None:
         """Change hyperparameters from the next step on.
@@ -280,39 +285,45 @@ class HostedModel:
             PreconditionFailed: The optimizer is not the one that `if_match` names.
             InvalidArgument: See `Engine.prepare_hyperparameters`.
         """
+        while not await self._try_hyperparameters(values, if_match):
+            pass  # somebody else changed the optimizer in between: look at it again
+
+    async def _try_hyperparameters(self, values: Mapping[str, Any], if_match: str | None) -> bool:
         before = self.definition
-        if if_match is not None and if_match != optimizer_tag(before):
+        if if_match not in (None, "*", optimizer_tag(before)):
             raise PreconditionFailed("The optimizer was changed in between; read it and try again")
         definition, pipeline = await asyncio.to_thread(self.engine.prepare_hyperparameters, values)
 
-        def adopt() -> None:
+        def adopt() -> bool:
             if self.definition is not before:
-                raise PreconditionFailed(
-                    "The optimizer was changed in between; read it and try again"
-                )
+                return False
             self.engine.adopt_hyperparameters(definition, pipeline)
+            self._warm_dtypes = {"native"}
+            return True
 
-        await self._run(adopt)
-        self._warm_dtypes = {"native"}
+        return await self._change(adopt)
 
     # Checkpoints
 
     async def checkpoint(self) -> Manifest:
         """Write a checkpoint beside training; returns when it is durable."""
-        buffers = await asyncio.to_thread(self._touched_buffers)
-        snapshot: Snapshot = await self._run(lambda: self.engine.snapshot(buffers))
-        try:
-            manifest = await asyncio.to_thread(self.folder.write_checkpoint, snapshot)
-        finally:
-            self.release(snapshot.parameters)
-        self._saved = manifest
+        async with self._checkpointing:  # a later cut gets a later name
+            buffers = await asyncio.to_thread(self._touched_buffers)
+            snapshot: Snapshot = await self._run(lambda: self.engine.snapshot(buffers))
+            manifest = await asyncio.to_thread(self._write_checkpoint, snapshot)
+            self._saved = manifest
         log.info("checkpoint", model=self.definition.name, id=manifest.id)
         return manifest
 
+    def _write_checkpoint(self, snapshot: Snapshot) -> Manifest:
+        """Write a cut and release it, in one thread, whatever becomes of who asked for it."""
+        try:
+            return self.folder.write_checkpoint(snapshot)
+        finally:
+            self.release(snapshot.parameters)
+
     def _touched_buffers(self) -> dict[str, Arenas]:
-        """Return buffers for a copy of the slots whose pages are there already, so the cut is
-        short.
-        """
+        """Return buffers for the slots; their pages are there already, so the cut is short."""
         buffers = {}
         for name in self.engine.pipeline.slot_values:
             buffers[name] = self.engine.layout.new_arenas(None)
@@ -320,26 +331,31 @@ class HostedModel:
                 array.fill(0)
         return buffers
 
+    async def remove_checkpoint(self, checkpoint_id: str) -> None:
+        """Remove a checkpoint; see `ModelFolder.remove_checkpoint`."""
+        async with self._checkpointing:
+            await asyncio.to_thread(self.folder.remove_checkpoint, checkpoint_id)
+            if self._saved is not None and self._saved.id == checkpoint_id:
+                self._saved = None  # so that a stop writes another
+
     # The end
 
     def stop_waiting(self) -> None:
         """Answer everyone who waits with 503 and take no more pushes; the first part of a stop."""
-        self._is_stopping = True
-        self._lane.submit(self._fail_waiters)
+        self._end(ShuttingDown("The server is stopping; the push was not admitted, send it again"))
 
-    def _fail_waiters(self) -> None:
-        waiters, self._waiters = self._waiters, {}
-        error = ShuttingDown("The server is stopping; the push was not admitted, send it again")
-        for future in [future for futures in waiters.values() for future in futures]:
-            self._lane.refuse(future, error)
+    def _end(self, error: StepwellError) -> None:
+        self._is_stopping = True
+        self._lane.submit(lambda: self._waiters.forget((), error))
 
     async def stop(self) -> None:
         """Write a last checkpoint, unless nothing changed; mark the stop as clean; end the lane."""
+        self._is_stopping = True
         if not await self._run(self._is_saved):
             await self.checkpoint()
         await self._lane.close()
-        assert self._saved is not None, "a model has a checkpoint from the beginning"
-        await asyncio.to_thread(self.folder.mark_clean_stop, self._saved.id)
+        if self._saved is not None and self._is_saved():
+            await asyncio.to_thread(self.folder.mark_clean_stop, self._saved.id)
 
     def _is_saved(self) -> bool:
         """Whether the newest checkpoint holds everything, sessions included."""
@@ -354,12 +370,18 @@ class HostedModel:
 
     async def discard(self) -> None:
         """End the lane without a checkpoint: the model is being deleted."""
-        self.stop_waiting()
+        name = self.definition.name
+        self._end(ModelNotFound(f"The model {name!r} was deleted", model=name))
         await self._lane.close()
 
     def _check_running(self) -> None:
         if self._is_stopping:
-            raise ShuttingDown("The server is stopping; send it again")
+            raise ShuttingDown("The model is being closed; send it again")
+
+    async def _change(self, function: Callable[[], T]) -> T:
+        """Run a change on the lane, unless the end has begun."""
+        self._check_running()
+        return await self._run(function)
 
     async def _run(self, function: Callable[[], T]) -> T:
         """Run `function` on the lane, which then wakes readers who found a step under way."""

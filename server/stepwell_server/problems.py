@@ -1,6 +1,4 @@
-"""Errors as `application/problem+json` (RFC 9457): the core's tree, with an HTTP status for each
-branch.
-"""
+"""Errors as `application/problem+json` (RFC 9457): an HTTP status for each branch of the tree."""
 
 from __future__ import annotations
 
@@ -12,6 +10,7 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from stepwell_core import errors
 from stepwell_core.errors import StepwellError
@@ -34,10 +33,13 @@ STATUS: Mapping[type[StepwellError], int] = {
     errors.BodyTooSlow: 408,
     errors.Unavailable: 503,
     errors.DoesNotFit: 507,
+    errors.CheckpointInvalid: 500,
+    errors.DataFolderInvalid: 500,
+    errors.InternalError: 500,
 }
 """The status of a class is that of its nearest ancestor in this table."""
 
-RETRY_AFTER_S = 1
+_HEADERS = {503: {"Retry-After": "1"}, 401: {"WWW-Authenticate": "Bearer"}}
 
 log = structlog.get_logger("stepwell")
 
@@ -47,8 +49,13 @@ def status_of(error: type[StepwellError]) -> int:
     return next(STATUS[cls] for cls in error.__mro__ if cls in STATUS)
 
 
-def problem(error: StepwellError) -> Response:
-    """Return the problem document of an error."""
+def problem(error: StepwellError, headers: Mapping[str, str] | None = None) -> Response:
+    """Return the problem document of an error.
+
+    Args:
+        error: What happened.
+        headers: To be sent beside those that its status asks for.
+    """
     status = status_of(type(error))
     title = (type(error).__doc__ or "").split("\n")[0].rstrip(".")
     document = {
@@ -59,11 +66,7 @@ def problem(error: StepwellError) -> Response:
         "code": error.code,
     }
     details = {name: value for name, value in error.details.items() if name not in document}
-    headers = {}
-    if status == 503:
-        headers["Retry-After"] = str(RETRY_AFTER_S)
-    if status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
+    headers = {**(headers or {}), **_HEADERS.get(status, {})}
     body = json.dumps({**document, **details}, default=str)
     return Response(body, status, headers, MEDIA_TYPE)
 
@@ -73,6 +76,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(StepwellError, _on_stepwell_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_exception_handler(Exception, _on_exception)
 
 
@@ -103,9 +107,16 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     if error.status_code == 404:
         return problem(errors.RouteNotFound(f"There is no {path}; see /openapi.json"))
     if error.status_code == 405:
-        return problem(errors.MethodNotAllowed(f"{request.method} is not a method of {path}"))
+        refused = errors.MethodNotAllowed(f"{request.method} is not a method of {path}")
+        return problem(refused, error.headers)
     log.warning("http_exception", path=path, status=error.status_code)
     return problem(errors.MalformedMessage("The request could not be read."))
+
+
+async def _on_disconnect(request: Request, error: Exception) -> Response:
+    """The caller went away inside its body: nothing was done, and nobody reads an answer."""
+    log.info("body_cut_off", path=request.url.path[:200])
+    return problem(errors.MalformedMessage("The body was cut off."))
 
 
 async def _on_exception(request: Request, error: Exception) -> Response:

@@ -22,6 +22,7 @@ from stepwell_core.layout import Arenas
 from stepwell_core.pipeline import Pipeline
 
 from stepwell_server.model import HostedModel, new_incarnation
+from stepwell_server.storage.checkpoint import Manifest
 from stepwell_server.storage.folders import DataFolder, ModelFolder
 
 log = structlog.get_logger("stepwell")
@@ -84,12 +85,13 @@ class Registry:
                 _check_same(existing.definition, definition, exist_ok=exist_ok)
                 return existing, False
             check_memory(definition)
-            folder = self._data.model(name)
+            folder = self._data.new_model(name)
             engine = await asyncio.to_thread(_new_engine, definition, parameters)
             await asyncio.to_thread(folder.create)
             model = HostedModel(engine, folder, self._push_wait_s)
             try:
                 await model.checkpoint()
+                await asyncio.to_thread(folder.show)
             except BaseException:
                 await model.discard()
                 await asyncio.to_thread(folder.remove)
@@ -104,8 +106,9 @@ class Registry:
         Raises:
             ModelNotFound: There is none of that name.
         """
+        self.get(name)
         async with self._changing[name]:
-            model = self.get(name)
+            model = self.get(name)  # two may have asked at once
             del self._models[name]
             await model.discard()
             await asyncio.to_thread(model.folder.remove)
@@ -117,29 +120,20 @@ class Registry:
         Raises:
             CheckpointInvalid: A model has none; the server then refuses to start.
         """
-        for folder in self._data.models():
-            self._models[folder.name] = await self._open(folder)
-
-    async def _open(self, folder: ModelFolder) -> HostedModel:
-        await asyncio.to_thread(folder.remove_leftovers)
-        manifest, state = await asyncio.to_thread(folder.newest)
-        if manifest.definition.name != folder.name:
-            raise DataFolderInvalid(
-                f"The folder {folder.path} holds a model that calls itself "
-                f"{manifest.definition.name!r}; rename the folder back"
+        # All are read before anything is changed: a refused start leaves the folder as it was.
+        found = [await asyncio.to_thread(_read, folder) for folder in self._data.models()]
+        for folder, manifest, engine in found:
+            await asyncio.to_thread(folder.forget_clean_stop)
+            await asyncio.to_thread(folder.remove_leftovers)
+            await asyncio.to_thread(engine.pipeline.warm)
+            self._models[folder.name] = HostedModel(engine, folder, self._push_wait_s, manifest)
+            log.info(
+                "model_recovered",
+                model=folder.name,
+                checkpoint=manifest.id,
+                version=manifest.counters.version,
+                clean_stop=engine.incarnation == manifest.incarnation,
             )
-        is_clean = await asyncio.to_thread(folder.take_clean_stop) == manifest.id
-        incarnation = manifest.incarnation if is_clean else new_incarnation()
-        engine = Engine(state, incarnation)
-        await asyncio.to_thread(engine.pipeline.warm)
-        log.info(
-            "model_recovered",
-            model=folder.name,
-            checkpoint=manifest.id,
-            version=manifest.counters.version,
-            clean_stop=is_clean,
-        )
-        return HostedModel(engine, folder, self._push_wait_s, manifest)
 
     def stop_waiting(self) -> None:
         """Answer everyone who waits with 503 and take no more pushes."""
@@ -148,10 +142,22 @@ class Registry:
             model.stop_waiting()
 
     async def stop(self) -> None:
-        """Write a last checkpoint of every model and close all of them."""
+        """Write a last checkpoint of every model and close all of them.
+
+        Raises:
+            Exception: A model could not be saved; the log names each, and the others are saved.
+        """
         self._is_stopping = True
-        await asyncio.gather(*(model.stop() for model in self))
+        models = list(self)
+        results = await asyncio.gather(*(model.stop() for model in models), return_exceptions=True)
         self._models.clear()
+        failures = []
+        for model, result in zip(models, results, strict=True):
+            if isinstance(result, BaseException):
+                log.error("model_not_saved", model=model.definition.name, exc_info=result)
+                failures.append(result)
+        if failures:
+            raise failures[0]
 
 
 def check_memory(definition: Definition) -> None:
@@ -166,8 +172,8 @@ def check_memory(definition: Definition) -> None:
     available = available_memory_bytes()
     if needed > available:
         raise DoesNotFit(
-            f"Parameters of {layout.nbytes} bytes need 2 buffers and {slots} slots, together {needed} "
-            f"bytes; {available} are available",
+            f"Parameters of {layout.nbytes} bytes need 2 buffers and {slots} slots, together "
+            f"{needed} bytes; {available} are available",
             needed=needed,
             available=available,
         )
@@ -186,6 +192,19 @@ def available_memory_bytes() -> int:
     return available if limit == "max" else min(available, int(limit) - used)
 
 
+def _read(folder: ModelFolder) -> tuple[ModelFolder, Manifest, Engine]:
+    """Read a model's newest checkpoint that is whole; changes nothing."""
+    manifest, state = folder.newest()
+    if manifest.definition.name != folder.name:
+        raise DataFolderInvalid(
+            f"The folder {folder.path} holds a model that calls itself "
+            f"{manifest.definition.name!r}; rename the folder back"
+        )
+    is_clean = folder.clean_stop() == manifest.id
+    engine = Engine(state, manifest.incarnation if is_clean else new_incarnation())
+    return folder, manifest, engine
+
+
 def _new_engine(definition: Definition, parameters: Arenas | None) -> Engine:
     engine = Engine.create(
         definition,
@@ -199,7 +218,8 @@ def _new_engine(definition: Definition, parameters: Arenas | None) -> Engine:
 def _check_same(existing: Definition, wanted: Definition, *, exist_ok: bool) -> None:
     if not exist_ok:
         raise ModelExists(
-            f"There is a model {wanted.name!r} already; open it, delete it, or create with exist_ok",
+            f"There is a model {wanted.name!r} already; open it, delete it, or create with "
+            "exist_ok",
             model=wanted.name,
         )
     differences = existing.differences(wanted)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,8 +27,14 @@ NPZ = "application/vnd.numpy.npz"
 MEDIA_TYPES = (wire.MEDIA_TYPE, JSON, SAFETENSORS, NPZ)
 
 MAX_DEFAULT_JSON_ELEMENTS = 10_000
-"""A caller who takes anything gets JSON up to this size (a person with curl), and msgpack above
-it."""
+"""A caller who takes anything (a person with curl) gets JSON up to this size, and msgpack above."""
+
+MAX_JSON_ELEMENTS = 1_000_000
+"""JSON costs some 60 bytes of memory an element while it is made, so it is not for large models."""
+
+
+TLS_PIECE_BYTES = 1 << 20
+"""How much of a payload is encrypted at a time."""
 
 
 def negotiate(accept: str, layout: Layout) -> str:
@@ -43,12 +49,15 @@ def negotiate(accept: str, layout: Layout) -> str:
     """
     for entry in accept.split(","):
         media_type = entry.split(";")[0].strip().lower()
+        if media_type == JSON and layout.size > MAX_JSON_ELEMENTS:
+            continue
         if media_type in MEDIA_TYPES:
             return media_type
         if media_type in ("", "*/*", "application/*"):
             return JSON if layout.size <= MAX_DEFAULT_JSON_ELEMENTS else wire.MEDIA_TYPE
     raise NotAcceptable(
-        f"Parameters come as {', '.join(MEDIA_TYPES)}. Received: Accept {accept[:80]!r}",
+        f"Parameters come as {', '.join(MEDIA_TYPES)}, JSON up to {MAX_JSON_ELEMENTS} elements. "
+        f"Received: Accept {accept[:80]!r}",
         media_types=list(MEDIA_TYPES),
     )
 
@@ -60,10 +69,14 @@ def etag(incarnation: str, version: int, layout: Layout, slot: str, media_type: 
     return f'"{incarnation}:{version}:{digest}"'
 
 
+def is_current(if_none_match: str, tag: str) -> bool:
+    """Return whether an If-None-Match header names the ETag that we would send."""
+    named = [entry.strip().removeprefix("W/") for entry in if_none_match.split(",")]
+    return tag in named or "*" in named
+
+
 def payload_of(whole: Layout, arenas: Mapping[str, Array], selection: Layout) -> list[memoryview]:
-    """Return the bytes of a selection of tensors, as views into the arenas, in the order of
-    travel.
-    """
+    """Return the bytes of a selection, as views into the arenas, in the order of travel."""
     if selection is whole:
         return byte_views(arenas)
     views = []
@@ -114,15 +127,21 @@ class MessageResponse(Response):
                 }
             )
             if scope["method"] != "HEAD":
-                await self._send_parts(send)
+                # TLS encrypts a whole piece into memory of its own before it sends any of it.
+                await self._send_parts(
+                    send, TLS_PIECE_BYTES if scope["scheme"] == "https" else None
+                )
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             if self._on_sent is not None:
                 self._on_sent()
 
-    async def _send_parts(self, send: Callable[[Any], Awaitable[None]]) -> None:
+    async def _send_parts(self, send: Send, piece_bytes: int | None) -> None:
         for part in self._parts:
-            await send({"type": "http.response.body", "body": part, "more_body": True})
+            step = piece_bytes or len(part)
+            for start in range(0, len(part), step):
+                piece = part[start : start + step]
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
 
 
 def whole_body(media_type: str, fields: Mapping[str, Any], layout: Layout, arenas: Arenas) -> bytes:
@@ -138,7 +157,10 @@ def whole_body(media_type: str, fields: Mapping[str, Any], layout: Layout, arena
     if media_type == JSON:
         values = {name: to_json(array) for name, array in tensors.items()}
         return json.dumps({**fields, "parameters": values}).encode()
-    notes = {name: str(value) for name, value in fields.items()}
+    notes = {
+        name: value if isinstance(value, str) else json.dumps(value)
+        for name, value in fields.items()
+    }
     if media_type == SAFETENSORS:
         return save(tensors, notes)
     buffer = io.BytesIO()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
+from types import FrameType
 
 import structlog
 import uvicorn
@@ -24,23 +27,42 @@ class NotSafe(StepwellError):
     code = "not_safe"
 
 
+class TlsUnusable(StepwellError):
+    """The certificate or its key cannot be used."""
+
+    code = "tls_unusable"
+
+
 class Server(uvicorn.Server):
-    """uvicorn's server, which tells the application of a stop before it waits for connections."""
+    """uvicorn's server, which starts and stops the application around its own work.
+
+    The application is told of a stop before uvicorn waits for connections, so that those who wait
+    for a push are answered at once.
+
+    Args:
+        config: From `uvicorn_config`.
+        application: Behind `config.app`.
+    """
 
     def __init__(self, config: uvicorn.Config, application: Application) -> None:
         super().__init__(config)
         self._application = application
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, and say where."""
-        await super().startup(sockets)
-        if self.started:
-            log.info("ready", version=__version__, address=self.address, pid=_pid())
+        """Recover the models, listen, and say where."""
+        await self._application.start()
+        try:
+            await super().startup(sockets)
+        except BaseException:  # uvicorn exits if the port is taken; the models were opened already
+            await self._application.stop()
+            raise
+        log.info("ready", version=__version__, address=self.address, pid=os.getpid())
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Answer who waits, then stop as uvicorn does."""
+        """Answer who waits, then stop as uvicorn does, then save the models."""
         self._application.stop_waiting()
         await super().shutdown(sockets)
+        await self._application.stop()
 
     @property
     def address(self) -> str:
@@ -53,36 +75,67 @@ class Server(uvicorn.Server):
 
 
 def run(settings: Settings) -> bool:
-    """Serve until SIGTERM or SIGINT; returns whether the server ever started.
+    """Serve until SIGTERM, which exits with 0, or SIGINT; returns whether the server ever started.
 
     Raises:
         NotSafe: The server would be reachable from other machines without a token.
+        TlsUnusable: Certificate or key cannot be used.
         DataFolderInvalid: The data folder or a token file cannot be used.
         CheckpointInvalid: A model cannot be recovered.
     """
     data = DataFolder(settings.data_dir)
+    try:
+        server = new_server(settings, data)
+        # uvicorn raises the signal again when all is done; unhandled, it would kill the process.
+        signal.signal(signal.SIGTERM, _exit)
+        server.run()
+    finally:
+        data.release()
+    return server.started
+
+
+def new_server(settings: Settings, data: DataFolder, loop: str = "uvloop") -> Server:
+    """Return a server that is ready to run.
+
+    Args:
+        settings: Of the server.
+        data: The folder of `settings.data_dir`.
+        loop: One of uvicorn's names for an event loop.
+
+    Raises:
+        NotSafe, TlsUnusable, DataFolderInvalid: See `run`.
+    """
     authenticator = Authenticator(TokenStore(settings.data_dir), settings.token_file)
     if not settings.is_loopback and authenticator.is_open:
-        data.release()
         raise NotSafe(
-            f"Other machines could reach {settings.host}, so a token is needed. Make one with `stepwell "
-            f"token create --role admin --data-dir {settings.data_dir}`, or listen on 127.0.0.1"
+            f"Other machines could reach {settings.host}, so a token is needed. Make one with "
+            f"`stepwell token create --role admin --data-dir {settings.data_dir}`, or listen on "
+            "127.0.0.1"
         )
-    application = Application(settings, data, authenticator)
     if not settings.is_loopback and settings.tls_cert is None:
         log.warning(
             "no_tls", host=settings.host, advice="tokens travel in the clear; use --tls-cert"
         )
+    application = Application(settings, data, authenticator)
+    return Server(uvicorn_config(settings, application, loop), application)
+
+
+def uvicorn_config(settings: Settings, application: Application, loop: str) -> uvicorn.Config:
+    """Return what uvicorn is told.
+
+    Raises:
+        TlsUnusable: Certificate or key cannot be used.
+    """
     config = uvicorn.Config(
         application.asgi,
         host=settings.host,
         port=settings.port,
         uds=None if settings.uds is None else str(settings.uds),
-        loop="uvloop",
+        loop=loop,
         http=StepwellProtocol,
         ws="none",
         interface="asgi3",
-        lifespan="on",
+        lifespan="off",  # `Server` does that
         log_config=None,
         access_log=False,
         server_header=False,
@@ -91,12 +144,15 @@ def run(settings: Settings) -> bool:
         ssl_certfile=settings.tls_cert,
         ssl_keyfile=settings.tls_key,
     )
-    server = Server(config, application)
-    server.run()
-    return server.started
+    try:
+        config.load()
+    except OSError as error:
+        raise TlsUnusable(
+            f"The certificate {settings.tls_cert} or its key cannot be used ({error.strerror}); "
+            "both are PEM files"
+        ) from None
+    return config
 
 
-def _pid() -> int:
-    import os
-
-    return os.getpid()
+def _exit(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(0)

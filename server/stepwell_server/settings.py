@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
@@ -20,8 +21,8 @@ Durability = Literal["memory", "everysec", "always"]
 class Settings(BaseSettings):
     """What `stepwell serve` can be told; each field has a row in `docs/settings.md`.
 
-    A field is the flag `--data-dir`, the variable `STEPWELL_DATA_DIR` and the key `data_dir` of the
-    file that `--config` or `STEPWELL_CONFIG` names.
+    A field is the variable `STEPWELL_DATA_DIR`, the key `data_dir` of the file that `--config` or
+    `STEPWELL_CONFIG` names, and, if one may want to change it at each start, the flag `--data-dir`.
     """
 
     model_config = SettingsConfigDict(env_prefix="STEPWELL_", extra="forbid")
@@ -34,7 +35,7 @@ class Settings(BaseSettings):
     token_file: Path | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None
-    allowed_hosts: tuple[str, ...] = ()
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
     max_body_bytes: Annotated[int, Field(gt=0)] = 64 << 30
     max_json_bytes: Annotated[int, Field(gt=0)] = 16 << 20
     push_wait_s: Annotated[float, Field(ge=0)] = 20.0
@@ -52,6 +53,20 @@ class Settings(BaseSettings):
                 "'memory' (back to the last checkpoint after a crash)"
             )
         return value
+
+    @field_validator("allowed_hosts", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        """Take the environment's `a,b` too."""
+        if isinstance(value, str):
+            return tuple(host.strip() for host in value.split(",") if host.strip())
+        return value
+
+    @model_validator(mode="after")
+    def _has_certificate(self) -> Self:
+        if self.tls_key is not None and self.tls_cert is None:
+            raise ValueError("`tls_key` needs `tls_cert`; without it the server would not use TLS")
+        return self
 
     @property
     def is_loopback(self) -> bool:

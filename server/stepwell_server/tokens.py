@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import os
 import re
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import structlog
 from stepwell_core.errors import DataFolderInvalid
 
 from stepwell_server.storage import disk
@@ -24,7 +24,10 @@ ROLES = ("read", "push", "admin")
 """From the one that may least to the one that may most."""
 
 _FORM = re.compile(r"^sw_(read|push|admin)_([0-9a-f]{8})_([0-9a-f]{64})\Z")
+_SHA256 = re.compile(r"^[0-9a-f]{64}\Z")
 TOKENS_FILE = "tokens.json"
+
+log = structlog.get_logger("stepwell")
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,15 @@ def record_of(token: str) -> TokenRecord | None:
     return TokenRecord(match[2], match[1], hashlib.sha256(token.encode()).hexdigest())
 
 
+def _checked(entry: dict[str, Any]) -> TokenRecord:
+    record = TokenRecord(entry["id"], entry["role"], entry["sha256"])
+    if record.role not in ROLES or not _SHA256.match(record.sha256):
+        raise ValueError("not a record of a token")
+    return record
+
+
 class TokenStore:
-    """The tokens of a data folder, `tokens.json`; edited by `stepwell token`, also while a server
-    runs.
-    """
+    """The tokens of a data folder; edited by `stepwell token`, also while a server runs."""
 
     def __init__(self, data_dir: Path) -> None:
         self.path = data_dir / TOKENS_FILE
@@ -71,7 +79,7 @@ class TokenStore:
         """
         try:
             entries: list[dict[str, Any]] = json.loads(self.path.read_bytes())["tokens"]
-            return [TokenRecord(entry["id"], entry["role"], entry["sha256"]) for entry in entries]
+            return [_checked(entry) for entry in entries]
         except FileNotFoundError:
             return []
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -83,11 +91,8 @@ class TokenStore:
         """Replace all records, durably; only the owner may read the file."""
         entries = [{"id": r.id, "role": r.role, "sha256": r.sha256} for r in records]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        previous = os.umask(0o077)
-        try:
-            disk.write_durably(self.path, json.dumps({"tokens": entries}, indent=1).encode())
-        finally:
-            os.umask(previous)
+        content = json.dumps({"tokens": entries}, indent=1).encode()
+        disk.write_durably(self.path, content, mode=0o600)
 
     def create(self, role: str) -> str:
         """Add a new token and return it; it cannot be shown again."""
@@ -121,9 +126,9 @@ class Authenticator:
         self._store = store
         self._token_file = token_file
         self._records: list[TokenRecord] = []
-        self._stamp: object = None
         self._is_closed = False
-        self._refresh()
+        self._stamp = self._stamp_now()
+        self._adopt(self._read())
 
     @property
     def is_open(self) -> bool:
@@ -135,9 +140,7 @@ class Authenticator:
         return not self._is_closed
 
     def role_of(self, token: str) -> str | None:
-        """Return the role of a token, or None if it is not valid; takes the same time either
-        way.
-        """
+        """Return the role of a token or None, in the same time whether it is valid or not."""
         self._refresh()
         digest = hashlib.sha256(token.encode()).hexdigest()
         role = None
@@ -147,13 +150,30 @@ class Authenticator:
         return role
 
     def _refresh(self) -> None:
-        stamp = [_stamp(self._store.path), self._token_file and _stamp(self._token_file)]
-        if stamp != self._stamp:
-            records = self._store.load()
-            if self._token_file is not None:
-                records = [*records, *read_token_file(self._token_file)]
-            self._records, self._stamp = records, stamp
-            self._is_closed = self._is_closed or bool(records)
+        """Read the files again if they changed; one that cannot be read has no valid token in it.
+
+        A stranger who asks at that moment is told nothing of it.
+        """
+        stamp = self._stamp_now()
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp  # taken before the files are read: a later change is seen next time
+        try:
+            self._adopt(self._read())
+        except DataFolderInvalid as error:
+            log.error("tokens_unreadable", reason=error.message)
+            self._records, self._is_closed = [], True
+
+    def _read(self) -> list[TokenRecord]:
+        others = [] if self._token_file is None else read_token_file(self._token_file)
+        return [*self._store.load(), *others]
+
+    def _adopt(self, records: list[TokenRecord]) -> None:
+        self._records = records
+        self._is_closed = self._is_closed or bool(records)
+
+    def _stamp_now(self) -> object:
+        return _stamp(self._store.path), self._token_file and _stamp(self._token_file)
 
 
 def read_token_file(path: Path) -> list[TokenRecord]:
@@ -175,7 +195,8 @@ def read_token_file(path: Path) -> list[TokenRecord]:
         record = record_of(line)
         if record is None:
             raise DataFolderInvalid(
-                f"Line {number} of the token file {path} is not a token; make one with `stepwell token create`"
+                f"Line {number} of the token file {path} is not a token; make one with `stepwell "
+                "token create`"
             )
         records.append(record)
     if not records:

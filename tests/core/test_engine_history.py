@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -42,6 +43,7 @@ from stepwell_core.store import Version
 
 from tests.core.models import copied, through_json
 
+T = TypeVar("T")
 WORKERS = ("w0", "w1", "w2")
 LAYOUT = Layout([Tensor("one", (3,), "float32"), Tensor("two", (3,), "float64")])
 SETTLED = {"applied", "dropped_late", "settled_before"}
@@ -53,6 +55,11 @@ def tick(index: int) -> Gradient:
     for array in arenas.values():
         array[index] = -1
     return Gradient(LAYOUT, arenas)
+
+
+def pick(data: st.DataObject, items: list[T]) -> T:
+    """Draw one by its number: Hypothesis would compare the items themselves by their `repr`."""
+    return items[data.draw(st.integers(0, len(items) - 1))]
 
 
 TICKS = {worker: tick(index) for index, worker in enumerate(WORKERS)}
@@ -89,6 +96,8 @@ class HistoryMachine(RuleBasedStateMachine):
         self.epochs: set[int] = set()
         self.versions: dict[int, bytes] = {}
         self.last_version = 0
+        for worker in WORKERS:
+            self.open_session(worker)
 
     # What a step does to the clock
 
@@ -160,6 +169,9 @@ class HistoryMachine(RuleBasedStateMachine):
     # Workers
 
     @rule(worker=st.sampled_from(WORKERS))
+    def open_one(self, worker: str) -> None:
+        self.open_session(worker)
+
     def open_session(self, worker: str) -> None:
         session, _ = self.engine.open_session(worker)
         assert session.epoch not in self.epochs
@@ -167,6 +179,9 @@ class HistoryMachine(RuleBasedStateMachine):
         self.follow()
 
     @rule(worker=st.sampled_from(WORKERS))
+    def close_one(self, worker: str) -> None:
+        self.close_session(worker)
+
     def close_session(self, worker: str) -> None:
         session = self.sessions.get(worker)
         if session is None or not session.is_open:
@@ -176,11 +191,19 @@ class HistoryMachine(RuleBasedStateMachine):
             self.settled(self.engine.commit(staged))
         self.follow()
 
+    @precondition(lambda self: self.engine.policy.waiting)
+    @rule(data=st.data(), opens_again=st.booleans())
+    def leave_while_waiting(self, data: st.DataObject, opens_again: bool) -> None:
+        worker = pick(data, list(self.engine.policy.waiting)).worker
+        self.open_session(worker) if opens_again else self.close_session(worker)
+
     @rule(worker=st.sampled_from(WORKERS), lag=st.integers(0, 1), knows=st.booleans())
+    def push_one(self, worker: str, lag: int, knows: bool) -> None:
+        if worker in self.sessions:
+            self.push(worker, lag, knows)
+
     def push(self, worker: str, lag: int, knows: bool) -> None:
-        session = self.sessions.get(worker)
-        if session is None:
-            return
+        session = self.sessions[worker]
         now = self.engine.counters.parameters_version
         push = Push(
             worker, session.epoch, self.due[worker], self.engine.incarnation, TICKS[worker],
@@ -189,13 +212,20 @@ class HistoryMachine(RuleBasedStateMachine):
         self.network.append(push)
         self.deliver(push)
 
+    @rule(order=st.permutations(WORKERS))
+    def push_in_turn(self, order: list[str]) -> None:
+        """One push of each worker that is there, so that barriers are passed often."""
+        for worker in order:
+            if worker in self.sessions and self.sessions[worker].is_open:
+                self.push(worker, lag=0, knows=True)
+
     # The network
 
     @precondition(lambda self: self.network)
     @rule(data=st.data())
     def deliver_again(self, data: st.DataObject) -> None:
         """A retry after a lost answer, a duplicate, or a push that was delayed for long."""
-        self.deliver(data.draw(st.sampled_from(self.network)))
+        self.deliver(pick(data, self.network))
 
     @rule(worker=st.sampled_from(WORKERS), skip=st.integers(1, 3))
     def deliver_too_early(self, worker: str, skip: int) -> None:
@@ -208,7 +238,7 @@ class HistoryMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def stage_and_lose(self, data: st.DataObject) -> None:
         """The journal's disk is full: what was staged is never committed."""
-        push = data.draw(st.sampled_from(self.network))
+        push = pick(data, self.network)
         before = self.engine.counters, self.engine.ledger.to_json()
         with contextlib.suppress(StepwellError):
             self.engine.stage(push)
@@ -236,7 +266,7 @@ class HistoryMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.saves)
     @rule(data=st.data())
     def restore(self, data: st.DataObject) -> None:
-        state, history = data.draw(st.sampled_from(self.saves))
+        state, history = pick(data, self.saves)
         steps = self.engine.counters.version
         self.engine.restore(state, next(self.incarnations))
         assert self.engine.counters.version > steps
@@ -270,7 +300,7 @@ class HistoryMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.readers)
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
-        reader = data.draw(st.sampled_from(self.readers))
+        reader = pick(data, self.readers)
         self.readers.remove(reader)
         self.engine.store.release(reader[0])
 
@@ -302,10 +332,13 @@ class HistoryMachine(RuleBasedStateMachine):
         self.last_version = self.engine.counters.version
 
     @invariant()
-    def nothing_that_waits_is_settled(self) -> None:
+    def what_waits_is_not_settled_and_of_an_open_session(self) -> None:
         keys = [push.key for push in self.engine.policy.waiting]
         assert len(set(keys)) == len(keys)
         assert not set(keys) & self.history.answered.keys()
+        for worker, epoch, _ in keys:
+            assert self.sessions[worker].is_open
+            assert self.sessions[worker].epoch == epoch
 
 
 @pytest.mark.parametrize("consistency", [Async(), Sync(1), Sync(2), Sync(3)], ids=str)

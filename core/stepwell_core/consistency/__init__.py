@@ -1,6 +1,4 @@
-"""The consistency modes: one file, one mode. `MODES` is the registry; a new one is one line in
-it.
-"""
+"""The consistency modes: one file, one mode. `MODES` is the registry, a line for each."""
 
 from __future__ import annotations
 

@@ -72,9 +72,7 @@ class SyncPolicy(Policy[P]):
         return min(self._workers, len(self._members)) if self._is_gathered else self._workers
 
     def offer(self, push: P, parameters_version: int) -> Step[P] | Wait | Drop:
-        """Keep the push until the barrier is complete; drop one that was computed at older
-        parameters.
-        """
+        """Keep the push until the barrier is complete; drop one of older parameters."""
         if push.version is not None and push.version < parameters_version:
             return Drop("dropped_late")
         self._waiting[push.worker] = push

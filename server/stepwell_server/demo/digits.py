@@ -16,17 +16,15 @@ CLASSES = 10
 _BRIGHTEST_PIXEL = 16.0
 _HELD_OUT = 0.2
 _SPLIT_SEED = 0
-# Measured over six splits: 98.4 % held-out accuracy with neither, 98.9 % with the shifts, 99.0 %
-# with both, and 96.5 % when every image may be shifted.
+# Held-out accuracy of the adam recipe in `async`, the mean of six splits and three seeds: 98.7 %
+# with neither, 99.0 % with one of them, 99.1 % with both, 98.4 % when two thirds are shifted.
 _SHIFT_PROBABILITY = 0.1
 _NOISE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Digits:
-    """Images as rows of 64 pixels in 0..1 (float32), labels as 0..9 (int64); do not write to
-    them.
-    """
+    """Images as rows of 64 pixels in 0..1 (float32), labels as 0..9 (int64); not to be changed."""
 
     train_images: NDArray[np.float32]
     train_labels: NDArray[np.int64]

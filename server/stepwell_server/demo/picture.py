@@ -75,8 +75,9 @@ def draw(path: Path | str, history: History, title: str, summary: str) -> None:
     width, height = SIZE_PIXELS
     figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor="white")
     FigureCanvasAgg(figure)
-    figure.text(0.065, 0.938, title, fontsize=17, fontweight="bold", color=_INK, va="center")
-    figure.text(0.065, 0.889, summary, fontsize=10, color=_QUIET, va="center")
+    plain: dict[str, Any] = {"va": "center", "parse_math": False}
+    figure.text(0.065, 0.938, title, fontsize=17, fontweight="bold", color=_INK, **plain)
+    figure.text(0.065, 0.889, summary, fontsize=10, color=_QUIET, **plain)
     if history.pushes or history.evaluations:
         _draw_run(figure, history)
     else:
@@ -200,7 +201,7 @@ def _draw_legend(axes: "Axes", colours: dict[str, str]) -> None:
         rest = f"and {len(handles) - _NAMED_WORKERS} more"
         handles[_NAMED_WORKERS:] = [Line2D([], [], linestyle="", label=rest)]
     handles.append(Line2D([], [], color=_INK, linewidth=1.9, label="smoothed"))
-    axes.legend(
+    legend = axes.legend(
         handles=handles,
         loc="lower right",
         bbox_to_anchor=(1.0, 1.043),
@@ -214,6 +215,8 @@ def _draw_legend(axes: "Axes", colours: dict[str, str]) -> None:
         borderpad=0,
         borderaxespad=0,
     )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def _shortened(name: str) -> str:

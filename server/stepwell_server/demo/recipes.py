@@ -3,7 +3,7 @@
 The learning rate falls along half a cosine to zero at the last step (Loshchilov and Hutter 2016):
 the last parameters are then as good as an average of many, where a constant rate leaves them to
 the luck of the last batches. The rates come from a simulation of four workers, in `async` with
-gradients three versions old on average; ten seeds gave 98.2 to 98.5 % on average.
+gradients three versions old: ten seeds gave 98.0 to 98.5 % on average, and never below 97.2 %.
 """
 
 from dataclasses import dataclass
@@ -16,12 +16,14 @@ WORKERS = 4
 _STEPS = 600
 _BATCH_SIZE = 64
 # A mean of four gradients is less noisy than one, and is never stale: it bears a larger rate.
+# In `async` more than twice the SGD rate still learns when workers take turns at random, and falls
+# to 96 % when they take turns in order, where every gradient is stale.
 _LEARNING_RATES: dict[tuple[Optimizer, Mode], float] = {
-    ("sgd", "async"): 0.05,
+    ("sgd", "async"): 0.02,
     ("sgd", "sync"): 0.2,
-    ("adagrad", "async"): 0.15,
+    ("adagrad", "async"): 0.1,
     ("adagrad", "sync"): 0.3,
-    ("adam", "async"): 0.004,
+    ("adam", "async"): 0.003,
     ("adam", "sync"): 0.006,
 }
 
@@ -43,12 +45,14 @@ def recipe(
     """Choose the settings for an optimizer and a mode.
 
     Args:
-        workers: At least 1. The learning rates were measured with 4.
+        workers: At least 1. In `async` the learning rate is divided by their number: with W workers
+            a gradient is W - 1 versions old, and there are W times as many steps.
         steps_per_worker: Pushes that each worker makes, at least 1. In `async` each becomes a
             step of the model; in `sync` one of every worker together make one.
     """
     versions = steps_per_worker * (workers if mode == "async" else 1)
-    rate = _cosine_decay(_LEARNING_RATES[optimizer, mode], versions)
+    scale = WORKERS / workers if mode == "async" else 1.0
+    rate = _cosine_decay(_LEARNING_RATES[optimizer, mode] * scale, versions)
     return Recipe(_config(optimizer, rate), mode, workers, _BATCH_SIZE, steps_per_worker)
 
 

@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 from starlette.responses import Response
 from stepwell_core import wire
 from stepwell_core.definition import Definition
+from stepwell_core.engine import Engine
 from stepwell_core.names import check_identifier
 
 from stepwell_server.model import HostedModel
@@ -59,9 +60,8 @@ def answer(
     return Response(body, status_code, dict(headers or {}), JSON)
 
 
-def describe(model: HostedModel) -> dict[str, Any]:
-    """Return what `GET /v1/models/{model}` says."""
-    engine = model.engine
+def describe(engine: Engine) -> dict[str, Any]:
+    """Return what `GET /v1/models/{model}` says; see `HostedModel.read`."""
     counters, definition = engine.counters, engine.definition
     return {
         **_described(definition),

@@ -51,7 +51,7 @@ async def get_checkpoint(request: Request, model: TheModel, checkpoint: str) -> 
 @router.delete(CHECKPOINT, status_code=204)
 async def delete_checkpoint(model: TheModel, checkpoint: str) -> Response:
     """Delete a checkpoint, unless it is the last one that is whole."""
-    await asyncio.to_thread(model.folder.remove_checkpoint, checkpoint)
+    await model.remove_checkpoint(checkpoint)
     return Response(status_code=204)
 
 
@@ -59,8 +59,8 @@ async def delete_checkpoint(model: TheModel, checkpoint: str) -> Response:
 async def restore_checkpoint(request: Request, model: TheModel, checkpoint: str) -> Response:
     """Go back to a checkpoint: parameters, slots, counters and sessions, all or nothing."""
     _, state = await asyncio.to_thread(model.folder.read_checkpoint, checkpoint)
-    counters = await model.restore(state)
-    return answer(request, {"incarnation": model.engine.incarnation, "version": counters.version})
+    incarnation, counters = await model.restore(state)
+    return answer(request, {"incarnation": incarnation, "version": counters.version})
 
 
 @router.get(CHECKPOINT + "/files/{file}")

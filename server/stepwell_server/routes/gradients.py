@@ -10,7 +10,6 @@ from starlette.responses import Response
 from stepwell_core.engine import Push
 from stepwell_core.errors import InvalidInput
 from stepwell_core.layout import Layout
-from stepwell_core.ledger import Result
 from stepwell_core.names import IDENTIFIER
 from stepwell_core.pipeline import Gradient
 
@@ -71,6 +70,8 @@ async def push_gradients(request: Request, model: TheModel, pull: bool = False) 
     answered 202; ask for its result at `.../workers/{worker}/pushes/{sequence}`.
     """
     layout = model.engine.layout
+    # Before the push has its effect: who accepts none of our formats is refused with nothing done.
+    accepted = negotiate(request.headers.get("accept", "*/*"), layout) if pull else None
     if bodies.is_json(request):
         header, gradient = _from_json(await bodies.read_json(request), layout)
     else:
@@ -79,32 +80,24 @@ async def push_gradients(request: Request, model: TheModel, pull: bool = False) 
         selection = _selection(header, layout)
         gradient = Gradient(selection, await reader.payload(selection, header.dtype), header.dtype)
     result = await model.push(header.push(gradient))
-    if not pull or result.outcome == "waiting":
-        return answer(request, result.to_json(), 202 if result.outcome == "waiting" else 200)
-    media_type = negotiate(request.headers.get("accept", "*/*"), layout)
-    return await parameters_response(model, layout, media_type, result=result.to_json())
+    if result.outcome == "waiting":
+        return answer(request, result.to_json(), 202)
+    if accepted is None:
+        return answer(request, result.to_json())
+    return await parameters_response(model, layout, accepted, result=result.to_json())
 
 
 def _selection(header: PushHeader, layout: Layout) -> Layout:
-    if header.layout is None:
-        raise InvalidInput("A msgpack push names the layout it was made for: `layout`")
     check_layout(header.layout, layout)
     return layout if header.tensors is None else layout.select(header.tensors)
 
 
 def _from_json(fields: dict[str, Any], layout: Layout) -> tuple[PushHeader, Gradient]:
     arrays = bodies.arrays_from_json(layout, fields.pop("gradients", None))
-    fields = {name: _as_float(name, value) for name, value in fields.items()}
     header = bodies.parse(PushHeader, fields)
+    if header.layout is not None:
+        check_layout(header.layout, layout)
     if header.dtype != "native" or header.tensors is not None:
         raise InvalidInput("In JSON the gradients say themselves which tensors they are")
     selection = layout.select(arrays)
     return header, Gradient(selection, selection.flatten(arrays))
-
-
-def _as_float(name: str, value: object) -> object:
-    """JSON writes 1 for 1.0."""
-    return float(value) if name in ("weight", "loss_scale") and type(value) is int else value
-
-
-__all__ = ["PushHeader", "Result", "router"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
+from stepwell_core import wire
 from stepwell_core.definition import Definition
-from stepwell_core.errors import InvalidInput
+from stepwell_core.errors import InvalidInput, ShuttingDown
 from stepwell_core.layout import Arenas
 
 from stepwell_server import bodies
@@ -20,10 +22,13 @@ router = APIRouter(tags=["models"])
 @router.get("/v1/models")
 async def list_models(request: Request, registry: TheRegistry) -> Response:
     """List all models, by name."""
-    models = [describe(model) for model in registry]
-    for model in models:
-        del model["tensors"]
-    return answer(request, {"models": models})
+    described = []
+    for model in registry:
+        with contextlib.suppress(ShuttingDown):  # it was deleted in between
+            described.append(await model.read(describe))
+    for fields in described:
+        del fields["tensors"]
+    return answer(request, {"models": described})
 
 
 @router.post("/v1/models", status_code=201)
@@ -32,8 +37,8 @@ async def create_model(request: Request, registry: TheRegistry) -> Response:
 
     The body is a definition, `{"name", "tensors": [{"name", "shape", "dtype"}], "optimizer",
     "exclude_from_weight_decay", "consistency", "on_nonfinite", "exist_ok"}`, as JSON with
-    `"values": {name: [[...]]}`, or as a msgpack stream with the values as payload. Without values,
-    all parameters begin at zero.
+    `"values": {name: [[...]]}`, or as a msgpack stream with the values as payload. Without values
+    (in a msgpack stream: `"has_values": false`) all parameters begin at zero.
     """
     if bodies.is_json(request):
         fields = await bodies.read_json(request)
@@ -43,18 +48,19 @@ async def create_model(request: Request, registry: TheRegistry) -> Response:
     else:
         reader = bodies.MessageReader(request)
         fields = await reader.header()
-        has_values = fields.pop("has_values", True)
+        has_values = _flag(fields, "has_values", default=True)
         exist_ok, definition = _definition(fields)
         check_memory(definition)
         parameters = await reader.payload(definition.layout, "native") if has_values else None
     model, is_new = await registry.create(definition, parameters, exist_ok=exist_ok)
-    return answer(request, {**describe(model), "created": is_new}, 201 if is_new else 200)
+    fields = {**await model.read(describe), "created": is_new}
+    return answer(request, fields, 201 if is_new else 200)
 
 
 @router.get(PREFIX)
 async def get_model(request: Request, model: TheModel) -> Response:
     """Say what a model is, and at which version."""
-    return answer(request, describe(model))
+    return answer(request, await model.read(describe))
 
 
 @router.delete(PREFIX, status_code=204)
@@ -65,13 +71,19 @@ async def delete_model(model: TheModel, registry: TheRegistry) -> Response:
 
 
 def _definition(fields: dict[str, Any]) -> tuple[bool, Definition]:
-    exist_ok = fields.pop("exist_ok", False)
-    if not isinstance(exist_ok, bool):
-        raise InvalidInput("`exist_ok` is true or false.")
-    fields.pop("protocol", None)
+    exist_ok = _flag(fields, "exist_ok", default=False)
+    if fields.pop("protocol", wire.PROTOCOL) != wire.PROTOCOL:
+        raise InvalidInput(f"This server speaks protocol {wire.PROTOCOL}.")
     if "created_with" in fields:
         raise InvalidInput("`created_with` is set by the server.")
     return exist_ok, Definition.from_json(fields)
+
+
+def _flag(fields: dict[str, Any], name: str, *, default: bool) -> bool:
+    value = fields.pop(name, default)
+    if not isinstance(value, bool):
+        raise InvalidInput(f"`{name}` is true or false. Received: {type(value).__name__}")
+    return value
 
 
 def _from_json(definition: Definition, values: object) -> Arenas:

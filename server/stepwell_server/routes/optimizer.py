@@ -26,7 +26,7 @@ async def set_hyperparameters(request: Request, model: TheModel) -> Response:
     With `If-Match` the change is made only if nobody else changed the optimizer in between.
     """
     values = keras_config.hyperparameters(
-        type(model.definition.rule), await bodies.read_json(request)
+        type(model.definition.rule), await bodies.read_fields(request)
     )
     await model.set_hyperparameters(values, request.headers.get("if-match"))
     return _described(request, model)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 from stepwell_core import wire
+from stepwell_core.engine import Engine
 from stepwell_core.errors import LayoutMismatch
-from stepwell_core.layout import Layout
+from stepwell_core.layout import Arenas, Layout
+from stepwell_core.store import Version
 
 from stepwell_server import bodies
 from stepwell_server.model import HostedModel
 from stepwell_server.representations import (
     MessageResponse,
     etag,
+    is_current,
     negotiate,
     payload_of,
     select_arenas,
@@ -69,65 +72,73 @@ async def parameters_response(
         request: For its If-None-Match; None means the bytes are wanted in any case.
         fields: Said in the header beside the version.
     """
-    version = await model.hold()
+    engine = model.engine
+    incarnation, version = await model.hold()
     try:
-        engine = model.engine
-        tag = etag(engine.incarnation, version.number, layout, "", media_type)
+        tag = etag(incarnation, version.number, layout, "", media_type)
         headers = {"ETag": tag, "Vary": "Accept, Authorization", "Cache-Control": "no-cache"}
-        if request is not None and request.headers.get("if-none-match") == tag:
+        if request is not None and is_current(request.headers.get("if-none-match", ""), tag):
             model.release(version)
             return Response(status_code=304, headers=headers)
-        values = {
-            "protocol": wire.PROTOCOL,
-            "incarnation": engine.incarnation,
+        said = {
+            "incarnation": incarnation,
             "version": version.number,
-            "layout": engine.layout.hash,
-            "tensors": None if layout is engine.layout else list(layout.names),
             "loss_scale": engine.loss_scale,
             **fields,
         }
         if media_type == wire.MEDIA_TYPE:
             payload = payload_of(engine.layout, version.arenas, layout)
-            return MessageResponse(values, payload, lambda: model.release(version), headers)
-        arenas = select_arenas(engine.layout, version.arenas, layout)
-        body = await asyncio.to_thread(whole_body, media_type, _plain(values), layout, arenas)
+            header = {**_payload_header(engine.layout, layout), **said}
+            return MessageResponse(header, payload, lambda: model.release(version), headers)
     except BaseException:
         model.release(version)
         raise
-    model.release(version)
+    body = await asyncio.to_thread(_body_and_release, model, version, layout, media_type, said)
     return Response(body, 200, headers, media_type)
 
 
+def _body_and_release(
+    model: HostedModel, version: Version, layout: Layout, media_type: str, said: dict[str, object]
+) -> bytes:
+    """Make a whole body and release its version, in one thread, even if its reader is gone."""
+    try:
+        arenas = select_arenas(model.engine.layout, version.arenas, layout)
+        return whole_body(media_type, said, layout, arenas)
+    finally:
+        model.release(version)
+
+
 async def _slot(model: HostedModel, layout: Layout, slot: str, media_type: str) -> Response:
-    counters, copied = await model.slot(slot)
+    def copied(engine: Engine) -> tuple[dict[str, object], Arenas]:
+        said = {"incarnation": engine.incarnation, "version": engine.counters.version, "slot": slot}
+        return said, engine.slot(slot)
+
+    said, slots = await model.read(copied)
     whole = model.engine.layout
-    values = {
-        "protocol": wire.PROTOCOL,
-        "incarnation": model.engine.incarnation,
-        "version": counters.version,
-        "layout": whole.hash,
-        "tensors": None if layout is whole else list(layout.names),
-        "slot": slot,
-    }
-    arenas = select_arenas(whole, copied, layout)
     if media_type == wire.MEDIA_TYPE:
-        return MessageResponse(values, payload_of(layout, arenas, layout))
-    body = await asyncio.to_thread(whole_body, media_type, _plain(values), layout, arenas)
+        header = {**_payload_header(whole, layout), **said}
+        return MessageResponse(header, payload_of(whole, slots, layout))
+    arenas = select_arenas(whole, slots, layout)
+    body = await asyncio.to_thread(whole_body, media_type, said, layout, arenas)
     return Response(body, media_type=media_type)
 
 
-def _plain(values: dict[str, object]) -> dict[str, object]:
-    """Return what people are told beside the tensors."""
-    return {name: values[name] for name in ("incarnation", "version", "slot") if name in values}
+def _payload_header(whole: Layout, selection: Layout) -> dict[str, object]:
+    """Return what a msgpack header says of its payload."""
+    return {
+        "protocol": wire.PROTOCOL,
+        "layout": whole.hash,
+        "tensors": None if selection is whole else list(selection.names),
+    }
 
 
 class OverwriteHeader(BaseModel):
-    """The header of an overwrite."""
+    """The header of an overwrite, or the fields beside the tensors in JSON."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    protocol: int = wire.PROTOCOL
-    layout: str
+    protocol: Literal[1] = 1
+    layout: Annotated[str, Field(max_length=64)] | None = None
 
 
 @router.put(PREFIX + "/parameters")
@@ -140,14 +151,17 @@ async def overwrite(request: Request, model: TheModel) -> Response:
     layout = model.engine.layout
     if bodies.is_json(request):
         fields = await bodies.read_json(request)
-        arenas = layout.flatten(bodies.arrays_from_json(layout, fields.get("parameters")))
+        values = fields.pop("parameters", None)
+        header = bodies.parse(OverwriteHeader, fields)
+        check_layout(header.layout or layout.hash, layout)
+        arenas = layout.flatten(bodies.arrays_from_json(layout, values))
     else:
         reader = bodies.MessageReader(request)
         header = bodies.parse(OverwriteHeader, await reader.header())
         check_layout(header.layout, layout)
         arenas = await reader.payload(layout, "native")
-    counters = await model.overwrite(arenas)
-    return answer(request, {"incarnation": model.engine.incarnation, "version": counters.version})
+    incarnation, counters = await model.overwrite(arenas)
+    return answer(request, {"incarnation": incarnation, "version": counters.version})
 
 
 @router.post(PREFIX + "/finalize")
@@ -158,16 +172,16 @@ async def finalize(request: Request, model: TheModel) -> Response:
     return answer(request, values)
 
 
-def check_layout(received: str, layout: Layout) -> None:
-    """Refuse a message that was made for another layout.
+def check_layout(received: str | None, layout: Layout) -> None:
+    """Refuse a message that was made for another layout, or does not say for which.
 
     Raises:
         LayoutMismatch: The hashes differ.
     """
     if received != layout.hash:
         raise LayoutMismatch(
-            f"The message was made for layout {received[:64]!r}, the model has {layout.hash!r}; read "
+            f"The message was made for layout {received!r}, the model has {layout.hash!r}; read "
             "the model's tensors again",
             expected=layout.hash,
-            received=received[:64],
+            received=received,
         )

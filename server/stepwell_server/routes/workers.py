@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict
 from starlette.responses import Response
+from stepwell_core.engine import Engine
 from stepwell_core.ledger import Session
 from stepwell_core.names import check_identifier
 
@@ -28,17 +29,7 @@ class OpenSession(BaseModel):
 @router.get(PREFIX + "/workers")
 async def list_workers(request: Request, model: TheModel) -> Response:
     """List the newest session of every worker, in the order in which they were opened."""
-    sessions = await model.sessions()
-    workers = [
-        {
-            "worker": session.worker,
-            "epoch": session.epoch,
-            "is_open": session.is_open,
-            "last_sequence": session.last_sequence,
-        }
-        for session in sessions
-    ]
-    return answer(request, {"workers": workers})
+    return answer(request, {"workers": await model.read(_sessions)})
 
 
 @router.post(PREFIX + "/workers", status_code=201)
@@ -47,13 +38,13 @@ async def open_session(request: Request, model: TheModel) -> Response:
 
     `previous` says what became of the earlier session's last push.
     """
-    body = bodies.parse(OpenSession, await bodies.read_json(request))
+    body = bodies.parse(OpenSession, await bodies.read_fields(request))
     worker = check_identifier(body.worker, "worker")
-    session, previous, counters = await model.open_session(worker)
+    session, previous, incarnation, counters = await model.open_session(worker)
     values = {
         "worker": worker,
         "epoch": session.epoch,
-        "incarnation": model.engine.incarnation,
+        "incarnation": incarnation,
         "version": counters.version,
         "parameters_version": counters.parameters_version,
         "loss_scale": counters.loss_scale and counters.loss_scale.scale,
@@ -84,6 +75,18 @@ async def get_push(
     key = (check_identifier(worker, "worker"), epoch, sequence)
     result = await model.wait_for_push(key, wait_s)
     return answer(request, result.to_json(), 202 if result.outcome == "waiting" else 200)
+
+
+def _sessions(engine: Engine) -> list[dict[str, Any]]:
+    return [
+        {
+            "worker": session.worker,
+            "epoch": session.epoch,
+            "is_open": session.is_open,
+            "last_sequence": session.last_sequence,
+        }
+        for session in engine.ledger.sessions.values()
+    ]
 
 
 def _previous(session: Session) -> dict[str, Any]:

@@ -133,7 +133,8 @@ def read_manifest(folder: Path) -> Manifest:
     if values.get("format") != FORMAT or values.get("format_version") != FORMAT_VERSION:
         raise CheckpointInvalid(
             f"Checkpoint {folder.name} has the format {values.get('format')!r} version "
-            f"{values.get('format_version')!r}; this server reads {FORMAT!r} version {FORMAT_VERSION}"
+            f"{values.get('format_version')!r}; this server reads {FORMAT!r} version "
+            f"{FORMAT_VERSION}"
         )
     try:
         return Manifest(

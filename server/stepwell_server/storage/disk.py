@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -34,11 +35,23 @@ def _fsync(path: Path, flags: int) -> None:
         os.close(descriptor)
 
 
-def write_durably(path: Path, content: bytes) -> None:
-    """Replace the file by `content`, whole or not at all, also across power loss."""
-    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
+def temporary_beside(path: Path) -> Path:
+    """Return a new name beside `path`; `remove_leftovers` knows what it means."""
+    return path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
+
+
+def write_durably(path: Path, content: bytes, mode: int = 0o666) -> None:
+    """Replace the file by `content`, whole or not at all, also across power loss.
+
+    Args:
+        path: Of the file.
+        content: All of it.
+        mode: Permissions, before the umask takes from them.
+    """
+    temporary = temporary_beside(path)
     try:
-        with open(temporary, "xb") as file:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with open(descriptor, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -55,16 +68,27 @@ def new_folder(path: Path) -> Iterator[Path]:
 
     The block fsyncs the files that it writes. An existing `path` is never replaced.
     """
-    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
+    temporary = temporary_beside(path)
     temporary.mkdir()
     try:
         yield temporary
         sync_folder(temporary)
-        os.rename(temporary, path)
+        rename_folder(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    sync_folder(path.parent)
+
+
+def rename_folder(path: Path, new: Path) -> None:
+    """Give a folder its new name, durably.
+
+    Raises:
+        FileExistsError: There is something of that name; `os.rename` would replace an empty folder.
+    """
+    if new.exists():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(new))
+    os.rename(path, new)
+    sync_folder(new.parent)
 
 
 def remove_folder(path: Path) -> None:
@@ -88,18 +112,22 @@ def remove_leftovers(folder: Path) -> None:
 class FolderLock:
     """Keeps a second server out of a data folder; the kernel lets go when the process ends.
 
+    Args:
+        folder: The data folder.
+        name: Of the file in it that is locked.
+
     Raises:
         DataFolderInvalid: Another process holds the lock, or the folder cannot be written.
     """
 
-    def __init__(self, folder: Path) -> None:
-        path = folder / ".lock"
+    def __init__(self, folder: Path, name: str) -> None:
+        path = folder / name
         try:
             self._file = open(path, "a+")  # noqa: SIM115  held open for the life of the server
         except OSError as error:
             raise DataFolderInvalid(
-                f"The data folder {folder} cannot be written ({error.strerror}); choose another with "
-                "--data-dir"
+                f"The data folder {folder} cannot be written ({error.strerror}); choose another "
+                "with --data-dir"
             ) from None
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -108,8 +136,8 @@ class FolderLock:
             owner = self._file.read(32).strip()
             self._file.close()
             raise DataFolderInvalid(
-                f"The data folder {folder} is in use by another server (process {owner or 'unknown'}); "
-                "stop it or choose another folder with --data-dir"
+                f"The data folder {folder} is in use by another server (process "
+                f"{owner or 'unknown'}); stop it or choose another folder with --data-dir"
             ) from None
         self._file.truncate(0)
         self._file.write(str(os.getpid()))

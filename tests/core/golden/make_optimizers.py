@@ -103,7 +103,7 @@ def gradients(step: int) -> dict[str, np.ndarray]:
 
 
 def probe() -> str:
-    """Return the bits of some powers: CPUs on which they are others round Adam's alpha otherwise."""
+    """Return the bits of some powers; where a CPU has others, Adam's alpha is another one."""
     steps = np.arange(1, STEPS + 1)
     powers = [
         np.power(dtype(beta), dtype(t)).tobytes()

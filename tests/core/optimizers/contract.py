@@ -24,6 +24,14 @@ from stepwell_core.pipeline import Gradient, Pipeline
 from tests.core.golden import make_optimizers
 
 GOLDEN = Path(__file__).parents[1] / "golden"
+LAYOUT = Layout.of(make_optimizers.parameters())
+ALL_STAGES: dict[str, Any] = {
+    "weight_decay": 0.1,
+    "clipvalue": 0.5,
+    "use_ema": True,
+    "loss_scale_factor": 3.0,
+    "gradient_accumulation_steps": 2,
+}
 DTYPES = (np.float32, np.float64)
 NORM_TOLERANCE = 1e-6  # norms are summed in float64 here and in float32 by Keras
 POWER_TOLERANCE = 1e-5  # where this CPU's powers are other ones than the recorded
@@ -63,12 +71,11 @@ def numbers_of(data: bytes) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def golden_pipeline(optimizer: Optimizer, *, compiled: bool = False) -> Pipeline:
-    """Return the pipeline of the golden model."""
-    layout = Layout.of(make_optimizers.parameters())
+def golden_pipeline(optimizer: Optimizer) -> Pipeline:
+    """Return the pipeline of the golden model, as plain Python."""
     optimizer.exclude_from_weight_decay(make_optimizers.EXCLUDED)
-    excluded = optimizer.excluded_from_weight_decay(layout.names)
-    return Pipeline(layout, optimizer, excluded, compiled=compiled)
+    excluded = optimizer.excluded_from_weight_decay(LAYOUT.names)
+    return Pipeline(LAYOUT, optimizer, excluded, compiled=False)
 
 
 class OptimizerContract:
@@ -271,14 +278,11 @@ class OptimizerContract:
     def test_the_compiled_loop_equals_plain_python(self, variant: dict[str, Any]) -> None:
         """Numba changes no bit of parameters or slots, with all stages at work."""
         # Arrange
-        optimizer = self.optimizer(
-            **variant, weight_decay=0.1, clipvalue=0.5, use_ema=True,
-            loss_scale_factor=3.0, gradient_accumulation_steps=2,
-        )  # fmt: skip
+        optimizer = self.optimizer(**variant, **ALL_STAGES)
 
         # Act
-        plain = train(golden_pipeline(optimizer))
-        compiled = train(golden_pipeline(optimizer, compiled=True))
+        plain = train(Pipeline(LAYOUT, optimizer, compiled=False))
+        compiled = train(Pipeline(LAYOUT, optimizer))
 
         # Assert
         assert compiled == plain
@@ -286,11 +290,11 @@ class OptimizerContract:
     def test_a_step_in_place_equals_one_into_another_buffer(self, variant: dict[str, Any]) -> None:
         """Where the parameters are written to changes no bit, and nothing is left unwritten."""
         # Arrange
-        optimizer = self.optimizer(**variant, weight_decay=0.1, use_ema=True)
+        optimizer = self.optimizer(**variant, **ALL_STAGES)
 
         # Act
-        in_place = train(golden_pipeline(optimizer, compiled=True))
-        elsewhere = train(golden_pipeline(optimizer, compiled=True), in_place=False)
+        in_place = train(Pipeline(LAYOUT, optimizer))
+        elsewhere = train(Pipeline(LAYOUT, optimizer), in_place=False)
 
         # Assert
         assert elsewhere == in_place

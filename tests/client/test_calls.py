@@ -1,0 +1,268 @@
+"""Tests of `stepwell.calls`: requests as data, and how answers are read. No I/O anywhere."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import stepwell
+from stepwell import calls
+from stepwell.calls import Answer, Call
+from stepwell.errors import (
+    DtypeMismatch,
+    InvalidArgument,
+    InvalidInput,
+    LayoutMismatch,
+    ShapeMismatch,
+    UnexpectedAnswer,
+    UnknownTensor,
+)
+from stepwell_core.layout import Layout
+
+from tests.client.flow_driver import header_of, payload_of, result
+
+PARAMETERS = {"w": np.float32([[1, 2], [3, 4]]), "d": np.float64([0.5]), "b": np.float32([5, 6])}
+LAYOUT = Layout.of(PARAMETERS)
+HEADER = {"worker": "w0", "epoch": 1, "sequence": 0}
+
+
+def push(gradients, pulls=False):
+    """Return a push of `gradients`."""
+    return calls.push("digits", LAYOUT, gradients, HEADER, pulls=pulls)
+
+
+def test_creating_says_the_whole_definition_and_sends_the_values():
+    """Header and payload are what the protocol says, float32 first."""
+    optimizer = stepwell.SGD(0.5, weight_decay=0.1).exclude_from_weight_decay(["^b"])
+
+    call = calls.create_model(
+        "digits", PARAMETERS, optimizer, stepwell.Sync(2), "drop", exist_ok=True
+    )
+
+    header = header_of(call)
+    assert (call.method, call.path, call.can_repeat) == ("POST", "/v1/models", True)
+    assert header["name"] == "digits"
+    assert header["tensors"] == LAYOUT.to_json()
+    assert header["optimizer"]["class_name"] == "SGD"
+    assert header["consistency"] == {"mode": "sync", "workers": 2}
+    assert (header["on_nonfinite"], header["exist_ok"]) == ("drop", True)
+    assert payload_of(call) == b"".join(PARAMETERS[name].tobytes() for name in ("w", "b", "d"))
+
+
+def test_patterns_of_exclusion_are_resolved_to_names():
+    """Regular expressions from strangers would be a denial of service, so names are sent."""
+    optimizer = stepwell.SGD(0.5, weight_decay=0.1).exclude_from_weight_decay(["b$", "d"])
+
+    call = calls.create_model("digits", PARAMETERS, optimizer, None, "reject", exist_ok=False)
+
+    assert header_of(call)["exclude_from_weight_decay"] == ["d", "b"]
+
+
+def test_creating_is_not_repeated_blindly():
+    """A second attempt would find the model of the first, and say that it exists."""
+    call = calls.create_model(
+        "digits", PARAMETERS, stepwell.SGD(0.5), None, "reject", exist_ok=False
+    )
+
+    assert not call.can_repeat
+
+
+@pytest.mark.parametrize(
+    ("parameters", "error"),
+    [
+        ({"w": np.zeros(2, np.int64)}, DtypeMismatch),
+        ({"w": None}, DtypeMismatch),
+        ({"w": np.zeros(2, np.float16)}, DtypeMismatch),
+        ({}, InvalidInput),
+        ([np.zeros(2)], InvalidArgument),
+        ({"../w": np.zeros(2)}, InvalidInput),
+        ({3: np.zeros(2)}, InvalidInput),
+    ],
+)
+def test_parameters_that_no_model_can_have_are_refused_here(parameters, error):
+    """Nothing is sent."""
+    with pytest.raises(error):
+        calls.create_model("m", parameters, stepwell.SGD(0.5), None, "reject", exist_ok=False)
+
+
+def test_a_consistency_is_a_value_and_not_a_word():
+    """The sentence shows the form."""
+    with pytest.raises(InvalidArgument, match=r"such as stepwell.Sync\(workers=4\)"):
+        calls.create_model("m", PARAMETERS, stepwell.SGD(0.5), "sync", "reject", exist_ok=False)
+
+
+def test_a_full_push_names_no_tensors():
+    """The layout says it all; the order of the mapping does not matter."""
+    gradients = {name: PARAMETERS[name] for name in ("d", "b", "w")}
+
+    call = push(gradients)
+
+    header = header_of(call)
+    assert (header["layout"], header["dtype"]) == (LAYOUT.hash, "native")
+    assert "tensors" not in header
+    assert HEADER.items() <= header.items()
+    assert payload_of(call) == b"".join(PARAMETERS[name].tobytes() for name in ("w", "b", "d"))
+
+
+@pytest.mark.parametrize("absent", [{}, {"w": None, "d": None}])
+def test_missing_gradients_make_a_partial_push(absent):
+    """Absent and None mean the same: the parameter is left alone."""
+    call = push({"b": PARAMETERS["b"], **absent})
+
+    assert header_of(call)["tensors"] == ["b"]
+    assert payload_of(call) == PARAMETERS["b"].tobytes()
+
+
+def test_gradients_of_one_other_dtype_are_sent_as_they_are():
+    """float64 gradients of float32 parameters keep their digits."""
+    gradients = {name: array.astype(np.float64) for name, array in PARAMETERS.items()}
+
+    call = push(gradients)
+
+    assert header_of(call)["dtype"] == "float64"
+    assert len(payload_of(call)) == 8 * LAYOUT.size
+
+
+def test_the_body_is_views_of_the_callers_arrays():
+    """Nothing is joined or copied: what is written into the array later would be sent."""
+    gradients = {name: array.copy() for name, array in PARAMETERS.items()}
+
+    call = push(gradients)
+    gradients["w"][0, 0] = 9
+
+    assert np.frombuffer(call.body[2], np.float32)[0] == 9
+
+
+@pytest.mark.parametrize(
+    ("gradients", "error"),
+    [
+        ({"unknown": np.zeros(2)}, UnknownTensor),
+        ({"w": np.zeros((4, 1), np.float32)}, ShapeMismatch),
+        ({"b": np.zeros(2, np.int32)}, DtypeMismatch),
+        ({}, InvalidInput),
+        ({"w": None}, InvalidInput),
+        ([np.zeros(2)], InvalidArgument),
+    ],
+)
+def test_gradients_that_do_not_fit_are_refused_here(gradients, error):
+    """Nothing is sent, and no sequence number is used."""
+    with pytest.raises(error):
+        push(gradients)
+
+
+def test_only_a_push_that_pulls_expects_parameters():
+    """`?pull=true`, and the layout of what comes back."""
+    assert push(PARAMETERS).query == {}
+    assert push(PARAMETERS).layout is None
+    assert push(PARAMETERS, pulls=True).query == {"pull": "true"}
+    assert push(PARAMETERS, pulls=True).layout is LAYOUT
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [(None, None), (["d", "w"], ["w", "d"]), ("w", ["w"]), (iter(["b"]), ["b"])],
+)
+def test_a_pull_may_be_of_some_tensors(names, expected):
+    """A single name is a name, and not its letters."""
+    call = calls.pull("digits", LAYOUT, names, "momentum")
+
+    assert call.query.get("names") == expected
+    assert call.query["slot"] == "momentum"
+
+
+@pytest.mark.parametrize(("names", "error"), [([], InvalidInput), (["x"], UnknownTensor)])
+def test_a_pull_of_nothing_is_refused_here(names, error):
+    """Without this, a pull of no names would be a pull of everything."""
+    with pytest.raises(error):
+        calls.pull("digits", LAYOUT, names)
+
+
+def test_a_partial_answer_has_the_layout_of_its_tensors():
+    """The header behind a partial pull says which tensors come."""
+    call = calls.pull("digits", LAYOUT)
+
+    layout = calls.expected_payload(call, {"layout": LAYOUT.hash, "tensors": ["b"]})
+
+    assert layout == LAYOUT.select(["b"])
+
+
+@pytest.mark.parametrize("header", [{}, {"layout": "x"}])
+def test_an_answer_without_tensors_expects_none(header):
+    """A description of a model has a layout in it and no payload behind it."""
+    call = Call("GET", "/v1/models/digits")
+
+    assert calls.expected_payload(call, header) is None
+
+
+@pytest.mark.parametrize("received", ["x" * 500, 3, None, ["x"]])
+def test_an_answer_of_another_layout_is_told_apart(received):
+    """The model was deleted and created anew with other tensors."""
+    with pytest.raises(LayoutMismatch, match="Open it again"):
+        calls.expected_payload(calls.pull("digits", LAYOUT), {"layout": received})
+
+
+def test_parameters_are_views_of_the_received_arenas():
+    """A pull allocates once."""
+    arenas = LAYOUT.flatten(PARAMETERS)
+    answer = Answer({"version": 3, "incarnation": "one", "loss_scale": 2.0}, arenas, LAYOUT)
+
+    parameters = calls.parameters_of(answer)
+
+    assert np.shares_memory(parameters["w"], arenas["float32"])
+    assert parameters["d"].tolist() == [0.5]
+    assert (parameters.version, parameters.incarnation, parameters.loss_scale) == (3, "one", 2.0)
+
+
+def test_a_result_leaves_out_what_it_does_not_know():
+    """A newer server may say more."""
+    answer = Answer(result(staleness=2, fingerprint="new"))
+
+    assert calls.result_of(answer) == stepwell.PushResult("applied", 1, 1, staleness=2)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda: calls.result_of(Answer({"hello": "world"})),
+        lambda: calls.result_of(Answer({"version": 1}, LAYOUT.new_arenas(), LAYOUT)),
+        lambda: calls.parameters_of(Answer({"version": 1})),
+        lambda: calls.parameters_of(Answer({}, LAYOUT.new_arenas(), LAYOUT)),
+        lambda: calls.read_checkpoint({"id": "x"}),
+        lambda: calls.read_checkpoint("x"),
+        lambda: calls.read_result(None),
+        lambda: Answer({})["epoch"],
+    ],
+)
+def test_an_answer_without_its_fields_is_not_of_a_stepwell_server(read):
+    """Some other service on the port gives a sentence and no KeyError."""
+    with pytest.raises(UnexpectedAnswer):
+        read()
+
+
+def test_hyperparameters_are_sent_as_plain_numbers():
+    """NumPy's numbers and schedules have a JSON form."""
+    schedule = stepwell.schedules.ExponentialDecay(0.5, 10, 0.5)
+
+    call = calls.set_hyperparameters(
+        "digits", {"learning_rate": schedule, "clipnorm": np.float32(0.5), "beta_1": np.array(0.25)}
+    )
+
+    assert (call.method, call.path) == ("PATCH", "/v1/models/digits/optimizer")
+    assert call.json == {"learning_rate": schedule.serialize(), "clipnorm": 0.5, "beta_1": 0.25}
+    assert all(type(value) in (float, dict) for value in call.json.values())
+
+
+@pytest.mark.parametrize("value", [float("nan"), np.float32("inf"), lambda: 0.5])
+def test_hyperparameters_without_a_json_form_are_refused_here(value):
+    """The sentence names the hyperparameter."""
+    with pytest.raises(InvalidArgument, match="`learning_rate`"):
+        calls.set_hyperparameters("digits", {"learning_rate": value})
+
+
+def test_an_overwrite_has_all_tensors():
+    """Missing ones are named; the call may be repeated."""
+    call = calls.overwrite("digits", LAYOUT, PARAMETERS)
+
+    assert (call.method, call.can_repeat) == ("PUT", True)
+    assert header_of(call)["layout"] == LAYOUT.hash
+    with pytest.raises(LayoutMismatch, match="Missing: 'd', 'b'"):
+        calls.overwrite("digits", LAYOUT, {"w": PARAMETERS["w"]})

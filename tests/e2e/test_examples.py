@@ -1,0 +1,82 @@
+"""The programs in examples/ and the README's code run as they stand, against a real server."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.servers import served
+
+ROOT = Path(__file__).parents[2]
+PYTHON_EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server for all programs of this module."""
+    with served(tmp_path_factory.mktemp("data")) as server:
+        yield server.url
+
+
+def run(url: str, *command: str) -> str:
+    """Run a program against the server and return what it printed."""
+    finished = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env=os.environ | {"STEPWELL_URL": url},
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return finished.stdout
+
+
+@pytest.mark.parametrize("path", PYTHON_EXAMPLES, ids=lambda path: path.name)
+def test_a_python_example_finds_the_line(url: str, path: Path) -> None:
+    """Each example trains to the known answer."""
+    printed = run(url, sys.executable, str(path))
+
+    assert printed.startswith("y = 3.00 x -2.00")
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_curl_example_pushes_once_and_is_told_of_the_repetition(url: str) -> None:
+    """The same push twice: one effect, and the second answer says `duplicate`."""
+    printed = run(url, "sh", str(ROOT / "examples" / "curl.sh"))
+
+    first, second, parameters = printed.splitlines()[-3:]
+    assert '"duplicate": false' in first
+    assert '"duplicate": true' in second
+    assert '"w": [[0.0, 1.0], [2.0, 3.0]]' in parameters
+
+
+def test_the_readmes_python_runs(url: str, tmp_path: Path) -> None:
+    """What a newcomer pastes works; only the address is another."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    for number, block in enumerate(blocks):
+        program = tmp_path / f"block_{number}.py"
+        program.write_text(block.replace("http://127.0.0.1:8700", url))
+        run(url, sys.executable, str(program))
+
+
+def test_links_in_the_documents_lead_somewhere() -> None:
+    """A relative link names a file that exists."""
+    broken = []
+    for document in [
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").rglob("*.md"),
+        *ROOT.glob("examples/*.md"),
+    ]:
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text()):
+            if "://" not in target and not (document.parent / target).exists():
+                broken.append(f"{document.relative_to(ROOT)}: {target}")
+    assert not broken

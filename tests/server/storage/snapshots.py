@@ -1,0 +1,56 @@
+"""A model with random content, and what a checkpoint of it must hold."""
+
+from __future__ import annotations
+
+import numpy as np
+from stepwell_core.definition import Definition
+from stepwell_core.engine import Counters, Snapshot, State
+from stepwell_core.layout import Layout, Tensor
+from stepwell_core.ledger import Ledger, Result
+from stepwell_core.optimizers import SGD
+from stepwell_core.store import Version
+
+LAYOUT = Layout(
+    [
+        Tensor("dense/kernel", (3, 4), "float32"),
+        Tensor("scalar", (), "float64"),
+        Tensor("empty", (0, 2), "float32"),
+        Tensor("bias", (4,), "float64"),
+    ]
+)
+
+
+def snapshot(version: int = 3, seed: int = 0, name: str = "m", layout: Layout = LAYOUT) -> Snapshot:
+    """Return a cut of a model with one slot and one session."""
+    rng = np.random.default_rng(seed)
+    ledger = Ledger()
+    session, _ = ledger.open("w0")
+    ledger.record("w0", session.epoch, 0, Result("applied", version, version))
+
+    def arenas() -> dict[str, np.ndarray]:
+        return {
+            dtype: rng.standard_normal(size).astype(dtype) for dtype, size in layout.sizes.items()
+        }
+
+    return Snapshot(
+        definition=Definition(name, layout, SGD(0.5, momentum=0.9)),
+        incarnation="1" * 32,
+        counters=Counters(version, version, version),
+        ledger=ledger.to_json(),
+        parameters=Version(version, arenas()),
+        slots={"momentum": arenas()},
+    )
+
+
+def assert_holds(state: State, cut: Snapshot) -> None:
+    """Check that a state is the cut, to the bit."""
+    assert state.definition == cut.definition
+    assert state.counters == cut.counters
+    assert state.ledger == cut.ledger
+    pairs = [(state.parameters, cut.parameters.arenas)]
+    pairs += [(state.slots[name], arenas) for name, arenas in cut.slots.items()]
+    assert state.slots.keys() == cut.slots.keys()
+    for found, expected in pairs:
+        assert {d: a.tobytes() for d, a in found.items()} == {
+            d: a.tobytes() for d, a in expected.items()
+        }

@@ -1,0 +1,211 @@
+"""A checkpoint is whole or it is refused: every bit of it is under a hash."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import xxhash
+from safetensors.numpy import load_file, save_file
+from stepwell_core.errors import CheckpointInvalid
+from stepwell_server.storage import checkpoint
+from stepwell_server.storage.checkpoint import MANIFEST, OPTIMIZER, PARAMETERS
+
+from tests.server.storage.snapshots import LAYOUT, assert_holds, snapshot
+
+
+@pytest.fixture
+def cut():
+    """What is written."""
+    return snapshot()
+
+
+@pytest.fixture
+def folder(tmp_path, cut):
+    """A checkpoint of `cut`."""
+    checkpoint.write(tmp_path, "000001-v3", "2026-01-01T00:00:00+00:00", cut)
+    return tmp_path / "000001-v3"
+
+
+def test_what_is_read_is_what_was_written_bit_by_bit(folder, cut):
+    """Parameters, slots, counters, ledger and definition; nothing else lies there."""
+    manifest, state = checkpoint.read(folder)
+
+    assert_holds(state, cut)
+    assert (manifest.id, manifest.incarnation) == ("000001-v3", cut.incarnation)
+    assert {path.name for path in folder.iterdir()} == {MANIFEST, OPTIMIZER, PARAMETERS}
+    assert [path.name for path in folder.parent.iterdir()] == ["000001-v3"]
+
+
+def test_the_files_open_with_plain_safetensors(folder, cut):
+    """Under the tensors' own names, in their shapes."""
+    parameters, slots = load_file(folder / PARAMETERS), load_file(folder / OPTIMIZER)
+
+    expected = LAYOUT.views(cut.parameters.arenas)
+    assert parameters.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(parameters[name], array)
+        assert slots[f"momentum/{name}"].shape == array.shape
+
+
+def test_every_single_bit_of_the_manifest_counts(folder):
+    """Flip each of them in turn: none goes unnoticed."""
+    path = folder / MANIFEST
+    content = path.read_bytes()
+
+    for place in range(len(content)):
+        for bit in range(8):
+            flipped = bytearray(content)
+            flipped[place] ^= 1 << bit
+            path.write_bytes(flipped)
+            with pytest.raises(CheckpointInvalid):
+                checkpoint.read_manifest(folder)
+
+
+def test_a_manifest_that_is_cut_anywhere_is_refused(folder):
+    """Also one with something behind it."""
+    path = folder / MANIFEST
+    content = path.read_bytes()
+
+    for length in range(len(content)):
+        path.write_bytes(content[:length])
+        with pytest.raises(CheckpointInvalid):
+            checkpoint.read_manifest(folder)
+    path.write_bytes(content + b"\n")
+    with pytest.raises(CheckpointInvalid):
+        checkpoint.read_manifest(folder)
+
+
+@pytest.mark.parametrize("file", [PARAMETERS, OPTIMIZER])
+def test_a_flipped_bit_of_a_tensor_is_caught(folder, file):
+    """Safetensors itself would load it without complaint."""
+    path = folder / file
+    content = path.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+
+    for place in range(start, len(content)):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << (place % 8)
+        path.write_bytes(flipped)
+        with pytest.raises(CheckpointInvalid, match="does not match its hash"):
+            checkpoint.read(folder)
+
+
+@pytest.mark.parametrize("file", [PARAMETERS, OPTIMIZER])
+def test_a_damaged_head_of_a_tensor_file_is_refused_or_harmless(folder, cut, file):
+    """What flips in the names, shapes and offsets is refused, or changes nothing that is read."""
+    path = folder / file
+    content = path.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+
+    for place in range(start):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << (place % 8)
+        path.write_bytes(flipped)
+        try:
+            _, state = checkpoint.read(folder)
+        except CheckpointInvalid:
+            continue
+        assert_holds(state, cut)
+
+
+@pytest.mark.parametrize("file", [PARAMETERS, OPTIMIZER])
+def test_a_tensor_file_of_another_size_is_refused(folder, file):
+    """Cut, lengthened, empty, gone."""
+    path = folder / file
+    content = path.read_bytes()
+
+    for wrong in (content[:-1], content + b"\0", b""):
+        path.write_bytes(wrong)
+        with pytest.raises(CheckpointInvalid, match=r"has \d+ bytes instead of"):
+            checkpoint.read(folder)
+    path.unlink()
+    with pytest.raises(CheckpointInvalid, match="cannot be read"):
+        checkpoint.read(folder)
+
+
+def reseal(folder, change) -> None:
+    """Change the manifest's values and seal it anew, as a hostile writer would."""
+    values = json.loads((folder / MANIFEST).read_bytes())["manifest"]
+    change(values)
+    text = json.dumps(values, separators=(",", ":")).encode()
+    digest = xxhash.xxh3_128_hexdigest(text).encode()
+    (folder / MANIFEST).write_bytes(b'{"xxh3_128":"%s","manifest":%s}\n' % (digest, text))
+
+
+def rewrite(folder, file, tensors) -> None:
+    """Write other tensors, with a manifest that vouches for them."""
+    save_file(tensors, folder / file)
+
+    def change(values):
+        values["files"][file] = (folder / file).stat().st_size
+        values["hashes"][file] = {name: checkpoint.hash_of(a) for name, a in tensors.items()}
+
+    reseal(folder, change)
+
+
+def test_a_tensor_that_is_missing_misshapen_or_not_ours_is_refused(folder):
+    """All or nothing, however well it is hashed."""
+    whole = load_file(folder / PARAMETERS)
+    missing = {name: array for name, array in whole.items() if name != "bias"}
+    misshapen = {**whole, "dense/kernel": whole["dense/kernel"].T.copy()}
+    converted = {**whole, "bias": whole["bias"].astype("float32")}
+    foreign = {**whole, "other": whole["bias"]}
+
+    for tensors in (missing, misshapen, converted, foreign, {}):
+        rewrite(folder, PARAMETERS, tensors)
+        with pytest.raises(CheckpointInvalid):
+            checkpoint.read(folder)
+
+
+def test_a_slot_that_is_missing_in_part_or_misshapen_is_refused(folder):
+    """Never a warning and a fresh start for the rest."""
+    whole = load_file(folder / OPTIMIZER)
+    missing = {name: array for name, array in whole.items() if name != "momentum/bias"}
+    misshapen = {**whole, "momentum/bias": whole["momentum/bias"][:2].copy()}
+
+    for tensors in (missing, misshapen):
+        rewrite(folder, OPTIMIZER, tensors)
+        with pytest.raises(CheckpointInvalid):
+            checkpoint.read(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda values: values.update(format="other"),
+        lambda values: values.update(format_version=2),
+        lambda values: values.pop("ledger"),
+        lambda values: values.pop("definition"),
+        lambda values: values["definition"].update(optimizer={"class_name": "os.system"}),
+        lambda values: values["definition"].update(tensors=[]),
+        lambda values: values["definition"]["tensors"][0].update(shape=[1 << 60]),
+        lambda values: values.update(counters={"version": 1}),
+        lambda values: values.update(counters=None),
+        lambda values: values.update(files=None),
+        lambda values: values.update(files=[]),
+        lambda values: values.update(hashes=[]),
+        lambda values: values.update(hashes={"parameters.safetensors": 3}),
+        lambda values: values["hashes"]["parameters.safetensors"].update(bias=3),
+    ],
+)
+def test_a_manifest_with_other_values_is_a_typed_error(folder, change):
+    """Whatever a hostile file says, with its hash right: no foreign exception, no memory."""
+    reseal(folder, change)
+
+    with pytest.raises(CheckpointInvalid):
+        checkpoint.read(folder)
+
+
+def test_an_existing_checkpoint_is_never_replaced(folder, cut):
+    """Not even an empty folder of its name."""
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder.parent / "000002-v3").mkdir()
+
+    for name in ("000001-v3", "000002-v3"):
+        with pytest.raises(FileExistsError):
+            checkpoint.write(folder.parent, name, "now", snapshot(seed=1))
+
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["000001-v3", "000002-v3"]

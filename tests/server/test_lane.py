@@ -1,0 +1,115 @@
+"""The lane: one order, one thread, and nothing kept longer than needed."""
+
+import asyncio
+import gc
+import threading
+import weakref
+
+import pytest
+from stepwell_core.errors import ShuttingDown
+from stepwell_server.lane import Lane
+
+
+def on_lane(scenario):
+    """Run `scenario(lane)` on a new event loop, and close the lane."""
+
+    async def run():
+        lane = Lane("test", asyncio.get_running_loop())
+        try:
+            return await scenario(lane)
+        finally:
+            await lane.close()
+
+    return asyncio.run(run())
+
+
+def test_functions_run_one_after_the_other_in_the_order_in_which_they_came():
+    """That order is the history of a model."""
+    order, threads = [], set()
+
+    async def scenario(lane):
+        def note(number):
+            order.append(number)
+            threads.add(threading.get_ident())
+
+        await asyncio.gather(*(lane.run(lambda n=n: note(n)) for n in range(100)))
+
+    on_lane(scenario)
+
+    assert order == list(range(100))
+    assert len(threads) == 1
+    assert threads != {threading.get_ident()}
+
+
+def test_an_exception_goes_to_its_caller_and_the_lane_goes_on():
+    """One bad call does not end a model."""
+
+    async def scenario(lane):
+        with pytest.raises(ZeroDivisionError):
+            await lane.run(lambda: 1 // 0)
+        return await lane.run(lambda: "still here")
+
+    assert on_lane(scenario) == "still here"
+
+
+def test_what_was_begun_is_finished_when_its_caller_is_cancelled():
+    """A change is whole, also if nobody waits for it any more."""
+    begun, go, done = threading.Event(), threading.Event(), []
+
+    async def scenario(lane):
+        def slow():
+            begun.set()
+            go.wait(10)
+            done.append(True)
+
+        task = asyncio.create_task(lane.run(slow))
+        await asyncio.to_thread(begun.wait, 10)
+        task.cancel()
+        go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await lane.run(lambda: None)
+
+    on_lane(scenario)
+
+    assert done == [True]
+
+
+def test_closing_finishes_what_was_given_and_takes_nothing_more():
+    """Nothing is lost at the end, and nobody waits for ever."""
+    done = []
+
+    async def scenario(lane):
+        futures = [lane.submit(lambda n=n: done.append(n)) for n in range(10)]
+        await lane.close()
+        with pytest.raises(ShuttingDown):
+            lane.submit(lambda: None)
+        await asyncio.gather(*futures)
+
+    on_lane(scenario)
+
+    assert done == list(range(10))
+
+
+def test_neither_a_job_nor_its_result_is_kept_until_the_next_one_comes():
+    """Both may be gigabytes: a gradient, the copy of all slots."""
+
+    class Large:
+        pass
+
+    async def scenario(lane):
+        given, result = Large(), Large()
+        kept = [weakref.ref(given), weakref.ref(result)]
+
+        def job(given=given, result=result):
+            return result
+
+        del given, result
+        await lane.run(job)
+        del job
+        # The lane's thread has left the job when it has begun to wait for the next: ask it to.
+        await asyncio.to_thread(lambda: None)
+        gc.collect()
+        return [reference() for reference in kept]
+
+    assert on_lane(scenario) == [None, None]

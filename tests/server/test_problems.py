@@ -1,0 +1,114 @@
+"""Problem documents: each error has a status, a code and a sentence; none tells a secret."""
+
+import json
+
+import pytest
+from stepwell_core import errors
+from stepwell_server import problems
+
+from tests.server.calls import PROBLEM, assert_problem, create
+
+EXPECTED = {
+    "invalid_input": 422,
+    "shape_mismatch": 422,
+    "nonfinite_gradient": 422,
+    "malformed_message": 400,
+    "unauthenticated": 401,
+    "forbidden": 403,
+    "model_not_found": 404,
+    "method_not_allowed": 405,
+    "not_acceptable": 406,
+    "body_too_slow": 408,
+    "fenced": 409,
+    "sequence_gap": 409,
+    "stale_incarnation": 409,
+    "precondition_failed": 412,
+    "body_too_large": 413,
+    "unsupported_media_type": 415,
+    "shutting_down": 503,
+    "versions_exhausted": 503,
+    "does_not_fit": 507,
+    "checkpoint_invalid": 500,
+    "internal_error": 500,
+}
+
+
+def core_errors():
+    """Return the classes of the core's tree; other modules may add their own."""
+    return [error for error in errors.every_error() if error.__module__ == errors.__name__]
+
+
+@pytest.mark.parametrize("error", core_errors(), ids=lambda error: error.code)
+def test_every_error_is_a_problem_document_of_its_own_code(error):
+    """RFC 9457: type, title, status and detail, and beside them a code for programs."""
+    response = problems.problem(error("What was wrong.", received=3, status="no"))
+
+    document = json.loads(response.body)
+    assert response.headers["content-type"] == PROBLEM
+    assert document == {
+        "type": f"urn:stepwell:problem:{error.code}",
+        "title": document["title"],
+        "status": response.status_code,
+        "detail": "What was wrong.",
+        "code": error.code,
+        "received": 3,
+    }
+    assert document["title"]
+    assert 400 <= response.status_code < 600
+
+
+def test_statuses_are_those_that_the_documentation_of_http_would_make_one_expect():
+    """A change here is a change of the protocol."""
+    by_code = errors.by_code()
+
+    found = {code: problems.status_of(by_code[code]) for code in EXPECTED}
+
+    assert found == EXPECTED
+
+
+def test_only_the_roots_own_status_is_inherited_from_the_root():
+    """A new branch of the tree is given a status on purpose, in the table."""
+    branches = [error for error in core_errors() if error.__bases__ == (errors.StepwellError,)]
+
+    assert [error.code for error in branches if error not in problems.STATUS] == []
+
+
+def test_a_503_says_when_to_come_again_and_a_401_says_how_to_authenticate():
+    """The headers that these statuses ask for."""
+    assert problems.problem(errors.ShuttingDown("x")).headers["retry-after"] == "1"
+    assert problems.problem(errors.Unauthenticated("x")).headers["www-authenticate"] == "Bearer"
+
+
+def test_a_path_and_a_method_that_do_not_exist_are_problems_too(http):
+    """What the routing itself says is translated; 405 says what is allowed."""
+    assert_problem(http.get("/v2"), 404, "route_not_found")
+    answer = http.delete("/v1")
+
+    assert_problem(answer, 405, "method_not_allowed")
+    assert answer.headers["allow"] == "GET"
+
+
+def test_a_query_that_breaks_a_rule_names_the_field_and_not_the_value(http):
+    """What was sent may be long, or a secret."""
+    path = create(http)
+
+    answer = http.get(f"{path}/workers/w/pushes/0", params={"epoch": "-77777", "wait_s": 0})
+
+    document = assert_problem(answer, 422, "invalid_input")
+    assert document["fields"][0]["field"] == "query.epoch"
+    assert "77777" not in answer.text
+
+
+def test_a_bug_is_500_without_its_trace(http, server, monkeypatch):
+    """The log has the trace; the caller gets a sentence."""
+
+    def broken(name):
+        raise ZeroDivisionError("secret 4711")
+
+    monkeypatch.setattr(server.application.registry, "get", broken)
+
+    answer = http.get("/v1/models/m")
+
+    assert_problem(answer, 500, "internal_error")
+    assert "4711" not in answer.text
+    assert "ZeroDivision" not in answer.text
