@@ -50,6 +50,7 @@ CORE_ARROWS: dict[str, set[str]] = {
         "definition", "store", "ledger", "consistency", "pipeline", "schedules", "optimizers",
         "loss_scale", "layout", "keras_config",
     },
+    "rehearsal": {"engine", "definition", "consistency", "pipeline", "layout"},
 }  # fmt: skip
 
 # Core is pure: these parts of the standard library and no others. None of them opens a file or

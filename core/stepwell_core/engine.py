@@ -488,7 +488,7 @@ class Engine:
         self.store.publish(version)
 
     def prepare_hyperparameters(self, values: Mapping[str, Any]) -> tuple[Definition, Pipeline]:
-        """Return what `adopt_hyperparameters` takes; changes nothing, may be slow (it compiles).
+        """Return what `adopt_hyperparameters` takes; changes nothing.
 
         Raises:
             InvalidArgument: A value breaks its rule, is set over a schedule, or would change the
@@ -510,7 +510,6 @@ class Engine:
                 "values that come with each push, would: "
                 f"{', '.join(sorted(values))}. Create another model"
             )
-        pipeline.warm()
         return definition, pipeline
 
     def adopt_hyperparameters(self, definition: Definition, pipeline: Pipeline) -> None:

@@ -26,7 +26,7 @@ from stepwell_core.aggregation import aggregate
 from stepwell_core.clipping import Key, clip_scales, squared_norms
 from stepwell_core.gradient import Gradient
 from stepwell_core.kernels import Kernel, Stages
-from stepwell_core.layout import Arenas, Array, Layout, Segment, Tensor
+from stepwell_core.layout import Arenas, Array, Layout, Segment
 from stepwell_core.optimizers import Optimizer
 from stepwell_core.plan import Plan, make_plan
 from stepwell_core.scalars import StepScalars, step_scalars
@@ -227,35 +227,3 @@ class Pipeline:
             gradient, slots.get(ACCUMULATOR), plan, scalars.constants, compiled=self._compiled
         )
         return clip_scales(self.optimizer, squares)
-
-    def warm(self, dtype: str = "native", loss_scale: float | None = None) -> None:
-        """Compile what pushes need, or load it from the cache; seconds the first time.
-
-        Makes steps with every such kernel on a model of a few elements.
-
-        Args:
-            dtype: What the elements of those pushes are.
-            loss_scale: What they are divided by, if not by `loss_scale_factor`; any number says
-                that there is a dynamic loss scale.
-        """
-        layout = Layout(
-            Tensor(f"{arena_dtype}/{part}", (2,), arena_dtype)
-            for arena_dtype in self.layout.sizes
-            for part in ("decaying", "excluded", "missing")
-        )
-        excluded = [name for name in layout.names if name.endswith("excluded")]
-        tiny = Pipeline(layout, self.optimizer, excluded, compiled=self._compiled)
-        present = layout.select(name for name in layout.names if not name.endswith("missing"))
-        payload = present.new_payload(dtype)
-        for array in payload.values():
-            array.fill(0)
-        if loss_scale is None:
-            loss_scale = self.optimizer.loss_scale_factor
-        gradient = Gradient(present, payload, dtype, loss_scale)
-        gradient.is_finite()
-        slots, source, target = tiny.new_slots(), layout.new_arenas(), layout.new_arenas()
-        values = dict.fromkeys(self.optimizer.declared_per_push, 0.5)
-        for iterations in range(self.optimizer.gradient_accumulation_steps or 1):
-            scalars = tiny.scalars(iterations, loss_scale, values)
-            tiny.apply(source, source, slots, gradient, scalars)
-        tiny.apply(source, target, slots, gradient, scalars)

@@ -28,6 +28,7 @@ from stepwell_core.errors import (
 )
 from stepwell_core.layout import Arenas
 from stepwell_core.ledger import Result, Session
+from stepwell_core.rehearsal import rehearse
 from stepwell_core.store import Version
 
 from stepwell_server.lane import Lane
@@ -154,7 +155,7 @@ class HostedModel:
     async def _warm(self, dtype: str) -> None:
         """Compile for a payload dtype that has not come yet, off the lane."""
         if dtype not in self._warm_dtypes:
-            await asyncio.to_thread(self.engine.pipeline.warm, dtype)
+            await asyncio.to_thread(rehearse, self.definition, dtype)
             self._warm_dtypes.add(dtype)
 
     # Reading
@@ -292,7 +293,8 @@ class HostedModel:
         before = self.definition
         if if_match not in (None, "*", optimizer_tag(before)):
             raise PreconditionFailed("The optimizer was changed in between; read it and try again")
-        definition, pipeline = await asyncio.to_thread(self.engine.prepare_hyperparameters, values)
+        definition, pipeline = self.engine.prepare_hyperparameters(values)
+        await asyncio.to_thread(rehearse, definition)
 
         def adopt() -> bool:
             if self.definition is not before:

@@ -20,6 +20,7 @@ from stepwell_core.errors import (
 )
 from stepwell_core.layout import Arenas
 from stepwell_core.pipeline import Pipeline
+from stepwell_core.rehearsal import rehearse
 
 from stepwell_server.model import HostedModel, new_incarnation
 from stepwell_server.storage.checkpoint import Manifest
@@ -125,7 +126,7 @@ class Registry:
         for folder, manifest, engine in found:
             await asyncio.to_thread(folder.forget_clean_stop)
             await asyncio.to_thread(folder.remove_leftovers)
-            await asyncio.to_thread(engine.pipeline.warm)
+            await asyncio.to_thread(rehearse, engine.definition)
             self._models[folder.name] = HostedModel(engine, folder, self._push_wait_s, manifest)
             log.info(
                 "model_recovered",
@@ -211,7 +212,7 @@ def _new_engine(definition: Definition, parameters: Arenas | None) -> Engine:
         definition.layout.new_arenas() if parameters is None else parameters,
         new_incarnation(),
     )
-    engine.pipeline.warm()
+    rehearse(definition)
     return engine
 
 

@@ -58,12 +58,12 @@ class FlakyProxy:
             self._left = after_bytes if answers else None
 
     def release(self) -> list[bytes]:
-        """Give the server the requests that were held, and return its answers' first pieces."""
+        """Give the server the requests that were held, and return its answers."""
         answers = []
         for request in self._held:
             with socket.create_connection(self._server, DEADLINE_S) as server:
                 server.sendall(request)
-                answers.append(server.recv(1 << 16))
+                answers.append(_whole(server))
         return answers
 
     def __enter__(self) -> FlakyProxy:
@@ -93,7 +93,7 @@ class FlakyProxy:
                     if not piece:
                         return
                     if source is client and self.is_holding:
-                        self._held.append(_whole_request(client, piece))
+                        self._held.append(_whole(client, piece))
                         return
                     elif source is client:
                         server.sendall(piece)
@@ -117,15 +117,15 @@ class FlakyProxy:
             return False
 
 
-def _whole_request(client: socket.socket, data: bytes) -> bytes:
-    """Read the rest of a request whose first bytes are there."""
-    client.settimeout(DEADLINE_S)
+def _whole(end: socket.socket, data: bytes = b"") -> bytes:
+    """Read one request or answer, or the rest of it."""
+    end.settimeout(DEADLINE_S)
     while b"\r\n\r\n" not in data:
-        data += client.recv(1 << 16)
+        data += end.recv(1 << 16)
     head, _, body = data.partition(b"\r\n\r\n")
     length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
     missing = (int(length[1]) if length else 0) - len(body)
     while missing > 0:
-        piece = client.recv(missing)
+        piece = end.recv(missing)
         data, missing = data + piece, missing - len(piece)
     return data

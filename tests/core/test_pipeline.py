@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numba.core.dispatcher import Dispatcher
 from stepwell_core.layout import Arenas, Layout, Tensor
-from stepwell_core.optimizers import SGD, Adagrad, Adam, Optimizer, PerPush
+from stepwell_core.optimizers import SGD, Adagrad, Adam, Optimizer
 from stepwell_core.pipeline import ACCUMULATOR, AVERAGE, Gradient, Pipeline
 
 LAYOUT = Layout(
@@ -341,41 +340,3 @@ def test_the_source_is_only_read_when_there_is_a_target() -> None:
     # Assert
     assert all((array == 1.0).all() for array in held.values())
     assert not any(np.isnan(array).any() for array in training.weights.values())
-
-
-# Warming
-
-
-@pytest.mark.parametrize("dtype", ["native", "float16"])
-def test_after_warming_no_step_compiles(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In place and not, decaying and not, accumulating, with tensors missing: all is there."""
-    # Arrange
-    optimizer = SGD(
-        PerPush(), weight_decay=0.1, clipnorm=1.0, use_ema=True, gradient_accumulation_steps=2
-    )
-    layout = Layout([Tensor(name, (3,), "float32") for name in "abc"])
-    pipeline = Pipeline(layout, optimizer, ["b"])
-    selection = layout.select("ab")
-    payload = selection.new_payload(dtype)
-    payload["float32"][...] = 1
-    gradient = Gradient(selection, payload, dtype, 2.0)
-    weights, slots = layout.new_arenas(1.0), pipeline.new_slots()
-    pipeline.warm(dtype, loss_scale=2.0)
-    compiled: list[str] = []
-    compile_kernel = Dispatcher.compile
-
-    def compile_and_tell(self: Any, signature: Any) -> Any:
-        compiled.append(f"{self.__qualname__} {signature}")
-        return compile_kernel(self, signature)
-
-    # Act
-    monkeypatch.setattr(Dispatcher, "compile", compile_and_tell)
-    gradient.is_finite()
-    for iterations in range(4):
-        scalars = pipeline.scalars(iterations, 2.0, {"learning_rate": 0.5})
-        target = weights if iterations < 2 else layout.new_arenas(None)
-        pipeline.apply(weights, target, slots, gradient, scalars)
-
-    # Assert
-    assert compiled == []
-    assert not (weights["float32"][:6] == 1).any()

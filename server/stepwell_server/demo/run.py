@@ -24,6 +24,7 @@ from stepwell_server.demo.recipes import Mode, Optimizer, Recipe, recipe
 from stepwell_server.demo.worker import Record, Task
 
 EVALUATE_EVERY_S = 0.25
+STALLED_S = 120.0
 _PAUSE_S = 0.02
 
 
@@ -199,12 +200,24 @@ class _Run:
             workers.stop()
 
     def _wait_for_others(self, pushes: int) -> None:
-        """Wait until workers that somebody else runs have pushed what they are to push."""
+        """Wait until workers that somebody else runs have pushed what they are to push.
+
+        Raises:
+            DemoFailed: Nothing was pushed for `STALLED_S`.
+        """
         wanted = self._options.recipe.steps_per_worker if self._is_sync else pushes
-        while self._model.describe()["iterations"] < wanted:
-            parameters = self._model.pull()
-            if parameters.version and self._is_time_to_evaluate():
-                self._evaluate(parameters)
+        made, moved = 0, time.monotonic()
+        while made < wanted:
+            now = self._model.describe()["iterations"]
+            if now != made:
+                made, moved = now, time.monotonic()
+            elif time.monotonic() - moved > STALLED_S:
+                raise processes.DemoFailed(
+                    f"The workers made {made} of {wanted} steps, and none for {STALLED_S:.0f} s; "
+                    "look at their logs"
+                )
+            if made and self._is_time_to_evaluate():
+                self._evaluate(self._model.pull())
             time.sleep(EVALUATE_EVERY_S)
 
     @property

@@ -143,11 +143,11 @@ def read_manifest(folder: Path) -> Manifest:
             definition=Definition.from_json(values["definition"]),
             incarnation=str(values["incarnation"]),
             counters=Counters.from_json(values["counters"]),
-            ledger=values["ledger"],
-            files=values["files"],
-            hashes=values["hashes"],
+            ledger=dict(values["ledger"]),
+            files={name: int(size) for name, size in values["files"].items()},
+            hashes={name: dict(hashes) for name, hashes in values["hashes"].items()},
         )
-    except (KeyError, TypeError, AttributeError, StepwellError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, StepwellError) as error:
         raise CheckpointInvalid(
             f"The manifest of checkpoint {folder.name} lacks something ({type(error).__name__})"
         ) from None

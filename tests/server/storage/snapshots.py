@@ -33,7 +33,7 @@ def snapshot(version: int = 3, seed: int = 0, name: str = "m", layout: Layout = 
         }
 
     return Snapshot(
-        definition=Definition(name, layout, SGD(0.5, momentum=0.9)),
+        definition=Definition(name, layout, SGD(0.5, momentum=0.9, name="sgd")),
         incarnation="1" * 32,
         counters=Counters(version, version, version),
         ledger=ledger.to_json(),

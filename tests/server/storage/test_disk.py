@@ -49,9 +49,14 @@ def test_a_new_folder_appears_when_the_block_ends_well(tmp_path):
 
 def test_a_new_folder_vanishes_when_the_block_fails(tmp_path):
     """With what was written into it."""
-    with pytest.raises(ZeroDivisionError), disk.new_folder(tmp_path / "folder") as temporary:
-        (temporary / "file").write_bytes(b"x")
-        raise ZeroDivisionError
+
+    def write():
+        with disk.new_folder(tmp_path / "folder") as temporary:
+            (temporary / "file").write_bytes(b"x")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write()
 
     assert list(tmp_path.iterdir()) == []
 
@@ -86,9 +91,10 @@ def test_leftovers_are_removed_and_nothing_else(tmp_path):
 
 def hold(folder, connection):
     """Lock a folder until told otherwise, in a process of its own."""
-    disk.FolderLock(folder, ".lock")
+    lock = disk.FolderLock(folder, ".lock")
     connection.send("locked")
     connection.recv()
+    lock.release()
 
 
 def test_a_lock_keeps_others_out_until_its_process_ends(tmp_path):

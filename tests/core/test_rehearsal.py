@@ -1,0 +1,85 @@
+"""After a rehearsal no push of the model has to wait for the compiler."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numba.core.dispatcher import Dispatcher
+from stepwell_core.consistency import Async, Consistency, Sync
+from stepwell_core.definition import Definition
+from stepwell_core.engine import Engine, Push, Staged
+from stepwell_core.keras_config import AnyOptimizer
+from stepwell_core.layout import Layout, Tensor
+from stepwell_core.loss_scale import LossScaleOptimizer
+from stepwell_core.optimizers import SGD, Adam, PerPush
+from stepwell_core.pipeline import Gradient
+from stepwell_core.rehearsal import rehearse
+
+LAYOUT = Layout([Tensor(name, (3,), "float32") for name in "abc"])
+OPTIMIZERS = {
+    "everything": SGD(
+        PerPush(), weight_decay=0.1, clipnorm=1.0, use_ema=True, gradient_accumulation_steps=2
+    ),
+    "fixed scale": Adam(loss_scale_factor=2.0, clipvalue=1.0),
+    "dynamic scale": LossScaleOptimizer(Adam(amsgrad=True)),
+}
+
+
+@pytest.mark.parametrize("dtype", ["native", "float16"])
+@pytest.mark.parametrize("consistency", [Async(), Sync(workers=3)], ids=["async", "sync"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_after_a_rehearsal_no_push_compiles(
+    optimizer: AnyOptimizer, consistency: Consistency, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In place and not, decaying and not, with tensors missing, alone and in an aggregate."""
+    # Arrange
+    definition = Definition("m", LAYOUT, optimizer, ("b",), consistency)
+    rehearse(definition, dtype)
+    engine = Engine.create(definition, LAYOUT.new_arenas(1.0), "now")
+    compiled: list[str] = []
+    compile_kernel = Dispatcher.compile
+
+    def compile_and_tell(self: Any, signature: Any) -> Any:
+        compiled.append(f"{self.__qualname__} {signature}")
+        return compile_kernel(self, signature)
+
+    # Act
+    monkeypatch.setattr(Dispatcher, "compile", compile_and_tell)
+    push_from_three(engine, dtype)
+
+    # Assert
+    assert compiled == []
+    assert engine.counters.version > 0
+    assert not (engine.store.current["float32"][:6] == 1).any()
+
+
+def push_from_three(engine: Engine, dtype: str) -> None:
+    """Make four rounds of pushes, holding the version in the second half of them."""
+    epochs = {worker: engine.open_session(worker)[0].epoch for worker in ("x", "y", "z")}
+    selection = LAYOUT.select("ab")
+    payload = selection.new_payload(dtype)
+    payload["float32"][...] = 1
+    values = dict.fromkeys(engine.definition.rule.declared_per_push, 0.5)
+    for sequence in range(4):
+        held = engine.store.hold() if sequence >= 2 else None
+        for worker, epoch in epochs.items():
+            gradient = Gradient(selection, payload, dtype)
+            push = Push(worker, epoch, sequence, "now", gradient, hyperparameters=values)
+            staged = engine.stage(push)
+            if isinstance(staged, Staged):
+                engine.commit(staged)
+        if held is not None:
+            engine.store.release(held)
+
+
+def test_a_rehearsal_leaves_the_definition_alone() -> None:
+    """It works on a miniature: the model's own tensors are not even allocated."""
+    huge = Layout([Tensor("w", (1 << 42,), "float64")])
+    definition = Definition("m", huge, SGD())
+
+    rehearse(definition)
+
+    assert definition.layout is huge
+    assert np.dtype("float64").itemsize * huge.size == huge.nbytes

@@ -1,0 +1,347 @@
+"""The models of one server: created, deleted and recovered, also many at once and after a crash.
+
+In this process, on an event loop of the test's own; crashes are in test_serve.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from stepwell_core.definition import Definition
+from stepwell_core.engine import Push
+from stepwell_core.errors import (
+    CheckpointInvalid,
+    DataFolderInvalid,
+    ModelDiffers,
+    ModelExists,
+    ModelNotFound,
+    ShuttingDown,
+    StepwellError,
+)
+from stepwell_core.layout import Layout, Tensor
+from stepwell_core.optimizers import SGD
+from stepwell_core.pipeline import Gradient
+from stepwell_server.model import HostedModel
+from stepwell_server.registry import Registry
+from stepwell_server.storage.folders import DataFolder
+
+LAYOUT = Layout([Tensor("w", (4,), "float32")])
+
+
+def definition(name: str = "m", rate: float = 1.0) -> Definition:
+    """Return a model whose parameters count its pushes."""
+    return Definition(name, LAYOUT, SGD(rate, name="sgd"))
+
+
+def run(
+    path: Path, scenario: Callable[[Registry], Awaitable[Any]], *, is_clean: bool = True
+) -> Any:
+    """Recover what is in a folder, run `scenario` on it, and stop, cleanly or not at all."""
+
+    async def main() -> Any:
+        data = DataFolder(path)
+        registry = Registry(data, push_wait_s=20.0)
+        try:
+            await registry.recover()
+            result = await scenario(registry)
+            if is_clean:
+                await registry.stop()
+            else:
+                for model in registry:
+                    await model.discard()
+            return result
+        finally:
+            data.release()
+
+    return asyncio.run(main())
+
+
+async def push(model: HostedModel, worker: str = "w0", count: int = 1) -> list[int]:
+    """Push -1 so many times; returns the versions."""
+    session, _, incarnation, _ = await model.open_session(worker)
+    results = []
+    for sequence in range(count):
+        gradient = Gradient(LAYOUT, LAYOUT.flatten({"w": np.full(4, -1.0, np.float32)}))
+        results.append(
+            await model.push(Push(worker, session.epoch, sequence, incarnation, gradient))
+        )
+    return [result.version for result in results]
+
+
+async def look(registry: Registry, name: str = "m") -> tuple[str, int, list[float]]:
+    """Return incarnation, version and parameters."""
+    model = registry.get(name)
+    incarnation, version = await model.hold()
+    values = version.arenas["float32"].tolist()
+    model.release(version)
+    return incarnation, model.engine.counters.version, values
+
+
+async def created(registry: Registry) -> tuple[str, int, list[float]]:
+    """Create a model and push to it three times."""
+    model, _ = await registry.create(definition(), None, exist_ok=False)
+    await push(model, count=3)
+    return await look(registry)
+
+
+def test_many_who_create_one_model_at_once_create_it_once(tmp_path):
+    """With `exist_ok` all get it; without, all but one are refused."""
+
+    async def scenario(registry):
+        opened = await asyncio.gather(
+            *(registry.create(definition("a"), None, exist_ok=True) for _ in range(8))
+        )
+        strict = await asyncio.gather(
+            *(registry.create(definition("b"), None, exist_ok=False) for _ in range(8)),
+            return_exceptions=True,
+        )
+        return opened, strict
+
+    opened, strict = run(tmp_path, scenario)
+
+    assert len({id(model) for model, _ in opened}) == 1
+    assert sum(is_new for _, is_new in opened) == 1
+    assert sum(isinstance(result, ModelExists) for result in strict) == 7
+
+
+def test_another_definition_under_the_same_name_is_refused(tmp_path):
+    """Also with `exist_ok`."""
+
+    async def scenario(registry):
+        await registry.create(definition(), None, exist_ok=True)
+        with pytest.raises(ModelDiffers, match="optimizer"):
+            await registry.create(definition(rate=0.5), None, exist_ok=True)
+
+    run(tmp_path, scenario)
+
+
+def test_creating_deleting_and_pushing_at_once_never_breaks_anything(tmp_path):
+    """Every call is answered by success or by an error of ours, and the folder ends up right."""
+    unexpected: list[object] = []
+
+    async def attempt(call: Awaitable[Any]) -> None:
+        try:
+            await call
+        except (ModelExists, ModelNotFound, ShuttingDown):
+            pass
+        except StepwellError as error:
+            if error.code not in ("stale_incarnation", "unknown_session", "fenced"):
+                unexpected.append(error)
+
+    async def scenario(registry):
+        async def create():
+            await registry.create(definition(), None, exist_ok=False)
+
+        async def train(worker):
+            await push(registry.get("m"), worker, 3)
+
+        async def save():
+            await registry.get("m").checkpoint()
+
+        for _ in range(6):
+            calls = [create(), train("a"), save(), registry.delete("m"), create(), train("b")]
+            await asyncio.gather(*(attempt(call) for call in calls))
+        return [model.definition.name for model in registry]
+
+    names = run(tmp_path, scenario)
+
+    assert unexpected == []
+    folders = [path.name for path in tmp_path.iterdir() if path.is_dir()]
+    assert folders == names
+
+
+def test_a_model_that_could_not_be_saved_at_creation_was_never_there(tmp_path, monkeypatch):
+    """No folder, no name taken."""
+
+    async def scenario(registry):
+        def fail(folder, snapshot):
+            raise OSError("the disk is gone")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("stepwell_server.storage.folders.ModelFolder.write_checkpoint", fail)
+            with pytest.raises(OSError, match="the disk is gone"):
+                await registry.create(definition(), None, exist_ok=False)
+        left = [path.name for path in tmp_path.iterdir() if path.is_dir()]
+        await registry.create(definition(), None, exist_ok=False)
+        return left
+
+    assert run(tmp_path, scenario) == []
+
+
+def test_a_clean_stop_keeps_everything_and_the_incarnation(tmp_path):
+    """As if the server had never stopped: sessions go on with their next push."""
+    before = run(tmp_path, created)
+
+    async def scenario(registry):
+        found = await look(registry)
+        model = registry.get("m")
+        session = model.engine.ledger.sessions["w0"]
+        gradient = Gradient(LAYOUT, LAYOUT.flatten({"w": np.full(4, -1.0, np.float32)}))
+        result = await model.push(Push("w0", session.epoch, 3, found[0], gradient))
+        return found, result.version
+
+    after, version = run(tmp_path, scenario)
+
+    assert after == before
+    assert after[1:] == (3, [3.0] * 4)
+    assert version == 4
+
+
+def test_a_start_and_stop_without_any_change_writes_no_checkpoint(tmp_path):
+    """And the incarnation stays, as often as that is done."""
+    first = run(tmp_path, created)
+
+    for _ in range(3):
+        assert run(tmp_path, look) == first
+
+    checkpoints = [path.name for path in (tmp_path / "m" / "checkpoints").iterdir()]
+    assert sorted(checkpoints) == ["000001-v0", "000002-v3"]
+
+
+def test_a_stop_that_was_not_clean_goes_back_to_the_checkpoint_with_a_new_incarnation(tmp_path):
+    """What came after it is lost, and whoever pushes is told so."""
+    before = run(tmp_path, created, is_clean=False)
+
+    after = run(tmp_path, look, is_clean=False)
+    again = run(tmp_path, look)
+
+    assert after[1:] == (0, [0.0] * 4)
+    assert len({before[0], after[0], again[0]}) == 3
+
+
+def test_a_crash_after_a_clean_stop_does_not_count_as_clean(tmp_path):
+    """The mark is used up by the start."""
+    first = run(tmp_path, created)
+    second = run(tmp_path, look, is_clean=False)
+
+    third = run(tmp_path, look)
+
+    assert first == second
+    assert third[0] != second[0]
+    assert third[1:] == second[1:]
+
+
+def test_a_stop_after_the_newest_checkpoint_was_deleted_writes_another(tmp_path):
+    """Nothing is lost because somebody tidied up."""
+
+    async def scenario(registry):
+        await created(registry)
+        model = registry.get("m")
+        manifest = await model.checkpoint()
+        await model.remove_checkpoint(manifest.id)
+        return await look(registry)
+
+    before = run(tmp_path, scenario)
+
+    assert run(tmp_path, look) == before
+
+
+def test_a_damaged_newest_checkpoint_falls_back_with_a_new_incarnation(tmp_path):
+    """Even after a clean stop: history was cut."""
+    before = run(tmp_path, created)
+    newest = tmp_path / "m" / "checkpoints" / "000002-v3" / "parameters.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1])
+
+    after = run(tmp_path, look)
+
+    assert after[1:] == (0, [0.0] * 4)
+    assert after[0] != before[0]
+
+
+def test_a_model_without_a_whole_checkpoint_refuses_the_start_and_nothing_is_changed(tmp_path):
+    """The other models keep their clean stop."""
+    before = run(tmp_path, created)
+
+    async def other(registry):
+        await registry.create(definition("n"), None, exist_ok=False)
+
+    run(tmp_path, other)
+    manifest = tmp_path / "n" / "checkpoints" / "000001-v0" / "manifest.json"
+    content = manifest.read_bytes()
+    manifest.write_bytes(content[:-1])
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+
+    with pytest.raises(CheckpointInvalid, match="'n' has no checkpoint that is whole"):
+        run(tmp_path, look)
+
+    after = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    files.pop(tmp_path / ".lock")
+    after.pop(tmp_path / ".lock")
+    assert after == files
+    manifest.write_bytes(content)
+    assert run(tmp_path, look) == before
+
+
+def test_a_model_in_a_folder_of_another_name_refuses_the_start(tmp_path):
+    """Two models could not be told apart."""
+    run(tmp_path, created)
+    (tmp_path / "m").rename(tmp_path / "n")
+
+    with pytest.raises(DataFolderInvalid, match="calls itself 'm'"):
+        run(tmp_path, look)
+
+
+def test_a_model_that_cannot_be_saved_does_not_keep_others_from_it(tmp_path, monkeypatch):
+    """The stop fails, and only that model is lost back to its last checkpoint."""
+
+    async def two(registry):
+        for name in ("a", "b"):
+            model, _ = await registry.create(definition(name), None, exist_ok=False)
+            await push(model)
+        real = HostedModel.checkpoint
+
+        async def fail(model):
+            if model.definition.name == "a":
+                raise OSError("no room")
+            return await real(model)
+
+        monkeypatch.setattr(HostedModel, "checkpoint", fail)
+
+    with pytest.raises(OSError, match="no room"):
+        run(tmp_path, two)
+    monkeypatch.undo()
+
+    async def versions(registry):
+        return [(await look(registry, name))[1] for name in ("a", "b")]
+
+    assert run(tmp_path, versions) == [0, 1]
+
+
+def test_a_reader_who_holds_a_version_while_history_is_cut_knows_the_old_incarnation(tmp_path):
+    """Incarnation and version are read together: new bytes never pass for the old history's."""
+
+    async def scenario(registry):
+        await created(registry)
+        model = registry.get("m")
+        held = []
+        done = asyncio.Event()
+
+        async def read():
+            while not done.is_set():
+                incarnation, version = await model.hold()
+                held.append((incarnation, version.number, version.arenas["float32"][0]))
+                model.release(version)
+                await asyncio.sleep(0)
+
+        reader = asyncio.create_task(read())
+        cuts = {(model.engine.incarnation, 3): 3.0}
+        for number in range(20):
+            values = {"float32": np.full(4, 100.0 + number, np.float32)}
+            incarnation, counters = await model.overwrite(values)
+            cuts[incarnation, counters.version] = 100.0 + number
+        done.set()
+        await reader
+        return held, cuts
+
+    held, cuts = run(tmp_path, scenario)
+
+    order = list(cuts)
+    for incarnation, number, value in set(held):
+        assert cuts[next(key for key in order if key[1] == number)] == value
+        mine = next(place for place, key in enumerate(order) if key[0] == incarnation)
+        assert order[mine][1] <= number, "a new incarnation with older bytes"
