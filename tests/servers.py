@@ -61,6 +61,7 @@ class ServerProcess:
             self.events.append(json.loads(line) if line.startswith("{") else {"event": line})
             if self.events[-1]["event"] == event:
                 return self.events[-1]
+        self._lines.put(None)  # whoever asks next is told the same
         raise AssertionError(f"the server ended without {event!r}: {self.events}")
 
     def terminate(self) -> None:

@@ -6,6 +6,7 @@ In this process, on an event loop of the test's own; crashes are in test_serve.p
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from stepwell_core.optimizers import SGD
 from stepwell_core.pipeline import Gradient
 from stepwell_server.model import HostedModel
 from stepwell_server.registry import Registry
-from stepwell_server.storage.folders import DataFolder
+from stepwell_server.storage.folders import DataFolder, ModelFolder
 
 LAYOUT = Layout([Tensor("w", (4,), "float32")])
 
@@ -312,36 +313,62 @@ def test_a_model_that_cannot_be_saved_does_not_keep_others_from_it(tmp_path, mon
     assert run(tmp_path, versions) == [0, 1]
 
 
-def test_a_reader_who_holds_a_version_while_history_is_cut_knows_the_old_incarnation(tmp_path):
-    """Incarnation and version are read together: new bytes never pass for the old history's."""
+def test_a_reader_never_takes_older_bytes_for_those_of_a_new_history(tmp_path):
+    """Whoever reads in the middle of an overwrite sees the old incarnation, before and after."""
+
+    async def scenario(registry):
+        await created(registry)
+        model, loop, seen = registry.get("m"), asyncio.get_running_loop(), []
+        real = model.engine.overwrite
+
+        def look_now():
+            incarnation, version = asyncio.run_coroutine_threadsafe(model.hold(), loop).result(60)
+            seen.append((incarnation, version.number))
+            model.release(version)
+
+        def overwrite(parameters, new):
+            look_now()
+            counters = real(parameters, new)
+            look_now()
+            return counters
+
+        model.engine.overwrite = overwrite
+        old = model.engine.incarnation
+        new, _ = await model.overwrite({"float32": np.full(4, 9.0, np.float32)})
+        return old, new, seen, await look(registry)
+
+    old, new, seen, after = run(tmp_path, scenario)
+
+    assert seen == [(old, 3), (old, 4)]
+    assert after == (new, 4, [9.0] * 4)
+
+
+def test_no_cut_is_made_while_another_is_being_written(tmp_path, monkeypatch):
+    """So a later state never gets an earlier name."""
+    writing, go, cuts = threading.Event(), threading.Event(), []
+    real = ModelFolder.write_checkpoint
+
+    def slow(folder, snapshot):
+        cuts.append(snapshot.counters.version)
+        writing.set()
+        assert go.wait(60)
+        return real(folder, snapshot)
 
     async def scenario(registry):
         await created(registry)
         model = registry.get("m")
-        held = []
-        done = asyncio.Event()
+        monkeypatch.setattr(ModelFolder, "write_checkpoint", slow)
+        first = asyncio.create_task(model.checkpoint())
+        await asyncio.to_thread(writing.wait, 60)
+        second = asyncio.create_task(model.checkpoint())
+        for _ in range(50):  # time enough for the second to come as far as it may
+            await asyncio.to_thread(lambda: None)
+            await model.read(lambda engine: None)
+        in_between = len(cuts)
+        go.set()
+        return in_between, [(await first).id, (await second).id]
 
-        async def read():
-            while not done.is_set():
-                incarnation, version = await model.hold()
-                held.append((incarnation, version.number, version.arenas["float32"][0]))
-                model.release(version)
-                await asyncio.sleep(0)
+    in_between, ids = run(tmp_path, scenario)
 
-        reader = asyncio.create_task(read())
-        cuts = {(model.engine.incarnation, 3): 3.0}
-        for number in range(20):
-            values = {"float32": np.full(4, 100.0 + number, np.float32)}
-            incarnation, counters = await model.overwrite(values)
-            cuts[incarnation, counters.version] = 100.0 + number
-        done.set()
-        await reader
-        return held, cuts
-
-    held, cuts = run(tmp_path, scenario)
-
-    order = list(cuts)
-    for incarnation, number, value in set(held):
-        assert cuts[next(key for key in order if key[1] == number)] == value
-        mine = next(place for place, key in enumerate(order) if key[0] == incarnation)
-        assert order[mine][1] <= number, "a new incarnation with older bytes"
+    assert in_between == 1
+    assert ids == ["000002-v3", "000003-v3"]
