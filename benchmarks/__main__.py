@@ -38,10 +38,15 @@ def main() -> None:
     if arguments.json:
         result = {
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
+            "machine": machine(),
             "suites": {name: [asdict(row) for row in found] for name, found in rows.items()},
         }
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def machine() -> str:
+    python = platform.python_version()
+    return f"{os.cpu_count()} cores, {platform.machine()}, Python {python}"
 
 
 def show(name: str, rows: list[Row]) -> None:

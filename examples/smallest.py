@@ -1,7 +1,7 @@
 """The smallest useful program: one worker fits a line through a server.
 
-    stepwell serve &
-    python examples/smallest.py
+stepwell serve &
+python examples/smallest.py
 """
 
 import numpy as np

@@ -1,7 +1,7 @@
 """The smallest useful program with asyncio: four workers in one process fit a line.
 
-    stepwell serve &
-    python examples/smallest_async.py
+stepwell serve &
+python examples/smallest_async.py
 """
 
 import asyncio

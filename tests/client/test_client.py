@@ -56,8 +56,10 @@ class Pusher:
         self._process.stdin.flush()
         return self._process.stdout.readline().strip()
 
-    def end(self):
-        """Let the process end."""
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
         self._process.communicate(timeout=30)
         assert self._process.returncode == 0
 
@@ -66,15 +68,12 @@ def test_two_processes_with_one_worker_name_fence_each_other(server):
     """The newer one goes on, the older one is told so for as long as it tries."""
     with stepwell.Client(server.url) as client:
         client.create_model("processes", PARAMETERS, optimizer=stepwell.SGD(1.0))
-    first = Pusher(server.url, "processes")
-    told = [first.push()]
-    second = Pusher(server.url, "processes")
-
-    told += [first.push(), second.push(), first.push(), second.push()]
+    with Pusher(server.url, "processes") as first:
+        told = [first.push()]
+        with Pusher(server.url, "processes") as second:
+            told += [first.push(), second.push(), first.push(), second.push()]
 
     assert told == ["applied", "fenced", "applied", "fenced", "applied"]
-    first.end()
-    second.end()
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -258,11 +259,11 @@ class _Run:
             seed=options.seed,
         )
         self._draw(outcome)
+        (self._folder / "result.json").write_text(json.dumps(outcome.to_json(), indent=1) + "\n")
         return outcome
 
     def _seconds(self) -> float:
-        """From the first push to the last; for workers elsewhere, from the first look to the
-        last."""
+        """From the first push to the last; of workers elsewhere, from the first look on."""
         if self._records:
             began = min(record.began for record in self._records)
             return max(record.ended for record in self._records) - began
@@ -279,8 +280,9 @@ class _Run:
             for record in self._records
         ]
         summary = (
-            f"{outcome.workers} workers, {outcome.mode}, {outcome.optimizer}: {outcome.pushes:,} pushes "
-            f"in {outcome.seconds:.1f} s, held-out accuracy {outcome.accuracy:.1%}"
+            f"{outcome.workers} workers, {outcome.mode}, {outcome.optimizer}: "
+            f"{outcome.pushes:,} pushes in {outcome.seconds:.1f} s, "
+            f"held-out accuracy {outcome.accuracy:.1%}"
         )
         history = picture.History(pushes, self._evaluations)
         picture.draw(outcome.picture, history, "Handwritten digits through Stepwell", summary)
