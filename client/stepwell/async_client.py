@@ -14,13 +14,14 @@ from stepwell_core.errors import StepwellError
 from stepwell_core.keras_config import AnyOptimizer
 
 from stepwell.calls import Answer, Call
+from stepwell.endpoint import Endpoint
 from stepwell.flows import ModelFlows, ServerFlows
 from stepwell.handles import ModelHandle, WorkerHandle
 from stepwell.optimizers import Hyperparameters
 from stepwell.results import Checkpoint, Parameters, PushResult
 from stepwell.retry import Flow, Patience, Sleep, Timeout
 from stepwell.session import Session
-from stepwell.transport import AsyncHttpTransport, Endpoint
+from stepwell.transport import AsyncHttpTransport
 
 T = TypeVar("T")
 

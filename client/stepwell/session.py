@@ -242,8 +242,10 @@ class Session:
 
     def _settle(self, result: PushResult | None) -> None:
         """Note what became of the present push; only one that was admitted uses up its number."""
-        self._is_unresolved, self._last_result = False, result
-        self.sequence += result is not None
+        self._is_unresolved, self._last_result = False, None
+        if result is not None:
+            self._last_result = replace(result, parameters=None)  # they belong to the caller
+            self.sequence += 1
 
     def _note(self, parameters: Parameters) -> Parameters:
         if parameters.incarnation == self.incarnation:

@@ -54,10 +54,17 @@ def encode(header: Mapping[str, Any], payload: Iterable[memoryview] = ()) -> lis
             f"A header has at most {MAX_HEADER_BYTES} bytes. Received: {len(packed)}"
         )
     parts: list[Part] = [packed]
-    for view in payload:
-        for start in range(0, view.nbytes, MAX_BIN_BYTES):
-            piece = view.cast("B")[start : start + MAX_BIN_BYTES]
-            parts += [_BIN_32.pack(0xC6, len(piece)), piece]
+    views = [view.cast("B") for view in payload if view.nbytes]
+    left, bin_left = sum(map(len, views)), 0
+    for view in views:
+        while view:
+            if not bin_left:  # as few `bin`s as can be, whatever the number of views
+                bin_left = min(left, MAX_BIN_BYTES)
+                parts.append(_BIN_32.pack(0xC6, bin_left))
+            piece = view[:bin_left]
+            parts.append(piece)
+            view = view[len(piece) :]
+            left, bin_left = left - len(piece), bin_left - len(piece)
     return parts
 
 

@@ -25,6 +25,7 @@ from stepwell_core.errors import (
 from stepwell_core.layout import Arenas, Array, Layout, Tensor, byte_views
 
 from stepwell_server.problems import invalid_fields
+from stepwell_server.receiving import HTTP_EXTENSION
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -89,6 +90,7 @@ class MessageReader:
         if length.isdecimal() and int(length) > limit:
             raise BodyTooLarge(f"A body has at most {limit} bytes. Received: {length}", limit=limit)
         self._decoder = wire.Decoder()
+        self._receive = request.scope.get("extensions", {}).get(HTTP_EXTENSION, {}).get("receive")
         self._pieces: AsyncIterator[bytes] = request.stream()
 
     async def header(self) -> dict[str, Any]:
@@ -127,8 +129,11 @@ class MessageReader:
             PayloadSizeMismatch: It is shorter or longer.
             ClientDisconnect: The connection ended; nothing was done.
         """
-        async for piece in self._pieces:
-            self._decoder.feed(piece)
+        if self._receive is not None:
+            await self._receive(self._decoder)
+        else:
+            async for piece in self._pieces:
+                self._decoder.feed(piece)
         self._decoder.finish()
 
 

@@ -59,12 +59,18 @@ class Script:
 
 def header_of(call: Call) -> dict[str, Any]:
     """Return the msgpack header of a call's body."""
-    return msgpack.unpackb(call.body[0])
+    return _objects_of(call)[0]
 
 
 def payload_of(call: Call) -> bytes:
-    """Return the payload behind the header, without the lengths of its `bin`s."""
-    return b"".join(bytes(part) for part in call.body[2::2])
+    """Return the payload behind the header."""
+    return b"".join(_objects_of(call)[1:])
+
+
+def _objects_of(call: Call) -> list[Any]:
+    unpacker = msgpack.Unpacker()
+    unpacker.feed(b"".join(call.body))
+    return list(unpacker)
 
 
 def opened(epoch: int = 1, previous: dict[str, Any] | None = None, **fields: Any) -> dict[str, Any]:

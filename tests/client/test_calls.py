@@ -129,7 +129,7 @@ def test_the_body_is_views_of_the_callers_arrays():
     call = push(gradients)
     gradients["w"][0, 0] = 9
 
-    assert np.frombuffer(call.body[2], np.float32)[0] == 9
+    assert np.frombuffer(payload_of(call), np.float32)[0] == 9
 
 
 @pytest.mark.parametrize(

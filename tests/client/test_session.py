@@ -157,6 +157,7 @@ def test_push_pull_returns_what_came_with_the_answer():
 
     assert parameters["w"].tolist() == [2, 2, 2]
     assert session.version == 1
+    assert Script().run(session.resolve()).parameters is None  # a model is not kept alive here
 
 
 def test_push_pull_pulls_if_the_push_had_to_wait():

@@ -14,20 +14,19 @@ import numpy as np
 import pytest
 import stepwell
 from stepwell.calls import Answer, Call
+from stepwell.endpoint import Endpoint
 from stepwell.errors import (
     CertificateRefused,
     ConnectionFailed,
     Fenced,
-    InvalidArgument,
     LayoutMismatch,
     ModelNotFound,
     TimedOut,
     UnexpectedAnswer,
 )
-from stepwell.transport import Endpoint, HttpTransport
+from stepwell.transport import HttpTransport
 from stepwell_core.layout import Layout
 
-from tests.client.adapter import ADAPTERS
 from tests.client.flow_driver import opened, result
 from tests.client.misbehaving import (
     Misbehaving,
@@ -51,14 +50,6 @@ FOUND, OPENED, PUSHED = (
     answers(response(message(fields))) for fields in (DESCRIBED, opened(), result())
 )
 WEIGHTS = np.float32([1, 2, 3])
-
-
-@pytest.fixture(params=ADAPTERS)
-def clients(request):
-    """Return what makes clients of either kind."""
-    clients = ADAPTERS[request.param]()
-    yield clients
-    clients.close()
 
 
 @contextlib.contextmanager
@@ -423,94 +414,6 @@ def ports(client):
         connection._connection._network_stream.get_extra_info("client_addr")[1]
         for connection in pool.connections
     }
-
-
-# Where the server is
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "127.0.0.1:8700",
-        "ftp://127.0.0.1",
-        "http://",
-        "http://127.0.0.1:8700/api",
-        "http://127.0.0.1:8700?x=1",
-        "http://127.0.0.1:99999",
-        "http://127.0.0.1:0",
-        "http://[::1",
-        8700,
-    ],
-)
-def test_what_is_no_servers_url_is_refused(url):
-    """The sentence shows one."""
-    with pytest.raises(InvalidArgument, match=r"like http://127.0.0.1:8700"):
-        stepwell.Client(url)
-
-
-def test_a_password_in_a_url_is_refused_and_not_shown():
-    """It would take the place of the token, and end in logs."""
-    with pytest.raises(InvalidArgument) as caught:
-        stepwell.Client("http://user:secret@127.0.0.1:8700")
-
-    assert "secret" not in str(caught.value)
-    assert "//...@127.0.0.1:8700" in str(caught.value)
-
-
-@pytest.mark.parametrize("token", ["sw\x00push", "sw_ü", "sw_a\nb"])
-def test_a_token_that_cannot_be_sent_is_refused_and_not_shown(token):
-    """A header cannot have it."""
-    with pytest.raises(InvalidArgument) as caught:
-        stepwell.Client(token=token)
-
-    assert token not in str(caught.value)
-
-
-def test_a_token_is_not_in_what_is_shown_of_an_endpoint():
-    """Tracebacks and logs show objects."""
-    assert "sw_push_secret" not in repr(Endpoint("http://127.0.0.1", "sw_push_secret"))
-
-
-def test_a_timeout_is_a_value_with_names():
-    """A bare number would not say which of the three it is."""
-    with pytest.raises(InvalidArgument, match=r"stepwell.Timeout\(retry_s=60\). Received: float"):
-        stepwell.Client(timeout=5.0)
-
-
-def test_what_is_not_given_comes_from_the_environment(clients, monkeypatch):
-    """`STEPWELL_URL` and `STEPWELL_TOKEN`; a line end in a secret file does no harm."""
-    listed = answers(response(message({"models": []})))
-    with Misbehaving(listed) as server:
-        monkeypatch.setenv("STEPWELL_URL", server.url)
-        monkeypatch.setenv("STEPWELL_TOKEN", "sw_read_abc\n")
-        with clients.client() as client:
-            client.models()
-        with clients.client(server.url, token="sw_read_def") as client:
-            client.models()
-
-    assert [request.headers["authorization"] for request in server.requests] == [
-        "Bearer sw_read_abc",
-        "Bearer sw_read_def",
-    ]
-
-
-def test_a_token_in_the_clear_to_another_machine_is_warned_about(clients):
-    """Over https, or on this machine, it is nobody's business."""
-    with pytest.warns(UserWarning, match="travels in the clear"):
-        clients.client("http://192.0.2.1:8700", token="sw_x").close()
-    clients.client("https://192.0.2.1:8700", token="sw_x").close()
-    clients.client("http://127.0.0.1:8700", token="sw_x").close()
-    clients.client("http://192.0.2.1:8700").close()
-
-
-def test_a_companys_proxy_is_not_asked_about_this_machine(clients, monkeypatch):
-    """`HTTP_PROXY` is in many environments, and cannot reach loopback."""
-    listed = answers(response(message({"models": []})))
-    with closed_port() as proxy, Misbehaving(listed) as server:
-        monkeypatch.setenv("HTTP_PROXY", proxy)
-        monkeypatch.setenv("ALL_PROXY", proxy)
-        with clients.client(server.url) as client:
-            assert client.models() == []
 
 
 # TLS and Unix sockets, with the real server

@@ -1,0 +1,145 @@
+"""Where a server is and how to speak to it: given by the caller, or read from the environment."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import ssl
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import httpx
+from stepwell_core import wire
+from stepwell_core.errors import InvalidArgument
+
+from stepwell.retry import Timeout
+
+DEFAULT_URL = "http://127.0.0.1:8700"
+
+KEEP_ALIVE_S = 30.0
+"""Shorter than the server's 75 s, so the client never writes into a connection that is being
+closed."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where the server is and how to speak to it.
+
+    Attributes:
+        url: `http://` or `https://`, without a path.
+        token: Sent as a bearer token.
+        timeout: How long to wait.
+        verify: False, or an SSL context: what to think of the server's certificate.
+        uds: Path of the Unix socket to use instead of TCP.
+
+    Raises:
+        InvalidArgument: Something of it cannot be.
+    """
+
+    url: str
+    token: str | None = field(default=None, repr=False)
+    timeout: Timeout = field(default_factory=Timeout)
+    verify: bool | ssl.SSLContext = True
+    uds: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is no server's URL or no token."""
+        if not _is_server_url(self.url):
+            raise InvalidArgument(
+                "A server's URL is like http://127.0.0.1:8700, with nothing behind the port and no "
+                f"user in it. Received: {_without_user(self.url)!r}"
+            )
+        if self.token is not None and not (self.token.isascii() and self.token.isprintable()):
+            raise InvalidArgument("A token is like sw_push_... Received: other characters")
+        if not isinstance(self.timeout, Timeout):
+            raise InvalidArgument(
+                "`timeout` is like stepwell.Timeout(retry_s=60). Received: "
+                f"{type(self.timeout).__name__}"
+            )
+
+    @classmethod
+    def find(
+        cls,
+        url: str | None,
+        token: str | None,
+        uds: str | os.PathLike[str] | None,
+        **options: Any,
+    ) -> Self:
+        """Return where the server is; what is not given comes from the environment."""
+        token = (token or os.environ.get("STEPWELL_TOKEN") or _token_from_file()).strip()
+        found = cls(
+            url=url or os.environ.get("STEPWELL_URL") or DEFAULT_URL,
+            token=token or None,
+            uds=None if uds is None else os.fspath(uds),
+            **{name: value for name, value in options.items() if value is not None},
+        )
+        if found.token and not found.is_local and urlsplit(found.url).scheme == "http":
+            warnings.warn(
+                "The token travels in the clear over http:// to another machine; use https://",
+                stacklevel=3,
+            )
+        return found
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the server is on this machine."""
+        host = urlsplit(self.url).hostname or ""
+        if self.uds is not None or host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return False
+
+    def client_arguments(self) -> dict[str, Any]:
+        """Return what both of httpx's clients are made with."""
+        headers = {"Accept": wire.MEDIA_TYPE, "Accept-Encoding": "identity"}
+        if self.token is not None:
+            headers["Authorization"] = f"Bearer {self.token}"
+        timeout = httpx.Timeout(
+            connect=self.timeout.connect_s,
+            read=self.timeout.read_s,
+            write=None,  # no limit of its own while bytes move
+            pool=None,
+        )
+        return {"base_url": self.url, "headers": headers, "timeout": timeout}
+
+    def transport_arguments(self) -> dict[str, Any]:
+        """Return what httpx makes connections with."""
+        needs_none = self.is_local and urlsplit(self.url).scheme == "http"
+        verify = False if needs_none else self.verify  # to read all certificates takes 30 ms
+        return {"verify": verify, "limits": httpx.Limits(keepalive_expiry=KEEP_ALIVE_S)}
+
+
+def _token_from_file() -> str:
+    """Return the first token of the secret file that `STEPWELL_TOKEN_FILE` names, if it is set."""
+    path = os.environ.get("STEPWELL_TOKEN_FILE")
+    if not path:
+        return ""
+    try:
+        lines = Path(path).read_text("utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise InvalidArgument(
+            f"`STEPWELL_TOKEN_FILE` names a file that cannot be read ({type(error).__name__}). "
+            f"Received: {path!r}"
+        ) from None
+    return next((line for line in map(str.strip, lines) if line and line[0] != "#"), "")
+
+
+def _is_server_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except (ValueError, AttributeError, TypeError):
+        return False
+    is_bare = parts.path in ("", "/") and not (parts.query or parts.fragment or "@" in parts.netloc)
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and is_bare and port != 0
+
+
+def _without_user(url: object) -> str:
+    """Return a URL as an error may show it: a password is no text for a log."""
+    before, at, behind = str(url)[:200].rpartition("@")
+    return f"{before.partition('//')[0]}//...@{behind}" if at else behind

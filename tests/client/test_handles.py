@@ -1,0 +1,34 @@
+"""Tests of `stepwell.handles`: what can be known without a server."""
+
+from __future__ import annotations
+
+import numpy as np
+from stepwell.flows import ModelFlows
+from stepwell.handles import ModelHandle, WorkerHandle
+from stepwell.retry import Patience, Timeout
+from stepwell_core.layout import Layout
+
+from tests.client.flow_driver import Script, opened
+
+LAYOUT = Layout.of({"w": np.zeros(3, np.float32)})
+FLOWS = ModelFlows("digits", LAYOUT, Patience(Timeout()), {})
+
+
+def test_a_model_knows_its_name_and_its_tensors():
+    """They never change, so nobody is asked."""
+    model = ModelHandle(FLOWS)
+
+    assert (model.name, model.layout) == ("digits", LAYOUT)
+    assert repr(model).startswith("<ModelHandle 'digits': <Layout of 1 tensors, 12 bytes")
+
+
+def test_a_worker_knows_its_session():
+    """Name, version and loss scale are those of the last answer."""
+    session = FLOWS.session("w0", None)
+    worker = WorkerHandle(session)
+    assert repr(worker) == "<WorkerHandle 'w0' of 'digits': not open>"
+
+    Script(opened(epoch=7, loss_scale=2.0)).run(session.open())
+
+    assert (worker.name, worker.version, worker.loss_scale) == ("w0", None, 2.0)
+    assert repr(worker) == "<WorkerHandle 'w0' of 'digits': epoch 7>"
