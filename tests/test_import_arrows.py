@@ -46,11 +46,13 @@ CORE_ARROWS: dict[str, set[str]] = {
     "consistency": {"layout"},
     "wire": set(),
     "definition": {"keras_config", "consistency", "loss_scale", "optimizers", "layout", "names"},
+    "state": {"definition", "ledger", "loss_scale", "pipeline", "store", "layout"},
+    "push": {"gradient", "ledger", "optimizers", "scalars", "state"},
     "engine": {
-        "definition", "store", "ledger", "consistency", "pipeline", "schedules", "optimizers",
-        "loss_scale", "layout", "keras_config",
+        "push", "state", "definition", "store", "ledger", "consistency", "pipeline", "schedules",
+        "optimizers", "loss_scale", "layout", "keras_config",
     },
-    "rehearsal": {"engine", "definition", "consistency", "pipeline", "layout"},
+    "rehearsal": {"engine", "push", "definition", "consistency", "pipeline", "layout"},
 }  # fmt: skip
 
 # Core is pure: these parts of the standard library and no others. None of them opens a file or

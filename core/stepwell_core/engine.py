@@ -19,7 +19,7 @@ it. `store.hold()` and `store.release()` alone may be called from other threads.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -40,121 +40,10 @@ from stepwell_core.layout import Arenas, Layout
 from stepwell_core.ledger import Ledger, Result, Session
 from stepwell_core.loss_scale import LossScale, LossScaleOptimizer
 from stepwell_core.pipeline import AVERAGE, Gradient, Pipeline, StepScalars
+from stepwell_core.push import Push, Staged, Waiting, check_push
 from stepwell_core.schedules import LearningRateSchedule
-from stepwell_core.store import Store, Version
-
-
-@dataclass(frozen=True)
-class Push:
-    """A gradient and who sent it.
-
-    Attributes:
-        worker: Name of the worker.
-        epoch: Of its session.
-        sequence: 0, 1, 2, ... within the session.
-        incarnation: Of the model, as the session knows it.
-        gradient: Read until the push is settled; the sender's buffer is free afterwards.
-        version: Of the parameters it was computed at; None if the worker never pulled.
-        weight: In an aggregate; finite and > 0.
-        loss_scale: What the loss was multiplied by; None means the current one.
-        hyperparameters: Values of those that were declared to come with each push.
-    """
-
-    worker: str
-    epoch: int
-    sequence: int
-    incarnation: str
-    gradient: Gradient
-    version: int | None = None
-    weight: float = 1.0
-    loss_scale: float | None = None
-    hyperparameters: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def key(self) -> tuple[str, int, int]:
-        """What names the push in the ledger."""
-        return self.worker, self.epoch, self.sequence
-
-
-@dataclass(frozen=True)
-class Counters:
-    """The numbers that belong to one version.
-
-    Attributes:
-        version: Changes so far.
-        parameters_version: The version at which the parameters' bytes last changed.
-        iterations: Keras's raw counter: applies so far, accumulating ones included.
-        loss_scale: With dynamic loss scaling.
-    """
-
-    version: int = 0
-    parameters_version: int = 0
-    iterations: int = 0
-    loss_scale: LossScale | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Counters:
-        """Return the counters that `to_json` described."""
-        scale = value["loss_scale"]
-        return cls(**{**value, "loss_scale": LossScale(**scale) if scale else None})
-
-
-@dataclass(frozen=True)
-class Waiting:
-    """The push waits for others; its result comes with the step that contains it."""
-
-
-@dataclass(frozen=True)
-class Staged:
-    """A change that was decided and is not made yet.
-
-    Attributes:
-        results: What each push in it will be answered.
-        counters: The model's after the change.
-        gradient: What the step takes, already aggregated; None if no step is made.
-        scalars: Of the step.
-    """
-
-    results: tuple[tuple[Push, Result], ...]
-    counters: Counters
-    gradient: Gradient | None = None
-    scalars: StepScalars | None = None
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """One consistent cut of a model, taken between two changes.
-
-    Attributes:
-        definition: With the hyperparameters of that moment.
-        incarnation: Of the history it belongs to.
-        counters: At the cut.
-        ledger: As plain values.
-        parameters: Held; the caller releases it with `Engine.store.release`.
-        slots: Copies that the caller owns.
-    """
-
-    definition: Definition
-    incarnation: str
-    counters: Counters
-    ledger: dict[str, Any]
-    parameters: Version
-    slots: dict[str, Arenas]
-
-
-@dataclass(frozen=True)
-class State:
-    """What a model is restored from; the engine owns the arrays from then on."""
-
-    definition: Definition
-    counters: Counters
-    ledger: Mapping[str, Any]
-    parameters: Arenas
-    slots: dict[str, Arenas]
+from stepwell_core.state import Counters, Snapshot, State, check_state, ledger_of
+from stepwell_core.store import Store
 
 
 class Engine:
@@ -187,8 +76,8 @@ class Engine:
     def _adopt(self, state: State, incarnation: str) -> None:
         definition = state.definition
         pipeline = Pipeline(definition.layout, definition.rule, definition.excluded)
-        _check_state(state, pipeline)
-        ledger = _ledger_of(state)
+        check_state(state, pipeline)
+        ledger = ledger_of(state)
         self.definition = definition  # from here on nothing fails
         self.pipeline = pipeline
         self.incarnation = incarnation
@@ -256,7 +145,7 @@ class Engine:
         settled = self.ledger.check(*push.key)
         if settled is not None:
             return settled
-        self._check_rules(push)
+        check_push(push, self.definition.rule, self.counters.parameters_version)
         push = self._with_loss_scale(push)
         dropped = self._check_finite(push)
         if dropped is not None:
@@ -313,30 +202,6 @@ class Engine:
             parameters_version=self.counters.parameters_version,
             last_sequence=None if session is None else session.last_sequence,
         )
-
-    def _check_rules(self, push: Push) -> None:
-        declared = set(self.definition.rule.declared_per_push)
-        if push.hyperparameters.keys() != declared:
-            raise InvalidInput(
-                f"With each push come values for: {', '.join(sorted(declared)) or 'none'}. "
-                f"Received: {', '.join(sorted(push.hyperparameters))[:200] or 'none'}",
-                expected=sorted(declared),
-            )
-        if not _is_factor(push.weight):
-            raise InvalidInput(
-                f"A weight is finite and > 0, as a float32 too. Received: {push.weight}"
-            )
-        if push.loss_scale is not None and not _is_factor(push.loss_scale):
-            raise InvalidInput(
-                f"A loss scale is finite and > 0, as a float32 too. Received: {push.loss_scale}"
-            )
-        if push.version is not None and push.version > self.counters.parameters_version:
-            raise InvalidInput(
-                f"The gradient says it was computed at version {push.version}, but the model is at "
-                f"{self.counters.parameters_version}"
-            )
-        if declared:
-            self.definition.rule.with_values(push.hyperparameters)
 
     def _with_loss_scale(self, push: Push) -> Push:
         """Say in the gradient what it has still to be divided by."""
@@ -452,7 +317,7 @@ class Engine:
         Raises:
             LayoutMismatch: The arenas are not of this layout; nothing changed.
         """
-        if not _fits(self.layout, parameters):
+        if not self.layout.fits(parameters):
             raise LayoutMismatch("The parameters are not of the model's layout; nothing changed.")
         version = self.counters.version + 1
         self._replace_parameters(parameters, version)
@@ -556,19 +421,6 @@ class Engine:
         return {dtype: array.copy() for dtype, array in self.store.slots[name].items()}
 
 
-_LEAST, _MOST = (float(value) for value in (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
-
-
-def _is_factor(value: float) -> bool:
-    """Return whether float32 gradients can be multiplied and divided by it."""
-    return _LEAST <= value <= _MOST
-
-
-def _fits(layout: Layout, arenas: Arenas) -> bool:
-    held = {dtype: (array.dtype.name, array.shape) for dtype, array in arenas.items()}
-    return held == {dtype: (dtype, (size,)) for dtype, size in layout.sizes.items()}
-
-
 def _fixed(pipeline: Pipeline) -> tuple[Any, ...]:
     """Return what may not change during the life of a model."""
     optimizer = pipeline.optimizer
@@ -577,26 +429,3 @@ def _fixed(pipeline: Pipeline) -> tuple[Any, ...]:
         optimizer.gradient_accumulation_steps,
         optimizer.declared_per_push,
     )
-
-
-def _check_state(state: State, pipeline: Pipeline) -> None:
-    if state.slots.keys() != pipeline.slot_values.keys():
-        raise CheckpointInvalid(
-            f"The optimizer has the slots {sorted(pipeline.slot_values)}. Received: "
-            f"{sorted(state.slots)}"
-        )
-    for name, arenas in {"parameters": state.parameters, **state.slots}.items():
-        if not _fits(pipeline.layout, arenas):
-            raise CheckpointInvalid(f"The arrays of {name!r} are not of the model's layout.")
-    is_scaled = isinstance(state.definition.optimizer, LossScaleOptimizer)
-    if is_scaled is (state.counters.loss_scale is None):
-        raise CheckpointInvalid("A loss scale belongs to a LossScaleOptimizer, and to no other.")
-
-
-def _ledger_of(state: State) -> Ledger:
-    try:
-        return Ledger.from_json(state.ledger)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointInvalid(
-            f"The ledger cannot be read ({type(error).__name__}); nothing changed."
-        ) from None

@@ -237,6 +237,11 @@ class Layout:
         for name, segment in self.segments.items():
             check_array(arrays[name], segment.tensor)
 
+    def fits(self, arenas: Mapping[str, Array]) -> bool:
+        """Return whether `arenas` have this layout's dtypes and sizes."""
+        held = {dtype: (array.dtype.name, array.shape) for dtype, array in arenas.items()}
+        return held == {dtype: (dtype, (size,)) for dtype, size in self.sizes.items()}
+
     def views(self, arenas: Mapping[str, Array]) -> dict[str, Array]:
         """Return each tensor by name, in layout order, as a view into `arenas`."""
         return {name: self.segments[name].view(arenas) for name in self.names}

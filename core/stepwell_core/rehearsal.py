@@ -12,9 +12,10 @@ from dataclasses import replace
 
 from stepwell_core.consistency import Sync
 from stepwell_core.definition import Definition
-from stepwell_core.engine import Engine, Push, Staged
+from stepwell_core.engine import Engine
 from stepwell_core.layout import Layout, Tensor
 from stepwell_core.pipeline import Gradient
+from stepwell_core.push import Push, Staged
 
 _WORKERS = ("a", "b")
 _PARTS = ("decaying", "excluded", "missing")

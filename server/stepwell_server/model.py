@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import structlog
 from stepwell_core import keras_config
 from stepwell_core.definition import Definition
-from stepwell_core.engine import Counters, Engine, Push, Snapshot, Staged, State
+from stepwell_core.engine import Engine
 from stepwell_core.errors import (
     ModelNotFound,
     PreconditionFailed,
@@ -28,7 +28,9 @@ from stepwell_core.errors import (
 )
 from stepwell_core.layout import Arenas
 from stepwell_core.ledger import Result, Session
+from stepwell_core.push import Push, Staged
 from stepwell_core.rehearsal import rehearse
+from stepwell_core.state import Counters, Snapshot, State
 from stepwell_core.store import Version
 
 from stepwell_server.lane import Lane

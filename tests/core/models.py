@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 from stepwell_core.definition import Definition
-from stepwell_core.engine import Counters, Engine, Push, Snapshot, Staged, State, Waiting
+from stepwell_core.engine import Engine
 from stepwell_core.layout import Arenas, Layout, Tensor
 from stepwell_core.ledger import Result
 from stepwell_core.optimizers import SGD
 from stepwell_core.pipeline import Gradient
+from stepwell_core.push import Push, Staged, Waiting
+from stepwell_core.state import Counters, Snapshot, State
 
 LAYOUT = Layout([Tensor("kernel", (3, 4), "float32"), Tensor("bias", (4,), "float64")])
 FIRST, SECOND = "1" * 32, "2" * 32

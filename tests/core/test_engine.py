@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from stepwell_core.consistency import Sync
-from stepwell_core.engine import Counters, Engine, Staged, Waiting
+from stepwell_core.engine import Engine
 from stepwell_core.errors import (
     CheckpointInvalid,
     Fenced,
@@ -27,7 +27,9 @@ from stepwell_core.layout import Layout, Tensor
 from stepwell_core.ledger import Result
 from stepwell_core.loss_scale import LossScale, LossScaleOptimizer
 from stepwell_core.optimizers import SGD, Adagrad, Adam, PerPush
+from stepwell_core.push import Staged, Waiting
 from stepwell_core.schedules import ExponentialDecay
+from stepwell_core.state import Counters
 
 from tests.core.models import (
     FIRST,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from stepwell_core.consistency import Sync
-from stepwell_core.engine import Counters, Engine, Staged, Waiting
+from stepwell_core.engine import Engine
 from stepwell_core.errors import (
     Fenced,
     PushInFlight,
@@ -20,6 +20,8 @@ from stepwell_core.errors import (
 from stepwell_core.layout import Layout, Tensor
 from stepwell_core.loss_scale import LossScaleOptimizer
 from stepwell_core.optimizers import SGD, Adam, PerPush
+from stepwell_core.push import Staged, Waiting
+from stepwell_core.state import Counters
 
 from tests.core.models import (
     FIRST,

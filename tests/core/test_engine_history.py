@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 )
 from stepwell_core.consistency import Async, Consistency, Sync
 from stepwell_core.definition import Definition
-from stepwell_core.engine import Counters, Engine, Push, Staged, State, Waiting
+from stepwell_core.engine import Engine
 from stepwell_core.errors import (
     Fenced,
     PushInFlight,
@@ -39,6 +39,8 @@ from stepwell_core.layout import Layout, Tensor
 from stepwell_core.ledger import Result, Session
 from stepwell_core.optimizers import SGD
 from stepwell_core.pipeline import Gradient
+from stepwell_core.push import Push, Staged, Waiting
+from stepwell_core.state import Counters, State
 from stepwell_core.store import Version
 
 from tests.core.models import copied, through_json

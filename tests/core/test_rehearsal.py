@@ -9,12 +9,13 @@ import pytest
 from numba.core.dispatcher import Dispatcher
 from stepwell_core.consistency import Async, Consistency, Sync
 from stepwell_core.definition import Definition
-from stepwell_core.engine import Engine, Push, Staged
+from stepwell_core.engine import Engine
 from stepwell_core.keras_config import AnyOptimizer
 from stepwell_core.layout import Layout, Tensor
 from stepwell_core.loss_scale import LossScaleOptimizer
 from stepwell_core.optimizers import SGD, Adam, PerPush
 from stepwell_core.pipeline import Gradient
+from stepwell_core.push import Push, Staged
 from stepwell_core.rehearsal import rehearse
 
 LAYOUT = Layout([Tensor(name, (3,), "float32") for name in "abc"])

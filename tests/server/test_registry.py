@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 from stepwell_core.definition import Definition
-from stepwell_core.engine import Push
 from stepwell_core.errors import (
     CheckpointInvalid,
     DataFolderInvalid,
@@ -27,6 +26,7 @@ from stepwell_core.errors import (
 from stepwell_core.layout import Layout, Tensor
 from stepwell_core.optimizers import SGD
 from stepwell_core.pipeline import Gradient
+from stepwell_core.push import Push
 from stepwell_server.model import HostedModel
 from stepwell_server.registry import Registry
 from stepwell_server.storage.folders import DataFolder, ModelFolder

@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
-from stepwell_core.engine import Push
 from stepwell_core.errors import InvalidInput
 from stepwell_core.layout import Layout
 from stepwell_core.names import IDENTIFIER
 from stepwell_core.pipeline import Gradient
+from stepwell_core.push import Push
 
 from stepwell_server import bodies
 from stepwell_server.representations import negotiate

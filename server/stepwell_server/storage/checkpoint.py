@@ -22,9 +22,9 @@ import xxhash
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from stepwell_core.definition import Definition
-from stepwell_core.engine import Counters, Snapshot, State
 from stepwell_core.errors import CheckpointInvalid, StepwellError
 from stepwell_core.layout import Arenas, Array, Layout
+from stepwell_core.state import Counters, Snapshot, State
 
 from stepwell_server.storage import disk
 

@@ -15,7 +15,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import structlog
-from stepwell_core.engine import Snapshot, State
 from stepwell_core.errors import (
     CheckpointInvalid,
     CheckpointNotFound,
@@ -25,6 +24,7 @@ from stepwell_core.errors import (
     ModelNotFound,
 )
 from stepwell_core.names import check_identifier
+from stepwell_core.state import Snapshot, State
 
 from stepwell_server.storage import checkpoint, disk
 from stepwell_server.storage.checkpoint import Manifest

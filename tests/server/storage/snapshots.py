@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 from stepwell_core.definition import Definition
-from stepwell_core.engine import Counters, Snapshot, State
 from stepwell_core.layout import Layout, Tensor
 from stepwell_core.ledger import Ledger, Result
 from stepwell_core.optimizers import SGD
+from stepwell_core.state import Counters, Snapshot, State
 from stepwell_core.store import Version
 
 LAYOUT = Layout(

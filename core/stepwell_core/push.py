@@ -1,0 +1,105 @@
+"""A push, from what came in to what was decided about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from stepwell_core.errors import InvalidInput
+from stepwell_core.gradient import Gradient
+from stepwell_core.ledger import Result
+from stepwell_core.optimizers import Optimizer
+from stepwell_core.scalars import StepScalars
+from stepwell_core.state import Counters
+
+
+@dataclass(frozen=True)
+class Push:
+    """A gradient and who sent it.
+
+    Attributes:
+        worker: Name of the worker.
+        epoch: Of its session.
+        sequence: 0, 1, 2, ... within the session.
+        incarnation: Of the model, as the session knows it.
+        gradient: Read until the push is settled; the sender's buffer is free afterwards.
+        version: Of the parameters it was computed at; None if the worker never pulled.
+        weight: In an aggregate; finite and > 0.
+        loss_scale: What the loss was multiplied by; None means the current one.
+        hyperparameters: Values of those that were declared to come with each push.
+    """
+
+    worker: str
+    epoch: int
+    sequence: int
+    incarnation: str
+    gradient: Gradient
+    version: int | None = None
+    weight: float = 1.0
+    loss_scale: float | None = None
+    hyperparameters: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        """What names the push in the ledger."""
+        return self.worker, self.epoch, self.sequence
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """The push waits for others; its result comes with the step that contains it."""
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A change that was decided and is not made yet.
+
+    Attributes:
+        results: What each push in it will be answered.
+        counters: The model's after the change.
+        gradient: What the step takes, already aggregated; None if no step is made.
+        scalars: Of the step.
+    """
+
+    results: tuple[tuple[Push, Result], ...]
+    counters: Counters
+    gradient: Gradient | None = None
+    scalars: StepScalars | None = None
+
+
+LEAST_FACTOR = float(np.finfo(np.float32).tiny)
+MOST_FACTOR = float(np.finfo(np.float32).max)
+"""What a float32 gradient can be multiplied or divided by and not be 0 or infinite at once."""
+
+
+def check_push(push: Push, rule: Optimizer, newest_version: int) -> None:
+    """Refuse a push that breaks a rule of its model, whatever its gradient holds.
+
+    Args:
+        push: As it came.
+        rule: The model's optimizer.
+        newest_version: Of the model's parameters.
+
+    Raises:
+        InvalidInput: It says something that cannot be.
+        InvalidArgument: A hyperparameter that came with it breaks its rule.
+    """
+    declared = set(rule.declared_per_push)
+    if push.hyperparameters.keys() != declared:
+        raise InvalidInput(
+            f"With each push come values for: {', '.join(sorted(declared)) or 'none'}. "
+            f"Received: {', '.join(sorted(push.hyperparameters))[:200] or 'none'}",
+            expected=sorted(declared),
+        )
+    for name, factor in (("weight", push.weight), ("loss scale", push.loss_scale)):
+        if factor is not None and not LEAST_FACTOR <= factor <= MOST_FACTOR:
+            raise InvalidInput(f"A {name} is finite and > 0, as a float32 too. Received: {factor}")
+    if push.version is not None and push.version > newest_version:
+        raise InvalidInput(
+            f"The gradient says it was computed at version {push.version}, but the model is at "
+            f"{newest_version}"
+        )
+    if declared:
+        rule.with_values(push.hyperparameters)

@@ -1,0 +1,107 @@
+"""A model at one moment: its counters, a cut of everything, and what it is restored from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from stepwell_core.definition import Definition
+from stepwell_core.errors import CheckpointInvalid
+from stepwell_core.layout import Arenas
+from stepwell_core.ledger import Ledger
+from stepwell_core.loss_scale import LossScale, LossScaleOptimizer
+from stepwell_core.pipeline import Pipeline
+from stepwell_core.store import Version
+
+
+@dataclass(frozen=True)
+class Counters:
+    """The numbers that belong to one version.
+
+    Attributes:
+        version: Changes so far.
+        parameters_version: The version at which the parameters' bytes last changed.
+        iterations: Keras's raw counter: applies so far, accumulating ones included.
+        loss_scale: With dynamic loss scaling.
+    """
+
+    version: int = 0
+    parameters_version: int = 0
+    iterations: int = 0
+    loss_scale: LossScale | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Counters:
+        """Return the counters that `to_json` described."""
+        scale = value["loss_scale"]
+        return cls(**{**value, "loss_scale": LossScale(**scale) if scale else None})
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One consistent cut of a model, taken between two changes.
+
+    Attributes:
+        definition: With the hyperparameters of that moment.
+        incarnation: Of the history it belongs to.
+        counters: At the cut.
+        ledger: As plain values.
+        parameters: Held; the caller releases it with `Engine.store.release`.
+        slots: Copies that the caller owns.
+    """
+
+    definition: Definition
+    incarnation: str
+    counters: Counters
+    ledger: dict[str, Any]
+    parameters: Version
+    slots: dict[str, Arenas]
+
+
+@dataclass(frozen=True)
+class State:
+    """What a model is restored from; the engine owns the arrays from then on."""
+
+    definition: Definition
+    counters: Counters
+    ledger: Mapping[str, Any]
+    parameters: Arenas
+    slots: dict[str, Arenas]
+
+
+def check_state(state: State, pipeline: Pipeline) -> None:
+    """Refuse a state that does not belong to a pipeline.
+
+    Raises:
+        CheckpointInvalid: It has other slots, arrays of another layout, or a loss scale too many.
+    """
+    if state.slots.keys() != pipeline.slot_values.keys():
+        raise CheckpointInvalid(
+            f"The optimizer has the slots {sorted(pipeline.slot_values)}. Received: "
+            f"{sorted(state.slots)}"
+        )
+    for name, arenas in {"parameters": state.parameters, **state.slots}.items():
+        if not pipeline.layout.fits(arenas):
+            raise CheckpointInvalid(f"The arrays of {name!r} are not of the model's layout.")
+    is_scaled = isinstance(state.definition.optimizer, LossScaleOptimizer)
+    if is_scaled is (state.counters.loss_scale is None):
+        raise CheckpointInvalid("A loss scale belongs to a LossScaleOptimizer, and to no other.")
+
+
+def ledger_of(state: State) -> Ledger:
+    """Return the ledger of a state.
+
+    Raises:
+        CheckpointInvalid: It is not one.
+    """
+    try:
+        return Ledger.from_json(state.ledger)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointInvalid(
+            f"The ledger cannot be read ({type(error).__name__}); nothing changed."
+        ) from None
