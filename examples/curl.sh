@@ -25,11 +25,12 @@ call POST /v1/models '{
 
 session=$(call POST /v1/models/tiny/workers '{"worker": "shell"}')
 echo "$session"
-field() { echo "$session" | sed -n "s/.*\"$1\": \"\{0,1\}\([0-9a-f]*\).*/\1/p"; }
+epoch=$(echo "$session" | sed 's/^[^,]*, "epoch": \([0-9]*\),.*/\1/')
+incarnation=$(echo "$session" | sed 's/.*"incarnation": "\([0-9a-f]*\)".*/\1/')
 
 # A push says which session it belongs to and which number it has. Send the same one twice: the second
 # answer says "duplicate": true, and nothing has changed.
-push='{"worker": "shell", "epoch": '$(field epoch)', "sequence": 0, "incarnation": "'$(field incarnation)'",
+push='{"worker": "shell", "epoch": '$epoch', "sequence": 0, "incarnation": "'$incarnation'",
        "gradients": {"w": [[2, 2], [2, 2]]}}'
 call POST /v1/models/tiny/gradients "$push"
 call POST /v1/models/tiny/gradients "$push"

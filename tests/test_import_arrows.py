@@ -72,6 +72,7 @@ CORE_EXCEPTIONS: dict[str, dict[str, str]] = {
         "numba": "the one place that compiles",
         # Numba's cache folder: named after a hash of the sources, private, owner checked, and set
         # in the environment before Numba is imported. Nothing of a model is ever in a file here.
+        "fcntl": "one process at a time writes the cache's index",
         "os": "the cache folder",
         "pathlib": "the cache folder",
         "stat": "the cache folder",

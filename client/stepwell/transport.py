@@ -30,6 +30,7 @@ from stepwell.errors import (
 
 PIECE_BYTES = 1 << 18
 SMALL_BODY_BYTES = 1 << 16
+JSON = "application/json"
 MAX_JSON_BYTES = 16 << 20
 """What a Stepwell server says in JSON is far smaller; something else may go on for ever."""
 
@@ -75,9 +76,7 @@ class HttpTransport:
         """
         client = self._clients.get()
         try:
-            request = client.build_request(
-                call.method, call.path, **_options(call), **_content(call, _pieces)
-            )
+            request = client.build_request(call.method, call.path, **_options(call, _pieces))
             response = client.send(request, stream=True)
             try:
                 reader = _AnswerReader(call, response)
@@ -104,9 +103,7 @@ class AsyncHttpTransport:
         """Make a call; raises as `HttpTransport.send`."""
         client = self._clients.get()
         try:
-            request = client.build_request(
-                call.method, call.path, **_options(call), **_content(call, _async_pieces)
-            )
+            request = client.build_request(call.method, call.path, **_options(call, _async_pieces))
             response = await client.send(request, stream=True)
             try:
                 reader = _AnswerReader(call, response)
@@ -227,11 +224,22 @@ def translated(error: httpx.HTTPError) -> TransportError:
             "verify=ssl.create_default_context(cafile=...)",
             was_sent=False,
         )
+    if _is_about_tls(error):
+        return ConnectionFailed(
+            f"{where} does not speak TLS; if it is a Stepwell server without a certificate, its "
+            "URL begins with http://",
+            was_sent=False,
+        )
     if isinstance(error, httpx.ConnectTimeout | httpx.ConnectError | httpx.PoolTimeout):
         return ConnectionFailed(
-            f"{where} cannot be reached ({name}); is the server running there? Start one with "
-            "`stepwell serve`",
+            f"{where} cannot be reached ({name}); is that the right name and port, and is the "
+            "server running? Start one with `stepwell serve`",
             was_sent=False,
+        )
+    if isinstance(error, httpx.RemoteProtocolError) and where.startswith("http://"):
+        return ConnectionFailed(
+            f"The connection to {where} broke ({name}); if the server speaks TLS, its URL begins "
+            "with https://"
         )
     if isinstance(error, httpx.TimeoutException):
         return TimedOut(f"{where} did not answer in time ({name})")
@@ -240,31 +248,35 @@ def translated(error: httpx.HTTPError) -> TransportError:
     return TransportError(f"The call to {where} failed ({name})")
 
 
-def _is_about_certificate(error: BaseException | None) -> bool:
-    while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
+def _is_about_certificate(error: BaseException) -> bool:
+    return _has_cause(error, ssl.SSLCertVerificationError)
+
+
+def _is_about_tls(error: BaseException) -> bool:
+    return isinstance(error, httpx.ConnectError) and _has_cause(error, ssl.SSLError)
+
+
+def _has_cause(error: BaseException | None, kind: type[BaseException]) -> bool:
+    while error is not None and not isinstance(error, kind):
         error = error.__cause__ or error.__context__
     return error is not None
 
 
-def _options(call: Call) -> dict[str, Any]:
-    """Return httpx's arguments for everything but the body."""
-    options: dict[str, Any] = {"params": dict(call.query)}
+def _options(call: Call, pieces: Any) -> dict[str, Any]:
+    """Return httpx's arguments for a call."""
+    # Only a payload needs a message; other answers may be larger than a message's header.
+    headers = {"Accept": wire.MEDIA_TYPE if call.layout is not None else JSON}
+    options: dict[str, Any] = {"params": dict(call.query), "headers": headers}
     if call.timeout_s is not None:
         options["timeout"] = httpx.Timeout(call.timeout_s / 2)  # to connect, and to answer
-    return options
-
-
-def _content(call: Call, pieces: Any) -> dict[str, Any]:
-    """Return httpx's arguments for a body."""
     if call.json is not None:
-        return {"json": dict(call.json)}
-    if not call.body:
-        return {}
-    length = wire.nbytes(call.body)
-    headers = {"Content-Type": wire.MEDIA_TYPE, "Content-Length": str(length)}
-    if length <= SMALL_BODY_BYTES:
-        return {"content": b"".join(call.body), "headers": headers}
-    return {"content": pieces(call.body), "headers": headers}
+        options["json"] = dict(call.json)
+    elif call.body:
+        length = wire.nbytes(call.body)
+        headers |= {"Content-Type": wire.MEDIA_TYPE, "Content-Length": str(length)}
+        is_small = length <= SMALL_BODY_BYTES
+        options["content"] = b"".join(call.body) if is_small else pieces(call.body)
+    return options
 
 
 def _pieces(body: tuple[wire.Part, ...]) -> Iterator[wire.Part]:

@@ -139,7 +139,7 @@ class Engine:
                 session may not make this push.
             InvalidInput: The push breaks a rule of the model; its sequence number is not used up.
         """
-        self._check_incarnation(push)
+        self._check_incarnation(push.worker, push.epoch, push.incarnation)
         if self._is_waiting(push):
             return Waiting()
         settled = self.ledger.check(*push.key)
@@ -188,15 +188,28 @@ class Engine:
                 return True
         return False
 
-    def _check_incarnation(self, push: Push) -> None:
-        if push.incarnation == self.incarnation:
+    def check_session(self, worker: str, epoch: int, incarnation: str) -> None:
+        """Refuse a push early, before its gradient is received.
+
+        May be called from any thread: `stage` asks again, in the lane.
+
+        Raises:
+            StaleIncarnation, Fenced, UnknownSession, SessionExpired: The session may not push.
+        """
+        self._check_incarnation(worker, epoch, incarnation)
+        self.ledger.find(worker, epoch)
+
+    def _check_incarnation(self, worker: str, epoch: int, incarnation: str) -> None:
+        if incarnation == self.incarnation:
             return
-        session = self.ledger.sessions.get(push.worker)
-        if session is not None and session.epoch != push.epoch:
+        session = self.ledger.sessions.get(worker)
+        if session is not None and session.epoch != epoch:
             session = None  # the numbers of another session say nothing about this one's pushes
         raise StaleIncarnation(
-            "The model was restored, overwritten or created anew since this session was opened; "
-            "pull, and open a new session",
+            "The model's history was cut since this session was opened: it was restored, "
+            "overwritten or created anew, or the server crashed and came back from a checkpoint. "
+            f"It is at version {self.counters.version} now. Open a new session (`worker.open()`), "
+            "pull, and go on",
             incarnation=self.incarnation,
             version=self.counters.version,
             parameters_version=self.counters.parameters_version,
@@ -396,7 +409,7 @@ class Engine:
         for name, arenas in self.store.slots.items():
             for dtype, array in arenas.items():
                 np.copyto(buffers[name][dtype], array)
-        version = self.store.hold()
+        version = self.store.hold(is_reserved=True)
         assert version is not None, "the writer itself takes the snapshot, so no step is under way"
         return Snapshot(
             definition=self.definition,

@@ -34,6 +34,7 @@
     │   ├── StaleIncarnation     the model's history was cut since the session was opened
     │   ├── PreconditionFailed   If-Match names an older state
     │   └── NothingToFinalize    the moving average has seen no step yet
+    ├── HeaderTooLarge           more bytes or lines of HTTP header than the server takes
     ├── BodyTooLarge             more bytes than the server takes
     ├── BodyTooSlow              the body stalled or came too slowly
     ├── Unavailable              not now; the same call may succeed later
@@ -269,6 +270,12 @@ class NothingToFinalize(Conflict):
     """The moving average has seen no step yet."""
 
     code = "nothing_to_finalize"
+
+
+class HeaderTooLarge(StepwellError):
+    """More bytes or lines of HTTP header than the server takes."""
+
+    code = "header_too_large"
 
 
 class BodyTooLarge(StepwellError):

@@ -94,8 +94,12 @@ class Store:
         """The parameters as they are, for the writer to read."""
         return self._current.arenas
 
-    def hold(self) -> Version | None:
+    def hold(self, *, is_reserved: bool = False) -> Version | None:
         """Hold the current version, or return None while a step is writing it in place.
+
+        Args:
+            is_reserved: Never refuse: a checkpoint must not have to wait for slow readers. At most
+                one such hold at a time, for which the writer allocates one buffer more.
 
         Raises:
             VersionsExhausted: Readers hold so many old versions that the writer needs the rest.
@@ -105,7 +109,7 @@ class Store:
             if self._claim is not None and self._claim.target is current.arenas:
                 self._spare_steps = SPARE_STEPS_AFTER_WAIT
                 return None
-            if not current.holders and self._old_held >= self._spare_limit:
+            if not (is_reserved or current.holders) and self._old_held >= self._spare_limit:
                 raise VersionsExhausted(
                     f"Slow readers hold {self._old_held} older versions of the parameters; "
                     "try again"
@@ -126,7 +130,7 @@ class Store:
         with self._lock:
             current = self._current
             has_spare = self._old_held < self._spare_limit
-            if has_spare and (current.holders or self._spare_steps):
+            if current.holders or (has_spare and self._spare_steps):
                 self._spare_steps = max(self._spare_steps - 1, 0)
                 self._claim = Claim(current.arenas, self._take_spare())
             else:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ValidationError
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from stepwell_core import wire
 from stepwell_core.errors import (
     BodyTooLarge,
@@ -22,7 +22,7 @@ from stepwell_core.errors import (
     MalformedMessage,
     ShapeMismatch,
 )
-from stepwell_core.layout import Arenas, Array, Layout, Tensor, byte_views
+from stepwell_core.layout import MAX_DIMENSIONS, Arenas, Array, Layout, Tensor, byte_views
 
 from stepwell_server.problems import invalid_fields
 from stepwell_server.receiving import HTTP_EXTENSION
@@ -32,7 +32,7 @@ M = TypeVar("M", bound=BaseModel)
 
 def is_json(request: Request) -> bool:
     """Whether the body is JSON; the gate lets in nothing else but msgpack, and no body at all."""
-    return request.headers.get("content-type", "").startswith("application/json")
+    return request.headers.get("content-type", "").lower().startswith("application/json")
 
 
 async def read_json(request: Request) -> dict[str, Any]:
@@ -52,12 +52,17 @@ async def read_json(request: Request) -> dict[str, Any]:
                 limit=limit,
             )
     try:
-        value = json.loads(bytes(body) or b"{}")
+        value = json.loads(bytes(body) or b"{}", parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise MalformedMessage(f"The body is not JSON ({type(error).__name__})") from None
     if not isinstance(value, dict):
         raise MalformedMessage(f"A body is a JSON object. Received: {type(value).__name__}")
     return value
+
+
+def _refuse_constant(name: str) -> float:
+    """NaN and Infinity are Python's, not JSON's; `null` stands for them."""
+    raise ValueError(name)
 
 
 async def read_fields(request: Request) -> dict[str, Any]:
@@ -66,7 +71,7 @@ async def read_fields(request: Request) -> dict[str, Any]:
     Raises:
         BodyTooLarge, MalformedMessage, PayloadSizeMismatch: It is not one.
     """
-    if wire.MEDIA_TYPE not in request.headers.get("content-type", ""):
+    if wire.MEDIA_TYPE not in request.headers.get("content-type", "").lower():
         return await read_json(request)
     reader = MessageReader(request)
     fields = await reader.header()
@@ -86,12 +91,13 @@ class MessageReader:
 
     def __init__(self, request: Request) -> None:
         limit = request.app.state.settings.max_body_bytes
-        length = request.headers.get("content-length", "")
+        length = request.headers.get("content-length", "").strip()
         if length.isdecimal() and int(length) > limit:
             raise BodyTooLarge(f"A body has at most {limit} bytes. Received: {length}", limit=limit)
         self._decoder = wire.Decoder()
         self._receive = request.scope.get("extensions", {}).get(HTTP_EXTENSION, {}).get("receive")
-        self._pieces: AsyncIterator[bytes] = request.stream()
+        self._request = request
+        self._has_more = True
 
     async def header(self) -> dict[str, Any]:
         """Return the header.
@@ -99,8 +105,8 @@ class MessageReader:
         Raises:
             MalformedMessage: It is not one.
         """
-        async for piece in self._pieces:
-            self._decoder.feed(piece)
+        while self._has_more:
+            self._decoder.feed(await self._piece())
             if self._decoder.header is not None:
                 return self._decoder.header
         self._decoder.finish()
@@ -132,9 +138,19 @@ class MessageReader:
         if self._receive is not None:
             await self._receive(self._decoder)
         else:
-            async for piece in self._pieces:
-                self._decoder.feed(piece)
+            while self._has_more:
+                self._decoder.feed(await self._piece())
         self._decoder.finish()
+
+    async def _piece(self) -> bytes:
+        # Not `request.stream()`: an asynchronous generator that is left half way, as the one for
+        # the header would be, costs a task to close it.
+        message = await self._request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect()
+        self._has_more = message.get("more_body", False)
+        piece: bytes = message.get("body", b"")
+        return piece
 
 
 def parse(model: type[M], fields: Mapping[str, Any]) -> M:
@@ -163,15 +179,17 @@ def arrays_from_json(layout: Layout, values: object) -> dict[str, Array]:
 
 def array_from_json(tensor: Tensor, value: object) -> Array:
     """Return one tensor that came as nested lists; null stands for NaN, as in our answers."""
-    array = np.array(value, dtype=object)  # rows of different lengths stay lists inside
-    flat = [math.nan if number is None else number for number in array.reshape(-1).tolist()]
-    if array.shape != tensor.shape:
+    flat: list[Any] = []
+    if not _flatten(value, tensor.shape, flat):
+        received = _shape_of(value)
         raise ShapeMismatch(
-            f"Tensor {tensor.name!r} has shape {tensor.shape}. Received: {array.shape}",
+            f"Tensor {tensor.name!r} has shape {tensor.shape}. Received: {received}, or rows of "
+            "different lengths",
             tensor=tensor.name,
             expected=list(tensor.shape),
-            received=list(array.shape),
+            received=list(received),
         )
+    flat = [math.nan if number is None else number for number in flat]
     if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in flat):
         raise DtypeMismatch(f"Tensor {tensor.name!r} is made of numbers.", tensor=tensor.name)
     try:
@@ -179,3 +197,25 @@ def array_from_json(tensor: Tensor, value: object) -> Array:
             return np.array(flat, dtype=np.float64).astype(tensor.dtype).reshape(tensor.shape)
     except OverflowError:
         raise InvalidInput(f"Tensor {tensor.name!r} has a number that is too large") from None
+
+
+def _flatten(value: object, shape: tuple[int, ...], flat: list[Any]) -> bool:
+    """Append the elements to `flat`; stop at the first list that is not of the shape."""
+    if not shape:
+        flat.append(value)
+        return not isinstance(value, list)
+    if not isinstance(value, list) or len(value) != shape[0]:
+        return False
+    if len(shape) > 1:
+        return all(_flatten(row, shape[1:], flat) for row in value)
+    flat.extend(value)
+    return not any(isinstance(element, list) for element in value)
+
+
+def _shape_of(value: object) -> tuple[int, ...]:
+    """Return the shape that the first elements of nested lists suggest."""
+    shape: list[int] = []
+    while isinstance(value, list) and len(shape) < MAX_DIMENSIONS:
+        shape.append(len(value))
+        value = value[0] if value else None
+    return tuple(shape)

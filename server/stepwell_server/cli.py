@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +17,7 @@ from stepwell_server import __version__
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
 
 app = typer.Typer(
     name="stepwell",
@@ -23,8 +25,11 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # or the defaults, which stand in brackets, would be taken for markup
 )
-token_app = typer.Typer(help="Make, list and revoke tokens.", no_args_is_help=True)
+token_app = typer.Typer(
+    help="Make, list and revoke tokens.", no_args_is_help=True, rich_markup_mode=None
+)
 app.add_typer(token_app, name="token")
 
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -39,14 +44,15 @@ def main() -> int:
     try:
         code = app(standalone_mode=False)  # that of a typer.Exit; commands return None
     except typer.Abort:
-        return 130
+        return EXIT_INTERRUPTED
     except StepwellError as error:
         errors.print(f"stepwell: {error.message}", markup=False)
         return EXIT_FAILED
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
-        errors.print(f"stepwell: {error.format_message()}", markup=False)
+        if error.format_message():  # empty where the help was printed instead
+            errors.print(f"stepwell: {error.format_message()}", markup=False)
         return EXIT_USAGE
     return code or 0
 
@@ -112,7 +118,9 @@ def serve(
     except ValidationError as error:
         for found in error.errors(include_url=False):
             name = ".".join(str(part) for part in found["loc"]) or "settings"
-            errors.print(f"stepwell: {name}: {found['msg']}", markup=False)
+            errors.print(
+                f"stepwell: {name}: {found['msg'].removeprefix('Value error, ')}", markup=False
+            )
         raise typer.Exit(EXIT_USAGE) from None
     except (OSError, ValueError) as error:
         errors.print(f"stepwell: {error}", markup=False)
@@ -161,12 +169,18 @@ def demo(
         replaces=replace,
         folder=folder,
     )
-    outcome = run(options, errors).to_json()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
+    try:
+        outcome = run(options, errors)
+    except KeyboardInterrupt:
+        errors.print("stepwell: stopped; what there is so far is kept", markup=False)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
     if as_json:
-        typer.echo(json.dumps(outcome))
+        typer.echo(json.dumps(outcome.to_json()))
         return
-    for name, value in outcome.items():
-        typer.echo(f"{name:18} {value}")
+    for name, value in outcome.to_json().items():
+        shown = f"{value:.1%}" if name == "accuracy" else value
+        typer.echo(f"{name:18} {shown}")
 
 
 @app.command("demo-worker")

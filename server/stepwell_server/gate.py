@@ -54,6 +54,11 @@ ROLE_OF_ROUTE: Mapping[tuple[str, str], str] = {
 """The role that each route needs; a test holds it against the routes. What is not here needs
 `admin`."""
 
+DECISIVE = frozenset(
+    {"host", "origin", "authorization", "content-type", "content-encoding", "content-length"}
+)
+"""The headers that the gate decides by."""
+
 BODY_TYPES = frozenset({"application/json", wire.MEDIA_TYPE})
 
 # The very patterns by which the application routes, so that both mean the same.
@@ -93,9 +98,7 @@ class Gate:
         await self._app(scope, receive, send)
 
     def _check(self, scope: Scope) -> None:
-        headers = {
-            name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
-        }
+        headers = _headers(scope)
         self._check_browser(headers)
         self._check_body(scope["method"], headers)
         if scope["path"] in PUBLIC and scope["method"] in ("GET", "HEAD"):
@@ -143,10 +146,22 @@ class Gate:
         role = self._authenticator.role_of(token.strip()) if scheme.lower() == "bearer" else None
         if role is None:
             raise errors.Unauthenticated(
-                "This server needs a token: send `Authorization: Bearer <token>`, or give the "
-                "client token=... or STEPWELL_TOKEN. Make one with `stepwell token create`"
+                "This server needs a token that it knows: send `Authorization: Bearer <token>`, or "
+                "give the client token=... or STEPWELL_TOKEN. One that was revoked is known no "
+                "more; make one with `stepwell token create`"
             )
         return role
+
+
+def _headers(scope: Scope) -> dict[str, str]:
+    """Return the headers by name; those that we decide by may come once, or others read them so."""
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in scope["headers"]:
+        name = raw_name.decode("latin-1")
+        if name in headers and name in DECISIVE:
+            raise errors.MalformedMessage(f"A request has one {name} header. Received: several")
+        headers[name] = raw_value.decode("latin-1")
+    return headers
 
 
 def role_needed(method: str, path: str) -> str:

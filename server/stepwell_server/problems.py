@@ -30,6 +30,7 @@ STATUS: Mapping[type[StepwellError], int] = {
     errors.Conflict: 409,
     errors.PreconditionFailed: 412,
     errors.BodyTooLarge: 413,
+    errors.HeaderTooLarge: 431,
     errors.BodyTooSlow: 408,
     errors.Unavailable: 503,
     errors.DoesNotFit: 507,
@@ -93,7 +94,10 @@ async def _on_validation_error(request: Request, error: Exception) -> Response:
 def invalid_fields(found: Any) -> errors.InvalidInput:
     """Return pydantic's findings as our error: which field, which rule; never the value."""
     places = [
-        {"field": ".".join(str(part) for part in entry["loc"])[:200], "rule": entry["msg"][:200]}
+        {
+            "field": ".".join(str(part) for part in entry["loc"])[:200],
+            "rule": entry["msg"].removeprefix("Value error, ")[:200],
+        }
         for entry in list(found)[:16]
     ]
     text = "; ".join(f"{place['field']}: {place['rule']}" for place in places)

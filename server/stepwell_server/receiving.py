@@ -15,16 +15,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from starlette.requests import ClientDisconnect
 from stepwell_core import wire
-from stepwell_core.errors import BodyTooSlow, StepwellError
+from stepwell_core.errors import StepwellError
 
 HTTP_EXTENSION = "stepwell.receive"
 """`await scope["extensions"][HTTP_EXTENSION]["receive"](decoder)` reads the rest of the body."""
 
-SCRATCH_BYTES = 1 << 16
-CHECK_EVERY_S = 5.0
-LEAST_BYTES_PER_S = 16 * 1024
+SCRATCH_BYTES = 1 << 16  # what is thrown away needs no more room than a socket gives at a time
 
 
 class BodyReceiver(asyncio.BufferedProtocol):
@@ -32,10 +29,11 @@ class BodyReceiver(asyncio.BufferedProtocol):
 
     Args:
         owner: The HTTP protocol, which is told of everything that is not the body's.
-        decoder: Says where the bytes belong; its `receive` was called.
+        decoder: Says where the bytes belong; its `receive` was called. It is let go of with the
+            payload's last byte or the first error, and the buffers with it.
         left: Bytes of the body still to come; at least 1.
-        finish: Called once when the last byte is there, to put the HTTP protocol back.
-        give_up: Called once if the rest will not be waited for, to close the connection.
+        on_bytes: Called with the number of bytes each time that some have come.
+        on_end: Called once when the last byte is there, to put the HTTP protocol back.
     """
 
     def __init__(
@@ -43,24 +41,41 @@ class BodyReceiver(asyncio.BufferedProtocol):
         owner: asyncio.Protocol,
         decoder: wire.Decoder,
         left: int,
-        finish: Callable[[], None],
-        give_up: Callable[[], None],
+        on_bytes: Callable[[int], None],
+        on_end: Callable[[], None],
     ) -> None:
         self._owner = owner
-        self._decoder = decoder
+        self._decoder: wire.Decoder | None = decoder
         self._left = left
-        self._finish = finish
-        self._give_up = give_up
-        self._loop = asyncio.get_running_loop()
-        self._scratch = memoryview(bytearray(0))
-        self._left_at_check = left
-        self._deadline = self._loop.call_later(CHECK_EVERY_S, self._check_rate)
-        self.done: asyncio.Future[None] = self._loop.create_future()
-        """Ends when the payload is there, or with the error that was found first."""
+        self._on_bytes = on_bytes
+        self._on_end = on_end
+        self._scratch = memoryview(b"")
+        self._done: asyncio.Future[None] | None = asyncio.get_running_loop().create_future()
+
+    async def wait(self) -> None:
+        """Return when the whole body is there.
+
+        Nothing is written into the buffers any more when it has returned, raised or was cancelled.
+
+        Raises:
+            StepwellError: Its bytes are not what the decoder expects, or what `fail` was told.
+        """
+        assert self._done is not None, "wait() is called once, before the first byte"
+        try:
+            await self._done
+        finally:
+            self._done = self._decoder = None
+
+    def fail(self, error: Exception) -> None:
+        """Let `wait` raise an error, unless it ended already; what still comes is thrown away."""
+        # Nothing of the error may stay here: it knows the handler's frames, and they the buffers.
+        done, self._done, self._decoder = self._done, None, None
+        if done is not None and not done.done():
+            done.set_exception(error)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Return where the next bytes go: never more than the body has left."""
-        target = memoryview(b"") if self.done.done() else self._decoder.target()
+        target = memoryview(b"") if self._decoder is None else self._decoder.target()
         if not target:
             if not self._scratch:
                 self._scratch = memoryview(bytearray(SCRATCH_BYTES))
@@ -70,47 +85,29 @@ class BodyReceiver(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """Take note of bytes that have come."""
         self._left -= nbytes
-        if not self.done.done():
+        self._on_bytes(nbytes)
+        if self._decoder is not None:
             try:
-                self._take(nbytes)
+                self._take(self._decoder, nbytes)
             except StepwellError as error:
-                self.done.set_exception(error)
+                self.fail(error)
         if not self._left:
-            self._deadline.cancel()
-            self._finish()
-            if not self.done.done():
-                self.done.set_result(None)
+            done, self._done, self._decoder = self._done, None, None
+            if done is not None and not done.done():
+                done.set_result(None)
+            self._on_end()
 
-    def _take(self, nbytes: int) -> None:
-        if self._decoder.target():
-            self._decoder.advance(nbytes)
+    def _take(self, decoder: wire.Decoder, nbytes: int) -> None:
+        if decoder.target():
+            decoder.advance(nbytes)
         else:
-            self._decoder.feed(bytes(self._scratch[:nbytes]))
-
-    def _check_rate(self) -> None:
-        """Give up on a body that stalls or trickles."""
-        received = self._left_at_check - self._left
-        if received >= LEAST_BYTES_PER_S * CHECK_EVERY_S:
-            self._left_at_check = self._left
-            self._deadline = self._loop.call_later(CHECK_EVERY_S, self._check_rate)
-            return
-        if not self.done.done():
-            self.done.set_exception(
-                BodyTooSlow(
-                    f"A body comes at {LEAST_BYTES_PER_S} bytes a second at least. Received: "
-                    f"{received} in {CHECK_EVERY_S:.0f} s; {self._left} were missing"
-                )
-            )
-        self._give_up()
+            decoder.feed(bytes(self._scratch[:nbytes]))
 
     def eof_received(self) -> None:
         """The client sends no more: let the connection close."""
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell the handler and the HTTP protocol."""
-        self._deadline.cancel()
-        if not self.done.done():
-            self.done.set_exception(ClientDisconnect())
+        """Tell the HTTP protocol, which tells the handler."""
         self._owner.connection_lost(exc)
 
     def pause_writing(self) -> None:

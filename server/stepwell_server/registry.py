@@ -56,7 +56,11 @@ class Registry:
         """
         model = self._models.get(name)
         if model is None:
-            raise ModelNotFound(f"There is no model {name[:80]!r}", model=name[:80])
+            names = ", ".join(sorted(self._models)[:8]) or "none"
+            raise ModelNotFound(
+                f"There is no model {name[:80]!r}; create it first. There are: {names}",
+                model=name[:80],
+            )
         return model
 
     async def create(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -163,8 +164,16 @@ def whole_body(media_type: str, fields: Mapping[str, Any], layout: Layout, arena
     }
     if media_type == SAFETENSORS:
         return save(tensors, notes)
+    return _npz(tensors)
+
+
+def _npz(tensors: Mapping[str, Array]) -> bytes:
+    """Return what `np.savez` writes; it would take tensors named `file` for its own arguments."""
     buffer = io.BytesIO()
-    np.savez(buffer, **tensors)  # type: ignore[arg-type]
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in tensors.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
     return buffer.getvalue()
 
 

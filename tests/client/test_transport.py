@@ -325,7 +325,7 @@ def test_closing_is_given_one_second_in_all():
     from stepwell.session import CLOSE_S
     from stepwell.transport import _options
 
-    timeout = _options(Call("DELETE", "/", timeout_s=CLOSE_S))["timeout"]
+    timeout = _options(Call("DELETE", "/", timeout_s=CLOSE_S), iter)["timeout"]
 
     assert timeout.connect + timeout.read <= 1.0
 

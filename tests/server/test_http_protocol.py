@@ -6,19 +6,12 @@ element that is not shows a pull that mixes versions.
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import os
 import select
-import shutil
 import socket
-import ssl
-import subprocess
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgpack
 import numpy as np
@@ -27,52 +20,13 @@ from stepwell_core.layout import Layout, Tensor
 
 from tests import servers
 from tests.server.calls import MSGPACK, definition, packed, unpacked
+from tests.server.connections import Caller
 
 LARGE = Layout([Tensor("w", (8 << 20,), "float32")])  # 32 MiB, far more than sockets buffer
 SMALL = Layout([Tensor("w", (15_000,), "float32")])  # just below 64 KiB
 MEDIUM = Layout([Tensor("w", (1 << 19,), "float32")])
 STEPS = 10
 DESCENT = {"class_name": "SGD", "config": {"learning_rate": 1.0}}
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A certificate for 127.0.0.1 and its key."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("the openssl command, which makes the certificate, is not installed")
-    folder = tmp_path_factory.mktemp("tls")
-    cert, key = folder / "cert.pem", folder / "key.pem"
-    command = [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
-    command += ["-nodes", "-keyout", str(key), "-out", str(cert), "-days", "2"]
-    command += ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
-    subprocess.run(command, check=True, capture_output=True)
-    return cert, key
-
-
-class Caller:
-    """Plain connections to one server, with TLS if it has a certificate."""
-
-    def __init__(self, url: str, cert: Path | None = None) -> None:
-        parts = urlsplit(url)
-        self.host, self.port = parts.hostname or "", parts.port or 0
-        self.tls = None if cert is None else ssl.create_default_context(cafile=str(cert))
-
-    def connect(self, receive_buffer_bytes: int | None = None) -> socket.socket:
-        sock = socket.socket()
-        sock.settimeout(servers.DEADLINE_S)
-        if receive_buffer_bytes is not None:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
-        sock.connect((self.host, self.port))
-        return sock if self.tls is None else self.tls.wrap_socket(sock, server_hostname=self.host)
-
-    @contextlib.contextmanager
-    def session(self) -> Iterator[http.client.HTTPConnection]:
-        """Give a connection that is kept alive; http.client sends a large body without copies."""
-        connection = http.client.HTTPConnection(self.host, self.port)
-        connection.sock = self.connect()
-        with contextlib.closing(connection):
-            yield connection
 
 
 def call(

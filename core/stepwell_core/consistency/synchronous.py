@@ -2,8 +2,8 @@
 
 Gradients are reduced in the bytewise order of the workers' names, not in the order in which they
 arrive, so the result is the same in every run. The first step waits for N workers. From then on a
-worker that closes its session is no longer waited for, and a worker that opens one is, up to N
-(`on_leave = "shrink"`). When all have left, it begins again: the next step waits for N workers.
+worker that closes its session is no longer waited for, and a worker that opens one is, up to N.
+When all have left, it begins again: the next step waits for N workers.
 
 Source: the bulk-synchronous step of Li et al., 2014, "Scaling Distributed Machine Learning with the
 Parameter Server".

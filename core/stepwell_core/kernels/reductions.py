@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from stepwell_core.kernels.compiler import Kernel, compile_kernel, inline
+from stepwell_core.kernels.compiler import Kernel, compile_kernel
 from stepwell_core.kernels.decoding import DECODE
 from stepwell_core.kernels.stages import ACCUMULATION_STEPS, LOSS_SCALE, Stages
 
@@ -48,9 +48,6 @@ def squares_kernel(stages: Stages, *, compiled: bool = True) -> Kernel:
             half //= 2
         return lanes[0]
 
-    if compiled:
-        inline(add_squares, square_sum)
-
     def kernel(g, acc, runs, constants, squares):  # type: ignore[no-untyped-def]
         loss_scale, steps = constants[LOSS_SCALE], constants[ACCUMULATION_STEPS]
         lanes = np.empty(LANES, np.float64)
@@ -64,7 +61,8 @@ def squares_kernel(stages: Stages, *, compiled: bool = True) -> Kernel:
                 total += square_sum(block, block_acc, lanes, loss_scale, steps)
             squares[r] = total
 
-    return compile_kernel(kernel) if compiled else kernel
+    key = ("squares", stages)
+    return compile_kernel(kernel, add_squares, square_sum, key=key) if compiled else kernel
 
 
 @lru_cache(maxsize=64)
@@ -86,15 +84,13 @@ def aggregate_kernel(stages: Stages, *, is_first: bool, compiled: bool = True) -
             else:
                 total[i] = total[i] + weight * gradient
 
-    if compiled:
-        inline(block)
-
     def kernel(g, total, runs, constants, weight):  # type: ignore[no-untyped-def]
         for r in range(runs.shape[0]):
             start, stop, first = runs[r, 0], runs[r, 1], runs[r, 2]
             block(g[first : first + stop - start], total[start:stop], constants[LOSS_SCALE], weight)
 
-    return compile_kernel(kernel) if compiled else kernel
+    key = ("aggregate", stages, is_first)
+    return compile_kernel(kernel, block, key=key) if compiled else kernel
 
 
 @lru_cache(maxsize=2)
@@ -112,13 +108,10 @@ def finite_kernel(*, compiled: bool = True) -> Kernel:
             is_bad |= (bits[i] & magnitude) >= limit
         return not is_bad
 
-    if compiled:
-        inline(block)
-
     def kernel(bits, magnitude, limit):  # type: ignore[no-untyped-def]
         for begin in range(0, bits.size, BLOCK_ELEMENTS):
             if not block(bits[begin : begin + BLOCK_ELEMENTS], magnitude, limit):
                 return False
         return True
 
-    return compile_kernel(kernel) if compiled else kernel
+    return compile_kernel(kernel, block, key="finite") if compiled else kernel

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from stepwell_core.kernels.compiler import Kernel, compile_kernel, inline
+from stepwell_core.kernels.compiler import Kernel, compile_kernel, inline, key_of
 from stepwell_core.kernels.decoding import DECODE
 from stepwell_core.kernels.slots import CUT, READ, WRITE
 from stepwell_core.kernels.stages import (
@@ -82,7 +82,7 @@ def step_kernel(
                 out[i] = updated[0]
 
     if compiled:
-        inline(update, block)
+        inline(update)
 
     def kernel(w, out, g, slots, acc, avg, runs, clips, constants, scalars):  # type: ignore[no-untyped-def]
         for r in range(runs.shape[0]):
@@ -100,7 +100,8 @@ def step_kernel(
                 scalars,
             )
 
-    return compile_kernel(kernel) if compiled else kernel
+    key = ("step", key_of(update), slot_count, stages, in_place)
+    return compile_kernel(kernel, block, key=key) if compiled else kernel
 
 
 @lru_cache(maxsize=64)
@@ -115,15 +116,12 @@ def accumulate_kernel(stages: Stages, *, compiled: bool = True) -> Kernel:
                 gradient = gradient / loss_scale
             acc[i] = gradient + acc[i]
 
-    if compiled:
-        inline(block)
-
     def kernel(g, acc, runs, constants):  # type: ignore[no-untyped-def]
         for r in range(runs.shape[0]):
             start, stop, first = runs[r, 0], runs[r, 1], runs[r, 2]
             block(g[first : first + stop - start], acc[start:stop], constants[LOSS_SCALE])
 
-    return compile_kernel(kernel) if compiled else kernel
+    return compile_kernel(kernel, block, key=("accumulate", stages)) if compiled else kernel
 
 
 @lru_cache(maxsize=2)
@@ -135,4 +133,4 @@ def average_kernel(*, compiled: bool = True) -> Kernel:
         for i in range(w.size):
             avg[i] = momentum * avg[i] + one_minus_momentum * w[i]
 
-    return compile_kernel(kernel) if compiled else kernel
+    return compile_kernel(kernel, key="average") if compiled else kernel

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -20,6 +22,7 @@ from stepwell_server.demo.worker import Record, Task
 START_S = 60.0
 STOP_S = 30.0
 _POLL_S = 0.02
+_PR_SET_PDEATHSIG = 1  # of Linux, from <sys/prctl.h>
 
 
 class DemoFailed(StepwellError):
@@ -39,7 +42,11 @@ def server(data_dir: Path, log: Path) -> Iterator[str]:
     options = ["--port", "0", "--data-dir", str(data_dir), "--log-format", "json"]
     with open(log, "wb") as stderr:
         process = subprocess.Popen(
-            command + options, stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr
+            command + options,
+            stdin=subprocess.DEVNULL,
+            stdout=stderr,
+            stderr=stderr,
+            preexec_fn=_end_with_parent,  # no other thread runs yet
         )
     try:
         yield _address(process, log)
@@ -135,6 +142,7 @@ def _start(url: str, task: Task, log: Path) -> subprocess.Popen[bytes]:
             stdout=subprocess.PIPE,
             stderr=stderr,
             env=os.environ | single_threaded(),
+            preexec_fn=_end_with_parent,  # no other thread holds a lock
         )
 
 
@@ -142,6 +150,11 @@ def single_threaded() -> dict[str, str]:
     """Return the environment in which a matrix product is the same bits in every run."""
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     return dict.fromkeys(names, "1")
+
+
+def _end_with_parent() -> None:
+    """Ask the kernel for a SIGTERM when the demo ends, even by kill -9: nothing is left behind."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
@@ -73,11 +74,13 @@ async def push_gradients(request: Request, model: TheModel, pull: bool = False) 
     # Before the push has its effect: who accepts none of our formats is refused with nothing done.
     accepted = negotiate(request.headers.get("accept", "*/*"), layout) if pull else None
     if bodies.is_json(request):
-        header, gradient = _from_json(await bodies.read_json(request), layout)
+        fields = await bodies.read_json(request)
+        header, gradient = await asyncio.to_thread(_from_json, fields, layout)
     else:
         reader = bodies.MessageReader(request)
         header = bodies.parse(PushHeader, await reader.header())
         selection = _selection(header, layout)
+        model.engine.check_session(header.worker, header.epoch, header.incarnation)
         gradient = Gradient(selection, await reader.payload(selection, header.dtype), header.dtype)
     result = await model.push(header.push(gradient))
     if result.outcome == "waiting":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from typing import Any
 
@@ -44,7 +45,9 @@ async def create_model(request: Request, registry: TheRegistry) -> Response:
         fields = await bodies.read_json(request)
         values = fields.pop("values", None)
         exist_ok, definition = _definition(fields)
-        parameters = None if values is None else _from_json(definition, values)
+        parameters = (
+            None if values is None else await asyncio.to_thread(_from_json, definition, values)
+        )
     else:
         reader = bodies.MessageReader(request)
         fields = await reader.header()

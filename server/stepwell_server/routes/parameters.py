@@ -154,7 +154,7 @@ async def overwrite(request: Request, model: TheModel) -> Response:
         values = fields.pop("parameters", None)
         header = bodies.parse(OverwriteHeader, fields)
         check_layout(header.layout or layout.hash, layout)
-        arenas = layout.flatten(bodies.arrays_from_json(layout, values))
+        arenas = layout.flatten(await asyncio.to_thread(bodies.arrays_from_json, layout, values))
     else:
         reader = bodies.MessageReader(request)
         header = bodies.parse(OverwriteHeader, await reader.header())

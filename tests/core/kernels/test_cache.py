@@ -265,3 +265,38 @@ def test_the_hash_depends_on_every_source_and_version(
 
     # Assert
     assert len(set(hashes)) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", [("0", "1"), ("1", "0"), "at once"], ids=str)
+def test_kernels_of_several_processes_are_not_confused(tmp_path: Path, order: Any) -> None:
+    """Two processes fill one cache with different kernels; a third loads all, and all are right."""
+    # Arrange
+    program = Path(__file__).with_name("fill_cache.py")
+    environment = os.environ | {"STEPWELL_CACHE_DIR": str(tmp_path)}
+
+    def start(what: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, str(program), what],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    # Act
+    if order == "at once":
+        processes = [start("0"), start("1")]
+        codes = [process.communicate() and process.returncode for process in processes]
+    else:
+        codes = []
+        for what in order:
+            process = start(what)
+            process.communicate()
+            codes.append(process.returncode)
+    check = start("check")
+    confused = check.communicate()[0]
+
+    # Assert
+    assert codes == [0, 0]
+    assert check.returncode == 0
+    assert confused == ""
