@@ -311,3 +311,35 @@ def test_readers_on_other_threads_never_see_half_a_step():
 
     assert not faults
     assert number > 0
+
+
+def test_a_checkpoint_can_hold_when_slow_readers_hold_the_rest() -> None:
+    """The reserved hold is never refused, and the next step still does not touch what is held."""
+    # Arrange
+    layout = Layout([Tensor("w", (4,), "float32")])
+    store = Store(layout, layout.new_arenas(0.0), 0, {}, spares=1)
+    slow = store.hold()
+    assert slow is not None
+    _step(store, 1)
+    with pytest.raises(VersionsExhausted):
+        store.hold()
+
+    # Act
+    reserved = store.hold(is_reserved=True)
+    assert reserved is not None
+    _step(store, 2)
+
+    # Assert
+    assert (reserved.arenas["float32"] == 1).all()
+    assert (slow.arenas["float32"] == 0).all()
+    assert (store.current["float32"] == 2).all()
+    store.release(reserved)
+    store.release(slow)
+    _step(store, 3)
+    assert (store.current["float32"] == 3).all()
+
+
+def _step(store: Store, number: int) -> None:
+    claim = store.claim()
+    claim.target["float32"][...] = number
+    store.publish(number)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import httpx
 import pytest
 from stepwell_server import gate
 from stepwell_server.gate import PUBLIC, ROLE_OF_ROUTE
@@ -221,3 +222,16 @@ def test_a_token_file_that_breaks_tells_strangers_nothing(tmp_path):
 
     assert_problem(answer, 401, "unauthenticated")
     assert str(tmp_path) not in answer.text
+
+
+@pytest.mark.parametrize("name", ["Authorization", "Content-Type", "Origin"])
+def test_a_header_that_decides_may_come_once(closed, name):
+    """Whoever reads the first of two and whoever reads the last would decide about two requests."""
+    _, clients = closed
+    url = clients["admin"].base_url
+    usual = {"Host": f"{url.host}:{url.port}", "Authorization": "Bearer none"}
+    headers = [*usual.items(), (name, usual.get(name, "x")), (name, usual.get(name, "x"))]
+
+    answer = clients[""].send(httpx.Request("GET", f"{url}/v1", headers=headers))
+
+    assert_problem(answer, 400, "malformed_message")

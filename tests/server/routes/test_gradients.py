@@ -524,3 +524,29 @@ def test_pushes_of_many_workers_at_once_are_each_applied_once(http, server):
 
     assert sorted(versions) == list(range(1, 101))
     assert (pull(http, path, layout)["w"] == 100.0).all()
+
+
+@pytest.mark.parametrize("literal", ["NaN", "Infinity", "-Infinity"])
+def test_literals_that_json_has_not_are_refused(http, literal):
+    """Python reads them as numbers, other languages do not: `null` stands for NaN."""
+    path = create(http)
+    body = f'{{"worker": "w", "gradients": {{"w": [{literal}]}}}}'
+
+    answer = http.post(
+        f"{path}/gradients", content=body, headers={"Content-Type": "application/json"}
+    )
+
+    assert_problem(answer, 400, "malformed_message")
+
+
+def test_a_push_of_a_stranger_is_refused_before_its_gradient_is_read(http):
+    """No memory is taken for a session that does not exist."""
+    path = create(http)
+    header = {"worker": "stranger", "epoch": 7, "sequence": 0, "layout": LAYOUT.hash}
+    header["incarnation"] = http.get(path).json()["incarnation"]
+
+    answer = http.post(
+        f"{path}/gradients", content=packed(header), headers={"Content-Type": MSGPACK}
+    )
+
+    assert_problem(answer, 409, "unknown_session")  # and not that the payload is too short

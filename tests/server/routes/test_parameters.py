@@ -318,3 +318,15 @@ def test_finalizing_without_a_moving_average_changes_no_parameter(http):
 
     assert answer.json() == {"version": 1, "parameters_version": 0}
     assert_equal_arrays(pull(http, path), filled(1.0))
+
+
+def test_npz_keeps_tensors_with_the_names_of_numpys_own_arguments(http):
+    """`np.savez` would take `file` and `allow_pickle` for itself."""
+    layout = Layout(Tensor(name, (2,), "float32") for name in ("file", "allow_pickle", "w"))
+    path = create(http, layout=layout)
+
+    answer = get(http, path, NPZ)
+
+    with np.load(io.BytesIO(answer.content)) as archive:
+        found = {name: archive[name].tolist() for name in archive}
+    assert found == {name: [1.0, 1.0] for name in layout.names}
