@@ -11,6 +11,7 @@ Pure bookkeeping and flows; `client.py` and `async_client.py` drive them.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -40,6 +41,8 @@ CLOSE_S = 1.0
 
 REFUSALS = frozenset({400, 413, 415, 422})
 """Statuses that each repetition of the same bytes meets too: so no earlier one had an effect."""
+
+log = logging.getLogger("stepwell")
 
 
 class Session:
@@ -219,6 +222,13 @@ class Session:
             result = calls.result_of((yield from repeatedly(call, self._patience)))
             if result.outcome != "waiting":
                 return result
+            log.warning(
+                "Push %d of worker %r waits for other workers of model %r; one that died holds it "
+                "up until its session is closed",
+                self.sequence,
+                self.worker,
+                self.model,
+            )
             with contextlib.suppress(PushNotFound, UnknownSession):
                 return (yield from self._asked())
 

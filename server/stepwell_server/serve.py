@@ -139,6 +139,7 @@ def uvicorn_config(settings: Settings, application: Application, loop: str) -> u
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # who sends X-Forwarded-Proto does not decide what we do
         timeout_keep_alive=settings.keep_alive_s,
         timeout_graceful_shutdown=settings.shutdown_grace_s,
         ssl_certfile=settings.tls_cert,

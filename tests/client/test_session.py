@@ -199,6 +199,17 @@ def test_a_push_that_waits_is_asked_for_without_its_body():
     assert script.calls[1].query == {"epoch": 1, "wait_s": session_module.WAIT_S}
 
 
+def test_a_push_that_waits_says_so(caplog):
+    """Nobody has to guess why a program stands still."""
+    script = Script(result("waiting"), result("waiting"), result())
+
+    script.run(open_session().push(GRADIENT))
+
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "waits for other workers" in record.getMessage()
+
+
 @pytest.mark.parametrize("error", [PushNotFound("x"), UnknownSession("x")])
 def test_a_push_that_waited_when_the_server_restarted_is_sent_again(error):
     """Pending pushes are gone after a restart, and a resend is admitted."""
