@@ -51,8 +51,9 @@ def main() -> int:
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
-        if error.format_message():  # empty where the help was printed instead
-            errors.print(f"stepwell: {error.format_message()}", markup=False)
+        message = error.format_message()
+        is_help = message.startswith("Usage:")  # of a command that was given nothing
+        errors.print(message if is_help else f"stepwell: {message}", markup=False)
         return EXIT_USAGE
     return code or 0
 
