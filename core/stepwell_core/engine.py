@@ -398,13 +398,10 @@ class Engine:
     # Cuts
 
     def snapshot(self, buffers: dict[str, Arenas]) -> Snapshot:
-        """Return a consistent cut; O(slots), at the speed of memory.
+        """Return a consistent cut; O(slots), at the speed of memory. Slow readers cannot prevent it.
 
         Args:
             buffers: Arenas for each slot, allocated and touched before; the snapshot owns them.
-
-        Raises:
-            VersionsExhausted: As `Store.hold`; try again.
         """
         for name, arenas in self.store.slots.items():
             for dtype, array in arenas.items():
