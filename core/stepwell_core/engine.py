@@ -398,7 +398,7 @@ class Engine:
     # Cuts
 
     def snapshot(self, buffers: dict[str, Arenas]) -> Snapshot:
-        """Return a consistent cut; O(slots), at the speed of memory. Slow readers cannot prevent it.
+        """Return a consistent cut; O(slots), at the speed of memory. No reader can prevent it.
 
         Args:
             buffers: Arenas for each slot, allocated and touched before; the snapshot owns them.
