@@ -56,8 +56,8 @@ def test_four_workers_learn_digits_within_a_minute(tmp_path: Path, mode: str) ->
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("optimizer", ["sgd", "adagrad"])
 def test_the_other_optimizers_learn_too(tmp_path: Path, optimizer: str) -> None:
-    """SGD with momentum and Adagrad reach the bar as Adam does."""
-    outcome = run_demo(tmp_path, "--mode", "async", "--optimizer", optimizer)
+    """SGD with momentum and Adagrad reach the bar; in sync mode, where a run is the same twice."""
+    outcome = run_demo(tmp_path, "--mode", "sync", "--optimizer", optimizer)
 
     assert outcome["accuracy"] >= ACCURACY
 
