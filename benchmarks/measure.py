@@ -56,3 +56,8 @@ def at_least(what: str, ratio: float, bar: float, detail: str = "") -> Row:
 def within(what: str, value: float, bar: float, unit: str, detail: str = "") -> Row:
     """Return the row of a time that must not be longer than its bar."""
     return Row(what, f"{value:.3g} {unit}", f"<= {bar:g} {unit}", value <= bar, detail)
+
+
+def shown(what: str, ratio: float, detail: str = "") -> Row:
+    """Return the row of a ratio that has no bar."""
+    return Row(what, f"{ratio:.2f} x", "-", True, detail)
