@@ -71,7 +71,7 @@ CORE_EXCEPTIONS: dict[str, dict[str, str]] = {
     "kernels": {
         "numba": "the one place that compiles",
         # Numba's cache folder: named after a hash of the sources, private, owner checked, and set
-        # in the environment before Numba is imported. Nothing of a model is ever in a file here.
+        # around each compilation. Nothing of a model is ever in a file here.
         "fcntl": "one process at a time writes the cache's index",
         "os": "the cache folder",
         "pathlib": "the cache folder",
