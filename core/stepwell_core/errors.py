@@ -40,7 +40,7 @@
     ├── Unavailable              not now; the same call may succeed later
     │   ├── ShuttingDown
     │   ├── VersionsExhausted    slow readers hold every spare version
-    │   ├── StagingExhausted     too many bytes of pushes are in flight
+    │   ├── StagingFull          no memory came free for a body in time
     │   └── TooManyWorkers
     ├── DoesNotFit               the model needs more memory or disk than there is
     ├── CheckpointInvalid        a checkpoint is incomplete or does not match its hashes
@@ -308,10 +308,10 @@ class VersionsExhausted(Unavailable):
     code = "versions_exhausted"
 
 
-class StagingExhausted(Unavailable):
-    """Too many bytes of pushes are in flight."""
+class StagingFull(Unavailable):
+    """No memory came free for a body in time."""
 
-    code = "staging_exhausted"
+    code = "staging_full"
 
 
 class TooManyWorkers(Unavailable):

@@ -6,15 +6,19 @@ import structlog
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from stepwell_server import __version__, problems
+from stepwell_server import __version__, memory, problems
+from stepwell_server.counts import Counts
 from stepwell_server.gate import Gate
 from stepwell_server.registry import Registry
 from stepwell_server.routes import ROUTERS
 from stepwell_server.settings import Settings
+from stepwell_server.staging import Staging
 from stepwell_server.storage.folders import DataFolder
 from stepwell_server.tokens import Authenticator
 
 log = structlog.get_logger("stepwell")
+
+LEAST_STAGING_BYTES = 256 << 20  # two workers of ResNet-50; a smaller machine needs a setting
 
 
 class Application:
@@ -28,7 +32,10 @@ class Application:
 
     def __init__(self, settings: Settings, data: DataFolder, authenticator: Authenticator) -> None:
         self.settings = settings
-        self.registry = Registry(data, settings.push_wait_s)
+        self.counts = Counts()
+        self._budget = _staging_budget(settings)
+        self.staging = Staging(self._budget.nbytes, self.counts)
+        self.registry = Registry(data, settings.push_wait_s, self.staging)
         self._data = data
         self.api = self._build()
         self.asgi: ASGIApp = Gate(self.api, authenticator, settings.allowed_hosts)
@@ -45,6 +52,8 @@ class Application:
         )
         api.state.registry = self.registry
         api.state.settings = self.settings
+        api.state.staging = self.staging
+        api.state.counts = self.counts
         api.state.is_ready = False
         for router in ROUTERS:
             api.include_router(router)
@@ -57,12 +66,14 @@ class Application:
         Raises:
             CheckpointInvalid: A model cannot be recovered; nothing was changed.
         """
+        log.info("staging", bytes=self._budget.nbytes, source=self._budget.whose)
         await self.registry.recover()
         self.api.state.is_ready = True
 
     def stop_waiting(self) -> None:
         """Answer waiting requests with 503 at once; the first part of a stop."""
         self.api.state.is_ready = False
+        self.staging.close()
         self.registry.stop_waiting()
 
     async def stop(self) -> None:
@@ -72,3 +83,13 @@ class Application:
         finally:
             self._data.release()
         log.info("stopped")
+
+
+def _staging_budget(settings: Settings) -> memory.Limit:
+    """Return how many bytes of payloads may be in memory at once, and who says so."""
+    if settings.staging_bytes is not None:
+        return memory.Limit(settings.staging_bytes, "settings")
+    limit = memory.limit()
+    if limit.nbytes // 4 < LEAST_STAGING_BYTES:
+        return memory.Limit(LEAST_STAGING_BYTES, "the least there is by default")
+    return memory.Limit(limit.nbytes // 4, f"a quarter of the memory of {limit.whose}")

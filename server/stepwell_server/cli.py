@@ -84,6 +84,9 @@ def serve(
     ] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its key, PEM.")] = None,
+    staging_bytes: Annotated[
+        int | None, typer.Option(help="Memory for payloads on their way [a quarter].")
+    ] = None,
     allowed_host: Annotated[
         list[str] | None, typer.Option(help="A host name to answer to; may be repeated.")
     ] = None,
@@ -110,6 +113,7 @@ def serve(
         "token_file": token_file,
         "tls_cert": tls_cert,
         "tls_key": tls_key,
+        "staging_bytes": staging_bytes,
         "allowed_hosts": tuple(allowed_host) if allowed_host else None,
         "log_format": log_format,
         "log_level": log_level,

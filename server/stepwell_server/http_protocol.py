@@ -7,8 +7,9 @@ single byte is left, the `send` after a large one waits until the transport has 
 
 **A body goes straight to where it belongs**: the extension of `receiving.py`.
 
-**Nobody keeps the server waiting** (`deadlines.py`), **sends an endless header or one that can be
-read in two ways** (`framing.py`), and who does is told why in a problem document.
+**Nobody keeps the server waiting** (`deadlines.py`; `drain.py` for readers), **sends an endless
+header or one that can be read in two ways** (`framing.py`), and who does is told why in a problem
+document.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from stepwell_core.errors import MalformedMessage, ShuttingDown, StepwellError
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from stepwell_server import deadlines, framing, problems
+from stepwell_server.counts import Counts
+from stepwell_server.drain import Drain
 from stepwell_server.receiving import HTTP_EXTENSION
 from stepwell_server.request_body import RequestBody
 
@@ -32,10 +35,19 @@ LEAST_SHUTDOWN_S = 2.0
 
 
 class StepwellProtocol(HttpToolsProtocol):
-    """HTTP/1.1 on one connection."""
+    """HTTP/1.1 on one connection.
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    Args:
+        args: uvicorn's.
+        counts: Of the server.
+        options: uvicorn's.
+    """
+
+    _drain: Drain  # of the transport
+
+    def __init__(self, *args: Any, counts: Counts, **options: Any) -> None:
         super().__init__(*args, **options)
+        self._counts = counts
         self._behind = self.app
         self._body: RequestBody | None = None  # of the last request whose header is complete
         self._header_timer: asyncio.TimerHandle | None = None
@@ -52,6 +64,7 @@ class StepwellProtocol(HttpToolsProtocol):
         # would pause and resume in turns, whatever there is to write.
         has_tls = transport.get_extra_info("sslcontext") is not None
         transport.set_write_buffer_limits(high=1 if has_tls else 0)
+        self._drain = Drain(transport, self.loop, self._counts)
         self._expect_header()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -59,9 +72,21 @@ class StepwellProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
         self._unset_header_timer()
+        self._drain.stop()
+        self._counts.headers_cut += self._is_in_header
         if self._body is not None:
             self._body.lose()
             self._body = None
+
+    def pause_writing(self) -> None:
+        """Take note that the transport holds bytes of an answer."""
+        super().pause_writing()
+        self._drain.start()
+
+    def resume_writing(self) -> None:
+        """Take note that it does not any more."""
+        super().resume_writing()
+        self._drain.pause()
 
     def shutdown(self) -> None:
         """Let a body that is on its way come, but not beyond the grace period."""
@@ -122,11 +147,14 @@ class StepwellProtocol(HttpToolsProtocol):
         self._unset_header_timer()
         self._unset_keepalive_if_required()
         body = None
+        extension: dict[object, object] = {"drain": self._drain}
         if length != 0:
-            body = RequestBody(self, self._behind, length, self._put_back, self._go_idle)
+            body = RequestBody(
+                self, self._behind, length, self._put_back, self._go_idle, self._counts
+            )
             if length is not None:
-                extension: dict[object, object] = {"receive": body.receive_into}
-                self.scope["extensions"] = {HTTP_EXTENSION: extension}
+                extension["receive"] = body.receive_into
+        self.scope["extensions"] = {HTTP_EXTENSION: extension}
         self.app = self._behind if body is None else body
         super().on_headers_complete()
         self._body = body

@@ -7,6 +7,7 @@ not: reading a version that is held, and files, which have threads of their own.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import secrets
@@ -20,6 +21,7 @@ from stepwell_core.engine import Engine
 from stepwell_core.errors import (
     ModelNotFound,
     PreconditionFailed,
+    PushInFlight,
     PushNotFound,
     ShuttingDown,
     StepwellError,
@@ -28,12 +30,14 @@ from stepwell_core.errors import (
 )
 from stepwell_core.layout import Arenas
 from stepwell_core.ledger import Result, Session
-from stepwell_core.push import Push, Staged
+from stepwell_core.push import Push, Staged, Waiting
 from stepwell_core.rehearsal import rehearse
 from stepwell_core.state import Counters, Snapshot, State
 from stepwell_core.store import Version
 
 from stepwell_server.lane import Lane
+from stepwell_server.pulls import Pulls
+from stepwell_server.staging import Lease, Part
 from stepwell_server.storage.checkpoint import Manifest
 from stepwell_server.storage.folders import ModelFolder
 from stepwell_server.waiters import Key, PushWaiters, Waiter
@@ -41,6 +45,8 @@ from stepwell_server.waiters import Key, PushWaiters, Waiter
 T = TypeVar("T")
 
 log = structlog.get_logger("stepwell")
+
+_WAITS_NO_MORE = "The push waited for others and does so no more; send it again"
 
 
 def new_incarnation() -> str:
@@ -55,6 +61,7 @@ class HostedModel:
         engine: Belongs to this object's lane from now on.
         folder: Where its checkpoints are.
         push_wait_s: How long a push that waits for others is kept before it is answered `waiting`.
+        part: Of the staging, for its pushes.
         saved: The checkpoint that it was read from, if any.
     """
 
@@ -63,10 +70,13 @@ class HostedModel:
         engine: Engine,
         folder: ModelFolder,
         push_wait_s: float,
+        part: Part,
         saved: Manifest | None = None,
     ) -> None:
         self.engine = engine
         self.folder = folder
+        self.part = part
+        self.pulls = Pulls()
         self._saved = saved
         self._loop = asyncio.get_running_loop()
         self._lane = Lane(engine.definition.name, self._loop)
@@ -85,8 +95,13 @@ class HostedModel:
 
     # Pushes
 
-    async def push(self, push: Push) -> Result:
+    async def push(self, push: Push, lease: Lease | None = None) -> Result:
         """Make a push: stage, commit, publish, answer.
+
+        Args:
+            push: As it came.
+            lease: Of its gradient's memory, if that is staged. Lent from here until the push is
+                settled or refused.
 
         Returns:
             What became of it; the outcome `waiting` if it still waits for others.
@@ -98,19 +113,65 @@ class HostedModel:
         self._check_running()
         await self._warm(push.gradient.dtype)
         waiter: Waiter = self._loop.create_future()
-        await self._run(lambda: self._push(push, waiter))
+        await self._submit(lambda: self._push(push, waiter, lease), lease)
         return await self._settled(waiter, self._push_wait_s)
 
-    def _push(self, push: Push, waiter: Waiter) -> None:
+    def _push(self, push: Push, waiter: Waiter, lease: Lease | None) -> None:
         """The lane's part of `push`."""
+        with contextlib.ExitStack() as done:
+            if lease is not None:
+                done.callback(lease.release)
+            self._check_running()
+            outcome = self._stage(push)
+            if isinstance(outcome, Result):
+                self._lane.answer(waiter, outcome)
+                return
+            self._waiters.add(push.key, waiter)
+            if isinstance(outcome, Staged):
+                self._commit(outcome)
+            else:
+                self._waiters.keep(push.key, lease)
+                done.pop_all()
+
+    def _stage(self, push: Push) -> Staged | Waiting | Result:
+        try:
+            return self.engine.stage(push)
+        except StepwellError:
+            raise
+        except BaseException:  # no memory for a mean: the pushes in it wait no more
+            self._forget_waiters()
+            raise
+
+    def is_known(self, key: Key) -> bool:
+        """Return whether a push was settled or waits, so that its gradient need not come again.
+
+        Raises:
+            PushInFlight: An earlier push of the session waits.
+            Fenced, UnknownSession, SessionExpired: The session may not push.
+        """
+        worker, epoch, sequence = key
+        if sequence <= self.engine.ledger.find(worker, epoch).last_sequence:
+            return True
+        waiting = self._waiters.of_worker(worker)
+        if waiting is None or waiting[1] != epoch:
+            return False
+        if waiting[2] < sequence:
+            raise PushInFlight(
+                f"Push {waiting[2]} of worker {worker!r} is still waiting. Received: {sequence}"
+            )
+        return True
+
+    async def repeat(self, key: Key) -> Result:
+        """Return what `push` would for a repetition of a push that `is_known`.
+
+        Raises:
+            StepwellError: As `push`.
+        """
         self._check_running()
-        outcome = self.engine.stage(push)
-        if isinstance(outcome, Result):
-            self._lane.answer(waiter, outcome)
-            return
-        self._waiters.add(push.key, waiter)
-        if isinstance(outcome, Staged):
-            self._commit(outcome)
+        try:
+            return await self.wait_for_push(key, self._push_wait_s)
+        except PushNotFound:
+            raise Unavailable(_WAITS_NO_MORE) from None
 
     def _commit(self, staged: Staged) -> None:
         for push, result in self.engine.commit(staged):
@@ -240,8 +301,7 @@ class HostedModel:
 
     def _forget_waiters(self) -> None:
         """Answer those whose push waits no more: when they send it again they are told why."""
-        reason = "The push waited for others and does so no more; send it again"
-        self._waiters.forget(self._waiting, Unavailable(reason))
+        self._waiters.forget(self._waiting, Unavailable(_WAITS_NO_MORE))
 
     # Changes by an administrator
 
@@ -255,9 +315,16 @@ class HostedModel:
 
         return await self._change(finalize)
 
-    async def overwrite(self, parameters: Arenas) -> tuple[str, Counters]:
-        """See `Engine.overwrite`; returns the new incarnation, its first checkpoint written."""
-        cut = await self._cut(lambda new: self.engine.overwrite(parameters, new))
+    async def overwrite(
+        self, parameters: Arenas, lease: Lease | None = None
+    ) -> tuple[str, Counters]:
+        """See `Engine.overwrite`; returns the new incarnation, its first checkpoint written.
+
+        Args:
+            parameters: Copied.
+            lease: Of their memory, if that is staged. Lent from here until they are copied.
+        """
+        cut = await self._cut(lambda new: self.engine.overwrite(parameters, new), lease)
         await self.checkpoint()
         return cut
 
@@ -269,17 +336,24 @@ class HostedModel:
         await self.checkpoint()
         return cut
 
-    async def _cut(self, function: Callable[[str], Counters]) -> tuple[str, Counters]:
+    async def _cut(
+        self, function: Callable[[str], Counters], lease: Lease | None = None
+    ) -> tuple[str, Counters]:
         """Begin a new history."""
 
         def cut() -> tuple[str, Counters]:
-            incarnation = new_incarnation()
-            counters = function(incarnation)
+            try:
+                incarnation = new_incarnation()
+                counters = function(incarnation)
+            finally:
+                if lease is not None:
+                    lease.release()
             self._incarnation = incarnation  # after the version is there; see `hold`
             self._forget_waiters()
             return incarnation, counters
 
-        return await self._change(cut)
+        self._check_running()
+        return await self._submit(cut, lease)
 
     async def set_hyperparameters(self, values: Mapping[str, Any], if_match: str | None) -> None:
         """Change hyperparameters from the next step on.
@@ -388,7 +462,16 @@ class HostedModel:
         return await self._run(function)
 
     async def _run(self, function: Callable[[], T]) -> T:
-        """Run `function` on the lane, which then wakes readers who found a step under way."""
+        """Run `function` on the lane; see `Lane.run`."""
+        return await self._submit(function)
+
+    def _submit(self, function: Callable[[], T], lease: Lease | None = None) -> asyncio.Future[T]:
+        """Give `function` to the lane, which then wakes readers who found a step under way.
+
+        Args:
+            function: Releases the lease when it is done with it.
+            lease: Of memory that it uses; lent from here on.
+        """
 
         def run() -> T:
             try:
@@ -397,7 +480,10 @@ class HostedModel:
                 if self._readers:
                     self._lane.call_soon(self._wake_readers)
 
-        return await self._lane.run(run)
+        future = self._lane.submit(run)
+        if lease is not None:
+            lease.is_lent = True
+        return future
 
 
 def optimizer_tag(definition: Definition) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+from functools import partial
 from types import FrameType
 
 import structlog
@@ -14,6 +15,7 @@ from stepwell_core.errors import StepwellError
 from stepwell_server import __version__
 from stepwell_server.app import Application
 from stepwell_server.http_protocol import StepwellProtocol
+from stepwell_server.loops import LOOPS
 from stepwell_server.settings import Settings
 from stepwell_server.storage.folders import DataFolder
 from stepwell_server.tokens import Authenticator, TokenStore
@@ -100,7 +102,7 @@ def new_server(settings: Settings, data: DataFolder, loop: str = "uvloop") -> Se
     Args:
         settings: Of the server.
         data: The folder of `settings.data_dir`.
-        loop: One of uvicorn's names for an event loop.
+        loop: "uvloop" or "asyncio".
 
     Raises:
         NotSafe, TlsUnusable, DataFolderInvalid: See `run`.
@@ -131,8 +133,8 @@ def uvicorn_config(settings: Settings, application: Application, loop: str) -> u
         host=settings.host,
         port=settings.port,
         uds=None if settings.uds is None else str(settings.uds),
-        loop=loop,
-        http=StepwellProtocol,
+        loop=f"stepwell_server.loops:{LOOPS[loop].__name__}",
+        http=partial(StepwellProtocol, counts=application.counts),  # type: ignore[arg-type]
         ws="none",
         interface="asgi3",
         lifespan="off",  # `Server` does that

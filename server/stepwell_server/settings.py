@@ -38,6 +38,7 @@ class Settings(BaseSettings):
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
     max_body_bytes: Annotated[int, Field(gt=0)] = 64 << 30
     max_json_bytes: Annotated[int, Field(gt=0)] = 4 << 20
+    staging_bytes: Annotated[int, Field(gt=0)] | None = None
     push_wait_s: Annotated[float, Field(ge=0)] = 20.0
     keep_alive_s: Annotated[int, Field(gt=0)] = 75
     shutdown_grace_s: Annotated[int, Field(ge=0)] = 20

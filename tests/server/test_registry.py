@@ -27,8 +27,10 @@ from stepwell_core.layout import Layout, Tensor
 from stepwell_core.optimizers import SGD
 from stepwell_core.pipeline import Gradient
 from stepwell_core.push import Push
+from stepwell_server.counts import Counts
 from stepwell_server.model import HostedModel
 from stepwell_server.registry import Registry
+from stepwell_server.staging import Staging
 from stepwell_server.storage.folders import DataFolder, ModelFolder
 
 LAYOUT = Layout([Tensor("w", (4,), "float32")])
@@ -40,13 +42,17 @@ def definition(name: str = "m", rate: float = 1.0) -> Definition:
 
 
 def run(
-    path: Path, scenario: Callable[[Registry], Awaitable[Any]], *, is_clean: bool = True
+    path: Path,
+    scenario: Callable[[Registry], Awaitable[Any]],
+    *,
+    is_clean: bool = True,
+    budget: int = 1 << 20,
 ) -> Any:
     """Recover what is in a folder, run `scenario` on it, and stop, cleanly or not at all."""
 
     async def main() -> Any:
         data = DataFolder(path)
-        registry = Registry(data, push_wait_s=20.0)
+        registry = Registry(data, 20.0, Staging(budget, Counts()))
         try:
             await registry.recover()
             result = await scenario(registry)

@@ -83,6 +83,11 @@ class Consistency(ABC):
 
     mode: ClassVar[str]
 
+    @property
+    def most_kept(self) -> int:
+        """How many gradients are kept in memory at most until their step is made."""
+        return 0
+
     @abstractmethod
     def policy(self, members: Iterable[str] = (), most_open: int = 0) -> Policy[Any]:
         """Return a new policy, for which nothing waits.

@@ -46,6 +46,11 @@ class Sync(Consistency):
                 f"workers={repr(workers)[:80]}"
             )
 
+    @property
+    def most_kept(self) -> int:
+        """One of each worker: in the order of names, the first may come last."""
+        return self.workers
+
     def policy(self, members: Iterable[str] = (), most_open: int = 0) -> Policy[P]:
         """Return a barrier where nobody waits yet."""
         return SyncPolicy(self.workers, members, most_open)

@@ -13,10 +13,13 @@ from stepwell_core.definition import Definition
 from stepwell_core.engine import Engine
 from stepwell_core.names import check_identifier
 
+from stepwell_server.drain import Drain
 from stepwell_server.model import HostedModel
+from stepwell_server.receiving import HTTP_EXTENSION
 from stepwell_server.registry import Registry
 from stepwell_server.representations import JSON, MessageResponse
 from stepwell_server.settings import Settings
+from stepwell_server.staging import Staging
 
 PREFIX = "/v1/models/{model}"
 
@@ -33,6 +36,18 @@ def settings_of(request: Request) -> Settings:
     return settings
 
 
+def staging_of(request: Request) -> Staging:
+    """Return the server's memory for payloads on their way."""
+    staging: Staging = request.app.state.staging
+    return staging
+
+
+def drain_of(request: Request) -> Drain | None:
+    """Return how fast the caller takes its answers, if the server can tell."""
+    drain: Drain | None = request.scope.get("extensions", {}).get(HTTP_EXTENSION, {}).get("drain")
+    return drain
+
+
 def model_of(request: Request, model: str) -> HostedModel:
     """Return the model that the path names.
 
@@ -44,6 +59,7 @@ def model_of(request: Request, model: str) -> HostedModel:
 
 TheModel = Annotated[HostedModel, Depends(model_of)]
 TheRegistry = Annotated[Registry, Depends(registry_of)]
+TheStaging = Annotated[Staging, Depends(staging_of)]
 TheSettings = Annotated[Settings, Depends(settings_of)]
 
 

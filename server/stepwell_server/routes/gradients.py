@@ -10,14 +10,17 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 from stepwell_core.errors import InvalidInput
 from stepwell_core.layout import Layout
+from stepwell_core.ledger import Result
 from stepwell_core.names import IDENTIFIER
 from stepwell_core.pipeline import Gradient
 from stepwell_core.push import Push
 
 from stepwell_server import bodies
+from stepwell_server.model import HostedModel
 from stepwell_server.representations import negotiate
-from stepwell_server.routes.access import PREFIX, TheModel, answer
+from stepwell_server.routes.access import PREFIX, TheModel, TheStaging, answer, drain_of
 from stepwell_server.routes.parameters import check_layout, parameters_response
+from stepwell_server.staging import Staging
 
 router = APIRouter(tags=["gradients"])
 
@@ -62,7 +65,9 @@ class PushHeader(BaseModel):
 
 
 @router.post(PREFIX + "/gradients")
-async def push_gradients(request: Request, model: TheModel, pull: bool = False) -> Response:
+async def push_gradients(
+    request: Request, model: TheModel, staging: TheStaging, pull: bool = False
+) -> Response:
     """Push a gradient.
 
     The body is a msgpack stream, or JSON with the header's fields and `"gradients": {name:
@@ -76,18 +81,40 @@ async def push_gradients(request: Request, model: TheModel, pull: bool = False) 
     if bodies.is_json(request):
         fields = await bodies.read_json(request)
         header, gradient = await asyncio.to_thread(_from_json, fields, layout)
+        result = await model.push(header.push(gradient))
     else:
         reader = bodies.MessageReader(request)
         header = bodies.parse(PushHeader, await reader.header())
         selection = _selection(header, layout)
         model.engine.check_session(header.worker, header.epoch, header.incarnation)
-        gradient = Gradient(selection, await reader.payload(selection, header.dtype), header.dtype)
-    result = await model.push(header.push(gradient))
+        result = await _receive(reader, header, selection, model, staging)
     if result.outcome == "waiting":
         return answer(request, result.to_json(), 202)
     if accepted is None:
         return answer(request, result.to_json())
-    return await parameters_response(model, layout, accepted, result=result.to_json())
+    return await parameters_response(
+        model, layout, accepted, drain_of(request), result=result.to_json()
+    )
+
+
+async def _receive(
+    reader: bodies.MessageReader,
+    header: PushHeader,
+    selection: Layout,
+    model: HostedModel,
+    staging: Staging,
+) -> Result:
+    """Receive a gradient into staged memory and push it, unless the push is known already."""
+    key = header.worker, header.epoch, header.sequence
+    if model.is_known(key):
+        await reader.skip()
+        return await model.repeat(key)
+    nbytes, holder = selection.block_nbytes(header.dtype), (model, *key[:2])
+    with await staging.take(nbytes, model.part, holder) as lease:
+        arenas = lease.arenas(selection, header.dtype)
+        await reader.payload(arenas)
+        push = header.push(Gradient(selection, arenas, header.dtype))
+        return await model.push(push, lease)
 
 
 def _selection(header: PushHeader, layout: Layout) -> Layout:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import stepwell_core.wire as wire
@@ -13,7 +14,7 @@ from stepwell_core.optimizers import OPTIMIZERS
 
 from stepwell_server import __version__
 from stepwell_server.representations import MEDIA_TYPES
-from stepwell_server.routes.access import TheSettings
+from stepwell_server.routes.access import TheSettings, TheStaging
 
 router = APIRouter(tags=["server"])
 
@@ -34,8 +35,8 @@ async def readyz(request: Request) -> Response:
 
 
 @router.get("/v1")
-async def about(settings: TheSettings) -> dict[str, Any]:
-    """Say which protocol, limits and features this server has."""
+async def about(request: Request, settings: TheSettings, staging: TheStaging) -> dict[str, Any]:
+    """Say which protocol, limits and features this server has, and what it has counted."""
     return {
         "stepwell": __version__,
         "protocol": wire.PROTOCOL,
@@ -45,7 +46,9 @@ async def about(settings: TheSettings) -> dict[str, Any]:
             "max_body_bytes": settings.max_body_bytes,
             "max_json_bytes": settings.max_json_bytes,
             "push_wait_s": settings.push_wait_s,
+            "staging_bytes": staging.budget_bytes,
         },
+        "counts": asdict(request.app.state.counts),
         "features": {
             "consistency": list(MODES),
             "optimizers": [optimizer.__name__ for optimizer in OPTIMIZERS.values()],

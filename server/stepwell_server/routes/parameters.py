@@ -15,6 +15,7 @@ from stepwell_core.layout import Arenas, Layout
 from stepwell_core.store import Version
 
 from stepwell_server import bodies
+from stepwell_server.drain import Drain
 from stepwell_server.model import HostedModel
 from stepwell_server.representations import (
     MessageResponse,
@@ -25,7 +26,7 @@ from stepwell_server.representations import (
     select_arenas,
     whole_body,
 )
-from stepwell_server.routes.access import PREFIX, TheModel, answer
+from stepwell_server.routes.access import PREFIX, TheModel, TheStaging, answer, drain_of
 
 router = APIRouter(tags=["parameters"])
 
@@ -45,7 +46,7 @@ async def pull(
     media_type = negotiate(request.headers.get("accept", "*/*"), layout)
     if slot is not None:
         return await _slot(model, layout, slot, media_type)
-    return await parameters_response(model, layout, media_type, request)
+    return await parameters_response(model, layout, media_type, drain_of(request), request)
 
 
 @router.get(PREFIX + "/parameters/{name:path}")
@@ -53,13 +54,14 @@ async def pull_one(request: Request, model: TheModel, name: str) -> Response:
     """Pull a single tensor."""
     layout = model.engine.layout.select([name])
     media_type = negotiate(request.headers.get("accept", "*/*"), layout)
-    return await parameters_response(model, layout, media_type, request)
+    return await parameters_response(model, layout, media_type, drain_of(request), request)
 
 
 async def parameters_response(
     model: HostedModel,
     layout: Layout,
     media_type: str,
+    drain: Drain | None,
     request: Request | None = None,
     **fields: object,
 ) -> Response:
@@ -69,11 +71,12 @@ async def parameters_response(
         model: Whose.
         layout: The model's, or a selection of it.
         media_type: One of `representations.MEDIA_TYPES`.
+        drain: Of the connection.
         request: For its If-None-Match; None means the bytes are wanted in any case.
         fields: Said in the header beside the version.
     """
     engine = model.engine
-    incarnation, version = await model.hold()
+    incarnation, version = await model.pulls.hold(model.hold)
     try:
         tag = etag(incarnation, version.number, layout, "", media_type)
         headers = {"ETag": tag, "Vary": "Accept, Authorization", "Cache-Control": "no-cache"}
@@ -89,7 +92,8 @@ async def parameters_response(
         if media_type == wire.MEDIA_TYPE:
             payload = payload_of(engine.layout, version.arenas, layout)
             header = {**_payload_header(engine.layout, layout), **said}
-            return MessageResponse(header, payload, lambda: model.release(version), headers)
+            on_sent = model.pulls.begin(drain, lambda: model.release(version))
+            return MessageResponse(header, payload, on_sent, headers)
     except BaseException:
         model.release(version)
         raise
@@ -142,7 +146,7 @@ class OverwriteHeader(BaseModel):
 
 
 @router.put(PREFIX + "/parameters")
-async def overwrite(request: Request, model: TheModel) -> Response:
+async def overwrite(request: Request, model: TheModel, staging: TheStaging) -> Response:
     """Replace all parameters; slots stay, and sessions learn of it at their next push.
 
     The body is a msgpack stream with the header `{"layout": hash}`, or JSON `{"parameters": {name:
@@ -154,13 +158,17 @@ async def overwrite(request: Request, model: TheModel) -> Response:
         values = fields.pop("parameters", None)
         header = bodies.parse(OverwriteHeader, fields)
         check_layout(header.layout or layout.hash, layout)
-        arenas = layout.flatten(await asyncio.to_thread(bodies.arrays_from_json, layout, values))
+        arrays = await asyncio.to_thread(bodies.arrays_from_json, layout, values)
+        cut = await model.overwrite(layout.flatten(arrays))
     else:
         reader = bodies.MessageReader(request)
         header = bodies.parse(OverwriteHeader, await reader.header())
         check_layout(header.layout, layout)
-        arenas = await reader.payload(layout, "native")
-    incarnation, counters = await model.overwrite(arenas)
+        with await staging.take(layout.block_nbytes()) as lease:
+            arenas = lease.arenas(layout, "native")
+            await reader.payload(arenas)
+            cut = await model.overwrite(arenas, lease)
+    incarnation, counters = cut
     return answer(request, {"incarnation": incarnation, "version": counters.version})
 
 
