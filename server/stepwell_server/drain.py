@@ -22,7 +22,8 @@ log = structlog.get_logger("stepwell")
 
 WINDOW_S = 5.0  # so long a reader may stall
 LEAST_BYTES_PER_S = 16 * 1024  # as for a body
-FAIR_BYTES_PER_S = 1 << 20  # who is slower gives way to others when there is no version left
+FAIR_BYTES_PER_S = 1 << 20  # who is slower gives way to others when there is no version left,
+FAIR_AFTER_S = 5.0  # once it had so much time
 
 _BYTES_ACKED = struct.Struct("=120xQ")  # the field of that name in `struct tcp_info`
 
@@ -71,7 +72,7 @@ class Drain:
     @property
     def is_slow(self) -> bool:
         """Whether the reader would have to give way to others."""
-        return not self._is_over and self.age_s > WINDOW_S and self.rate < FAIR_BYTES_PER_S
+        return not self._is_over and self.age_s > FAIR_AFTER_S and self.rate < FAIR_BYTES_PER_S
 
     def start(self) -> None:
         """Say that the transport holds bytes, which the other side has to take."""

@@ -122,6 +122,26 @@ class Staging:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_closed = False
 
+    @property
+    def shared(self) -> Part:
+        """What is not reserved; for models without a reserve, and for their values."""
+        return self._shared
+
+    @property
+    def leases(self) -> int:
+        """How many leases are out."""
+        return len(self._leases)
+
+    @property
+    def used_bytes(self) -> int:
+        """How much is leased."""
+        return self._used
+
+    @property
+    def idle_bytes(self) -> int:
+        """How much is in buffers that nobody uses at the moment."""
+        return self._idle.nbytes
+
     # Reserves
 
     def reserve(self, model: Hashable, count: int, unit: int) -> Part:
@@ -169,11 +189,6 @@ class Staging:
             self._reserves.remove(part)
             self._shared.capacity += part.capacity
         self._serve()
-
-    @property
-    def shared(self) -> Part:
-        """What is not reserved; for models without a reserve, and for their values."""
-        return self._shared
 
     # Leases
 
