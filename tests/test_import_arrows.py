@@ -43,6 +43,7 @@ CORE_ARROWS: dict[str, set[str]] = {
         "gradient", "plan", "clipping", "scalars", "aggregation", "kernels", "optimizers", "layout",
     },
     "store": {"layout"},
+    "placement": {"layout"},
     "consistency": {"layout"},
     "wire": set(),
     "definition": {"keras_config", "consistency", "loss_scale", "optimizers", "layout", "names"},
