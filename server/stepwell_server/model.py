@@ -34,6 +34,7 @@ from stepwell_core.state import Counters, Snapshot, State
 from stepwell_core.store import Version
 
 from stepwell_server.lane import Lane
+from stepwell_server.shared_memory import RegionArenas, shared_arenas
 from stepwell_server.storage.checkpoint import Manifest
 from stepwell_server.storage.folders import ModelFolder
 from stepwell_server.waiters import Key, PushWaiters, Waiter
@@ -77,6 +78,7 @@ class HostedModel:
         self._warm_dtypes = {"native"}
         self._checkpointing = asyncio.Lock()
         self._is_stopping = False
+        self._is_shared = False
 
     @property
     def definition(self) -> Definition:
@@ -197,6 +199,17 @@ class HostedModel:
     def release(self, version: Version) -> None:
         """Give back what `hold` returned."""
         self.engine.store.release(version)
+
+    async def share(self) -> None:
+        """Keep the parameters where other processes can read them, from now on."""
+        if not self._is_shared:
+            await self._run(self._move)
+            self._is_shared = True
+
+    def _move(self) -> None:
+        store = self.engine.store
+        if not isinstance(store.current, RegionArenas):
+            store.move(lambda: shared_arenas(store.layout))
 
     def _wake_readers(self) -> None:
         readers, self._readers = self._readers, []

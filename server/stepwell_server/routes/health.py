@@ -34,12 +34,13 @@ async def readyz(request: Request) -> Response:
 
 
 @router.get("/v1")
-async def about(settings: TheSettings) -> dict[str, Any]:
+async def about(request: Request, settings: TheSettings) -> dict[str, Any]:
     """Say which protocol, limits and features this server has."""
     return {
         "stepwell": __version__,
         "protocol": wire.PROTOCOL,
         "durability": settings.durability,
+        "memory_socket": request.app.state.memory_socket,
         "limits": {
             "max_header_bytes": wire.MAX_HEADER_BYTES,
             "max_body_bytes": settings.max_body_bytes,
