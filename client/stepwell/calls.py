@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any
+from urllib.parse import quote, urlencode
 
 import numpy as np
 from stepwell_core import keras_config, wire
@@ -29,7 +31,8 @@ class Call:
         method: Of HTTP.
         path: Below the server's URL.
         query: Names and values; a list repeats its name.
-        body: The parts of a msgpack message; views are read while the call is under way.
+        header: Of a msgpack message; None if there is none.
+        payload: The bytes behind the header, as views that are read while the call is under way.
         json: A JSON body instead.
         layout: Of the payload that may come back.
         can_repeat: Whether it does no harm if the server gets it twice.
@@ -39,11 +42,28 @@ class Call:
     method: str
     path: str
     query: Mapping[str, Any] = field(default_factory=dict)
-    body: tuple[wire.Part, ...] = ()
+    header: Mapping[str, Any] | None = None
+    payload: tuple[memoryview, ...] = ()
     json: Mapping[str, Any] | None = None
     layout: Layout | None = None
     can_repeat: bool = True
     timeout_s: float | None = None
+
+    @cached_property
+    def body(self) -> list[wire.Part]:
+        """The message in parts, header and payload; empty if there is none.
+
+        Raises:
+            MalformedMessage: The header is larger than a server takes.
+        """
+        return [] if self.header is None else wire.encode(self.header, self.payload)
+
+    @cached_property
+    def target(self) -> str:
+        """Path and query, quoted."""
+        path = quote(self.path)
+        query = urlencode(self.query, doseq=True, quote_via=quote)
+        return f"{path}?{query}" if query else path
 
 
 @dataclass(frozen=True)
@@ -146,8 +166,8 @@ def create_model(
         "on_nonfinite": on_nonfinite,
         "exist_ok": bool(exist_ok),
     }
-    body = wire.encode(header, in_travel_order(layout, arrays))
-    return Call("POST", "/v1/models", body=tuple(body), can_repeat=exist_ok)
+    payload = in_travel_order(layout, arrays)
+    return Call("POST", "/v1/models", header=header, payload=payload, can_repeat=exist_ok)
 
 
 def pull(
@@ -225,7 +245,8 @@ def push(
         "POST",
         model_path(model, "gradients"),
         query={"pull": "true"} if pulls else {},
-        body=tuple(wire.encode(said, in_travel_order(selection, arrays))),
+        header=said,
+        payload=in_travel_order(selection, arrays),
         layout=layout if pulls else None,
     )
 
@@ -239,8 +260,8 @@ def overwrite(model: str, layout: Layout, parameters: Mapping[str, Any]) -> Call
     arrays = arrays_of(parameters)
     layout.check(arrays)
     header = {"protocol": wire.PROTOCOL, "layout": layout.hash}
-    body = wire.encode(header, in_travel_order(layout, arrays))
-    return Call("PUT", model_path(model, "parameters"), body=tuple(body))
+    payload = in_travel_order(layout, arrays)
+    return Call("PUT", model_path(model, "parameters"), header=header, payload=payload)
 
 
 def set_hyperparameters(model: str, values: Mapping[str, Any]) -> Call:

@@ -18,6 +18,7 @@ from dataclasses import replace
 from typing import Any
 
 from stepwell_core.errors import (
+    MalformedMessage,
     PayloadMismatch,
     PushInFlight,
     PushNotFound,
@@ -210,7 +211,7 @@ class Session:
         except PayloadMismatch:
             raise  # an earlier push used the number up
         except StepwellError as error:
-            if error.details.get("status") in REFUSALS:
+            if isinstance(error, MalformedMessage) or error.details.get("status") in REFUSALS:
                 self._settle(None)
             raise
         self._settle(result)

@@ -41,13 +41,13 @@ def _as_array(value: Any) -> Array:
     return array if array.flags.c_contiguous else np.ascontiguousarray(array)
 
 
-def in_travel_order(layout: Layout, arrays: Mapping[str, Array]) -> list[memoryview]:
+def in_travel_order(layout: Layout, arrays: Mapping[str, Array]) -> tuple[memoryview, ...]:
     """Return the bytes of each tensor in the order in which they travel; no copy."""
-    return [
+    return tuple(
         view
         for segment in layout.segments.values()
         for view in byte_views({segment.tensor.dtype: arrays[segment.tensor.name].reshape(-1)})
-    ]
+    )
 
 
 def check_shape(array: Array, tensor: Tensor) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 import httpx
@@ -279,12 +279,12 @@ def _options(call: Call, pieces: Any) -> dict[str, Any]:
     return options
 
 
-def _pieces(body: tuple[wire.Part, ...]) -> Iterator[wire.Part]:
+def _pieces(body: Sequence[wire.Part]) -> Iterator[wire.Part]:
     for part in body:
         for start in range(0, len(part), PIECE_BYTES):
             yield part[start : start + PIECE_BYTES]
 
 
-async def _async_pieces(body: tuple[wire.Part, ...]) -> AsyncIterator[wire.Part]:
+async def _async_pieces(body: Sequence[wire.Part]) -> AsyncIterator[wire.Part]:
     for piece in _pieces(body):
         yield piece

@@ -84,12 +84,14 @@ class Misbehaving:
     Attributes:
         url: Where it listens.
         requests: What arrived so far.
+        body_limit: How much of a body is read before an act; the rest stays in the socket.
     """
 
     def __init__(self, *acts: Act) -> None:
         self._acts = list(acts)
         self.requests: list[Request] = []
         self.is_over = False
+        self.body_limit: int | None = None
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._listener.settimeout(0.05)
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
@@ -133,6 +135,8 @@ class Misbehaving:
         method, path, _ = first.split(" ")
         headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
         length = int(headers.get("content-length", 0))
+        if self.body_limit is not None:
+            length = min(length, self.body_limit)
         body = self._until(raw, bytearray(rest), lambda data: len(data) >= length)
         return None if body is None else Request(method, path, headers, bytes(body))
 
