@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+
 import structlog
 from fastapi import FastAPI
 from starlette.types import ASGIApp
@@ -47,6 +49,7 @@ class Application:
         api.state.settings = self.settings
         api.state.is_ready = False
         api.state.memory_socket = None
+        api.state.instance = secrets.token_hex(8)
         for router in ROUTERS:
             api.include_router(router)
         problems.install(api)

@@ -40,6 +40,7 @@ async def about(request: Request, settings: TheSettings) -> dict[str, Any]:
         "stepwell": __version__,
         "protocol": wire.PROTOCOL,
         "durability": settings.durability,
+        "instance": request.app.state.instance,
         "memory_socket": request.app.state.memory_socket,
         "limits": {
             "max_header_bytes": wire.MAX_HEADER_BYTES,
