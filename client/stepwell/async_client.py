@@ -21,7 +21,7 @@ from stepwell.optimizers import Hyperparameters
 from stepwell.results import Checkpoint, Parameters, PushResult
 from stepwell.retry import Flow, Patience, Sleep, Timeout
 from stepwell.session import Session
-from stepwell.transport import AsyncHttpTransport
+from stepwell.transport import AsyncHttpxTransport
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ class AsyncClient:
         uds: str | os.PathLike[str] | None = None,
     ) -> None:
         endpoint = Endpoint.find(url, token, uds, timeout=timeout, verify=verify)
-        self._transport = AsyncHttpTransport(endpoint)
+        self._transport = AsyncHttpxTransport(endpoint)
         self._flows = ServerFlows(Patience(endpoint.timeout))
 
     async def create_model(

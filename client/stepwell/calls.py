@@ -14,9 +14,10 @@ from stepwell_core import keras_config, wire
 from stepwell_core.consistency import Async, Consistency
 from stepwell_core.errors import InvalidArgument, InvalidInput, LayoutMismatch, shown
 from stepwell_core.keras_config import AnyOptimizer
-from stepwell_core.layout import Arenas, Layout
+from stepwell_core.layout import Array, Layout
 from stepwell_core.schedules import LearningRateSchedule
 
+from stepwell.destinations import Destination
 from stepwell.errors import UnexpectedAnswer
 from stepwell.optimizers import rule_of, without_callables
 from stepwell.results import Checkpoint, Parameters, PushResult
@@ -34,7 +35,10 @@ class Call:
         header: Of a msgpack message; None if there is none.
         payload: The bytes behind the header, as views that are read while the call is under way.
         json: A JSON body instead.
-        layout: Of the payload that may come back.
+        layout: Of the model whose tensors may come back.
+        dtype: Of that payload.
+        destination: Where it goes; None means new arrays.
+        etag: Of what the caller has: if it is still so, nothing comes back.
         can_repeat: Whether it does no harm if the server gets it twice.
         timeout_s: For connecting and answering together, instead of the client's timeouts.
     """
@@ -46,6 +50,9 @@ class Call:
     payload: tuple[memoryview, ...] = ()
     json: Mapping[str, Any] | None = None
     layout: Layout | None = None
+    dtype: str = "native"
+    destination: Destination | None = None
+    etag: str | None = None
     can_repeat: bool = True
     timeout_s: float | None = None
 
@@ -72,13 +79,15 @@ class Answer:
 
     Attributes:
         fields: The header of the message, or the JSON object.
-        arenas: The payload, in arenas of `layout` that nobody else uses.
-        layout: Of `arenas`.
+        tensors: The payload; None if there was none.
+        etag: Of `tensors`.
+        is_current: Whether what the call's `etag` names is still so; then nothing else is said.
     """
 
     fields: Mapping[str, Any]
-    arenas: Arenas | None = None
-    layout: Layout | None = None
+    tensors: Mapping[str, Array] | None = None
+    etag: str | None = None
+    is_current: bool = False
 
     def __getitem__(self, name: str) -> Any:
         """Return a field.
@@ -105,12 +114,12 @@ def required(values: Any, name: str) -> Any:
 
 
 def expected_payload(call: Call, header: Mapping[str, Any]) -> Layout | None:
-    """Return the layout of the payload behind a header, or None if there is none.
+    """Return which tensors are behind a header, or None if there are none.
 
     Raises:
         LayoutMismatch: The payload is of another layout than the call expects.
         InvalidInput: It is of tensors that the layout does not have.
-        UnexpectedAnswer: The header does not say which tensors it is of.
+        UnexpectedAnswer: It is of another dtype, or the header does not say of which tensors.
     """
     if "layout" not in header or call.layout is None:
         return None
@@ -120,6 +129,12 @@ def expected_payload(call: Call, header: Mapping[str, Any]) -> Layout | None:
             "it again",
             expected=call.layout.hash,
             received=shown(header["layout"]),
+        )
+    dtype = header.get("dtype", "native")
+    if dtype != call.dtype:
+        raise UnexpectedAnswer(
+            f"Asked for {call.dtype} elements. Received: {shown(dtype)}; an older server sends "
+            "parameters in their own dtypes alone"
         )
     names = header.get("tensors")
     if not isinstance(names, list | None):
@@ -196,13 +211,14 @@ def parameters_of(answer: Answer) -> Parameters:
     Raises:
         UnexpectedAnswer: There are none.
     """
-    if answer.arenas is None or answer.layout is None:
+    if answer.tensors is None:
         raise UnexpectedAnswer("The answer to a pull has tensors behind its header. Received: none")
     return Parameters(
-        answer.layout.views(answer.arenas),
+        answer.tensors,
         answer["version"],
         answer["incarnation"],
         answer.fields.get("loss_scale"),
+        etag=answer.etag,
     )
 
 
@@ -294,7 +310,7 @@ def result_of(answer: Answer) -> PushResult:
     Raises:
         UnexpectedAnswer: The answer does not say.
     """
-    if answer.arenas is None:
+    if answer.tensors is None:
         return read_result(answer.fields)
     return replace(read_result(answer["result"]), parameters=parameters_of(answer))
 

@@ -21,7 +21,7 @@ from stepwell.optimizers import Hyperparameters
 from stepwell.results import Checkpoint, Parameters, PushResult
 from stepwell.retry import Flow, Patience, Sleep, Timeout
 from stepwell.session import Session
-from stepwell.transport import HttpTransport
+from stepwell.transport import new_transport
 
 T = TypeVar("T")
 
@@ -52,7 +52,7 @@ class Client:
         uds: str | os.PathLike[str] | None = None,
     ) -> None:
         endpoint = Endpoint.find(url, token, uds, timeout=timeout, verify=verify)
-        self._transport = HttpTransport(endpoint)
+        self._transport = new_transport(endpoint)
         self._flows = ServerFlows(Patience(endpoint.timeout))
 
     def create_model(

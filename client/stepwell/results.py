@@ -28,11 +28,14 @@ class Parameters(Mapping[str, npt.NDArray[Any]]):
         version: int,
         incarnation: str,
         loss_scale: float | None = None,
+        *,
+        etag: str | None = None,
     ) -> None:
         self._arrays = dict(arrays)
         self.version = version
         self.incarnation = incarnation
         self.loss_scale = loss_scale
+        self._etag = etag  # by which the server knows them again
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
         return self._arrays[name]
