@@ -20,6 +20,9 @@ from stepwell_server.settings import Settings
 
 PREFIX = "/v1/models/{model}"
 
+MAX_COUNT = (1 << 63) - 1
+"""The largest epoch, sequence or version; JSON and msgpack readers take it everywhere."""
+
 
 def registry_of(request: Request) -> Registry:
     """Return the server's models."""

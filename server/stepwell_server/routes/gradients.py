@@ -16,12 +16,11 @@ from stepwell_core.push import Push
 
 from stepwell_server import bodies
 from stepwell_server.representations import negotiate
-from stepwell_server.routes.access import PREFIX, TheModel, answer
+from stepwell_server.routes.access import MAX_COUNT, PREFIX, TheModel, answer
 from stepwell_server.routes.parameters import check_layout, parameters_response
 
 router = APIRouter(tags=["gradients"])
 
-MAX_COUNT = (1 << 63) - 1
 Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Literal
+from collections.abc import Coroutine
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from stepwell_core import wire
 from stepwell_core.engine import Engine
@@ -25,7 +27,10 @@ from stepwell_server.representations import (
     select_arenas,
     whole_body,
 )
-from stepwell_server.routes.access import PREFIX, TheModel, answer
+from stepwell_server.routes.access import MAX_COUNT, PREFIX, TheModel, answer
+
+MAX_WAIT_S = 60.0
+"""How long a pull waits for a version at most; it then comes again, and proxies see it alive."""
 
 router = APIRouter(tags=["parameters"])
 
@@ -36,16 +41,48 @@ async def pull(
     model: TheModel,
     names: Annotated[list[str] | None, Query()] = None,
     slot: str | None = None,
+    min_version: Annotated[int, Query(ge=0, le=MAX_COUNT)] = 0,
+    incarnation: Annotated[str | None, Query(max_length=64)] = None,
+    wait_s: Annotated[float, Query(ge=0, le=MAX_WAIT_S)] = 0.0,
 ) -> Response:
     """Pull the parameters, or one slot of the optimizer; one version of all tensors.
 
-    `names` (repeated) chooses tensors. Answers 304 if `If-None-Match` names the present version.
+    `names` (repeated) chooses tensors. Waits up to `wait_s` seconds until the parameters are at
+    `min_version` or later, then answers with what there is; 409 `stale_incarnation` if
+    `incarnation` is not, or while it waits becomes not, the model's. Answers 304 if `If-None-Match`
+    names the present version.
     """
     layout = model.engine.layout.select(names) if names else model.engine.layout
     media_type = negotiate(request.headers.get("accept", "*/*"), layout)
+    model.readers.check(incarnation)
+    if wait_s and not model.readers.has(min_version):
+        await _while_connected(request, model.readers.wait_for(min_version, wait_s, incarnation))
     if slot is not None:
         return await _slot(model, layout, slot, media_type)
     return await parameters_response(model, layout, media_type, request)
+
+
+async def _while_connected(request: Request, waiting: Coroutine[Any, Any, None]) -> None:
+    """Wait, but not for a client that has gone away.
+
+    Raises:
+        ClientDisconnect: It has.
+    """
+    wait, gone = asyncio.ensure_future(waiting), asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait((wait, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not wait.done():
+            gone.result()  # it may know better why
+            raise ClientDisconnect()
+        wait.result()
+    finally:
+        wait.cancel()
+        gone.cancel()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass  # a pull has no body; what comes as one is thrown away
 
 
 @router.get(PREFIX + "/parameters/{name:path}")
@@ -73,7 +110,7 @@ async def parameters_response(
         fields: Said in the header beside the version.
     """
     engine = model.engine
-    incarnation, version = await model.hold()
+    incarnation, version = await model.readers.hold()
     try:
         tag = etag(incarnation, version.number, layout, "", media_type)
         headers = {"ETag": tag, "Vary": "Accept, Authorization", "Cache-Control": "no-cache"}
