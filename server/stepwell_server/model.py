@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import structlog
 from stepwell_core import keras_config
 from stepwell_core.definition import Definition
+from stepwell_core.encoding import rehearse_encoding
 from stepwell_core.engine import Engine
 from stepwell_core.errors import (
     ModelNotFound,
@@ -74,7 +75,8 @@ class HostedModel:
         self._push_wait_s = push_wait_s
         self._waiters = PushWaiters(self._lane)  # the lane's
         self.readers = Readers(engine)
-        self._warm_dtypes = {"native"}
+        self._warm_dtypes = {"native"}  # of pushes
+        self._warm_encodings = {"native"}  # of pulls
         self._checkpointing = asyncio.Lock()
         self._is_stopping = False
 
@@ -168,6 +170,12 @@ class HostedModel:
         It must return copies, or values that never change.
         """
         return await self._run(lambda: function(self.engine))
+
+    async def warm_encoding(self, dtype: str) -> None:
+        """Compile for a pull dtype that was not asked for yet; before a version is held for it."""
+        if dtype not in self._warm_encodings:
+            await asyncio.to_thread(rehearse_encoding, self.engine.layout, dtype)
+            self._warm_encodings.add(dtype)
 
     def release(self, version: Version) -> None:
         """Give back what `Readers.hold` returned."""
