@@ -107,9 +107,7 @@ class MemoryConnection(Connection):
         """Wait for bytes, and keep the descriptors that come with them."""
         assert self._socket is not None, "nothing is received before something was sent"
         room = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize)
-        count, ancillary, _, _ = self._socket.recvmsg_into(
-            [view], room, socket.MSG_CMSG_CLOEXEC
-        )
+        count, ancillary, _, _ = self._socket.recvmsg_into([view], room, socket.MSG_CMSG_CLOEXEC)
         for level, kind, packed in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 received = array.array("i")

@@ -170,7 +170,7 @@ class SharedMemory:
                 targets[segment.tensor.dtype][segment.start : segment.stop].view(np.uint8)
                 for segment in selection.segments.values()
             ],
-            [np.frombuffer(view, np.uint8) for view in call.payload],
+            [_bytes(view) for view in call.payload],
             region,
         )
         return Answer(connection.ask(call.method, call.path, {**header, "memory": True}))
@@ -211,11 +211,9 @@ def copy(targets: Sequence[Array], sources: Sequence[Array], region: memoryview)
 
     Sources that lie elsewhere in the region are read before anything is written.
     """
-    begin = _address(np.frombuffer(region, np.uint8))
+    begin = _address(_bytes(region))
     moves = [(t, s) for t, s in zip(targets, sources, strict=True) if _address(t) != _address(s)]
-    kept = [
-        (t, s.copy() if begin <= _address(s) < begin + len(region) else s) for t, s in moves
-    ]
+    kept = [(t, s.copy() if begin <= _address(s) < begin + len(region) else s) for t, s in moves]
     for target, source in kept:
         np.copyto(target, source)
 
@@ -228,10 +226,14 @@ def fill(views: Sequence[memoryview], sources: Sequence[memoryview], note: Any) 
         while view:
             source = source or rest.pop(0)
             count = min(len(view), len(source))
-            np.copyto(np.frombuffer(view[:count], np.uint8), np.frombuffer(source[:count], np.uint8))
+            np.copyto(_bytes(view[:count]), _bytes(source[:count]))
             view, source = view[count:], source[count:]
             missing -= count
         note(missing)
+
+
+def _bytes(view: memoryview) -> Array:
+    return np.asarray(view).view(np.uint8)
 
 
 def _address(array: Array) -> int:

@@ -37,7 +37,7 @@ async def hold_parameters(
     regions that the worker has mapped; the file descriptor of another one comes with the answer.
     """
     await model.share()
-    incarnation, version = await model.hold()
+    incarnation, version = await model.readers.hold()
     number, region = memory.keep(version, model.engine.store, known or ())
     values = {
         "held": number,
