@@ -36,6 +36,7 @@ CORE_ARROWS: dict[str, set[str]] = {
     "kernels": set(),
     "gradient": {"kernels", "layout"},
     "plan": {"optimizers", "layout"},
+    "encoding": {"plan", "kernels", "layout"},
     "clipping": {"gradient", "plan", "kernels", "optimizers", "layout"},
     "scalars": {"kernels", "optimizers", "schedules", "layout"},
     "aggregation": {"gradient", "plan", "kernels", "layout"},

@@ -94,6 +94,15 @@ class Store:
         """The parameters as they are, for the writer to read."""
         return self._current.arenas
 
+    @property
+    def is_in_place(self) -> bool:
+        """Whether a step is writing the current version, so that nobody can hold it."""
+        with self._lock:
+            return self._is_in_place()
+
+    def _is_in_place(self) -> bool:
+        return self._claim is not None and self._claim.target is self._current.arenas
+
     def hold(self, *, is_reserved: bool = False) -> Version | None:
         """Hold the current version, or return None while a step is writing it in place.
 
@@ -106,7 +115,7 @@ class Store:
         """
         with self._lock:
             current = self._current
-            if self._claim is not None and self._claim.target is current.arenas:
+            if self._is_in_place():
                 self._spare_steps = SPARE_STEPS_AFTER_WAIT
                 return None
             if not (is_reserved or current.holders) and self._old_held >= self._spare_limit:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import Depends, Request
 from starlette.responses import Response
@@ -19,6 +19,9 @@ from stepwell_server.representations import JSON, MessageResponse
 from stepwell_server.settings import Settings
 
 PREFIX = "/v1/models/{model}"
+
+MAX_COUNT = (1 << 63) - 1
+"""The largest epoch, sequence or version; JSON and msgpack readers take it everywhere."""
 
 
 def registry_of(request: Request) -> Registry:
@@ -41,6 +44,9 @@ def model_of(request: Request, model: str) -> HostedModel:
     """
     return registry_of(request).get(check_identifier(model, "model"))
 
+
+PullDtype = Literal["native", "float16", "bfloat16"]
+"""What the elements of a pull may be; "native" means each tensor's own dtype."""
 
 TheModel = Annotated[HostedModel, Depends(model_of)]
 TheRegistry = Annotated[Registry, Depends(registry_of)]

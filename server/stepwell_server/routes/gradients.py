@@ -16,12 +16,11 @@ from stepwell_core.push import Push
 
 from stepwell_server import bodies
 from stepwell_server.representations import negotiate
-from stepwell_server.routes.access import PREFIX, TheModel, answer
+from stepwell_server.routes.access import MAX_COUNT, PREFIX, PullDtype, TheModel, answer
 from stepwell_server.routes.parameters import check_layout, parameters_response
 
 router = APIRouter(tags=["gradients"])
 
-MAX_COUNT = (1 << 63) - 1
 Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -62,17 +61,20 @@ class PushHeader(BaseModel):
 
 
 @router.post(PREFIX + "/gradients")
-async def push_gradients(request: Request, model: TheModel, pull: bool = False) -> Response:
+async def push_gradients(
+    request: Request, model: TheModel, pull: bool = False, dtype: PullDtype = "native"
+) -> Response:
     """Push a gradient.
 
     The body is a msgpack stream, or JSON with the header's fields and `"gradients": {name:
-    [[...]]}`. With `?pull=true` the answer has the new parameters. A repetition of a push is
-    answered as the first was, with `duplicate: true`. A push that waits for others for too long is
-    answered 202; ask for its result at `.../workers/{worker}/pushes/{sequence}`.
+    [[...]]}`. With `?pull=true` the answer has the new parameters, in half width with `&dtype=`. A
+    repetition of a push is answered as the first was, with `duplicate: true`. A push that waits for
+    others for too long is answered 202; ask for its result at
+    `.../workers/{worker}/pushes/{sequence}`.
     """
     layout = model.engine.layout
     # Before the push has its effect: who accepts none of our formats is refused with nothing done.
-    accepted = negotiate(request.headers.get("accept", "*/*"), layout) if pull else None
+    accepted = negotiate(request.headers.get("accept", "*/*"), layout, dtype) if pull else None
     if bodies.is_json(request):
         fields = await bodies.read_json(request)
         header, gradient = await asyncio.to_thread(_from_json, fields, layout)
@@ -87,7 +89,7 @@ async def push_gradients(request: Request, model: TheModel, pull: bool = False) 
         return answer(request, result.to_json(), 202)
     if accepted is None:
         return answer(request, result.to_json())
-    return await parameters_response(model, layout, accepted, result=result.to_json())
+    return await parameters_response(model, layout, accepted, dtype, result=result.to_json())
 
 
 def _selection(header: PushHeader, layout: Layout) -> Layout:
