@@ -21,7 +21,7 @@ from stepwell.destinations import Destination
 from stepwell.errors import UnexpectedAnswer
 from stepwell.optimizers import rule_of, without_callables
 from stepwell.results import Checkpoint, Parameters, PushResult
-from stepwell.tensors import arrays_of, check_shape, common_dtype, in_travel_order
+from stepwell.tensors import arrays_of, check_shape, common_dtype, gradients_of, in_travel_order
 
 
 @dataclass(frozen=True)
@@ -186,23 +186,54 @@ def create_model(
 
 
 def pull(
-    model: str, layout: Layout, names: Iterable[str] | None = None, slot: str | None = None
+    model: str,
+    layout: Layout,
+    names: Iterable[str] | None = None,
+    slot: str | None = None,
+    *,
+    dtype: str = "native",
+    **options: Any,
 ) -> Call:
     """Pull parameters or a slot.
+
+    Args:
+        model: Its name.
+        layout: Of the model.
+        names: Of the tensors; None means all.
+        slot: Of the optimizer, instead of the parameters.
+        dtype: Of what comes: "native", "float16" or "bfloat16".
+        options: More of a `Call`; a `query` is added to.
 
     Raises:
         UnknownTensor: The model has no tensor of such a name.
         InvalidInput: `names` has none.
     """
     query: dict[str, Any] = {}
+    selection = selected(layout, names)
     if names is not None:
-        wanted = [names] if isinstance(names, str) else list(names)
-        if not wanted:
-            raise InvalidInput("A pull is of at least one tensor. Received: no names")
-        query["names"] = list(layout.select(wanted).names)
+        query["names"] = list(selection.names)
     if slot is not None:
         query["slot"] = slot
-    return Call("GET", model_path(model, "parameters"), query, layout=layout)
+    if dtype != "native":
+        query["dtype"] = dtype
+    query |= options.pop("query", {})
+    path = model_path(model, "parameters")
+    return Call("GET", path, query, layout=layout, dtype=dtype, **options)
+
+
+def selected(layout: Layout, names: Iterable[str] | None) -> Layout:
+    """Return the layout of the named tensors; a single name is a name, and None means all.
+
+    Raises:
+        UnknownTensor: The model has no tensor of such a name.
+        InvalidInput: `names` has none.
+    """
+    if names is None:
+        return layout
+    wanted = [names] if isinstance(names, str) else list(names)
+    if not wanted:
+        raise InvalidInput("A pull is of at least one tensor. Received: no names")
+    return layout.select(wanted)
 
 
 def parameters_of(answer: Answer) -> Parameters:
@@ -229,6 +260,8 @@ def push(
     header: Mapping[str, Any],
     *,
     pulls: bool,
+    dtype: str | None = None,
+    destination: Destination | None = None,
 ) -> Call:
     """Push gradients; those that are None are left out.
 
@@ -238,12 +271,14 @@ def push(
         gradients: By name; read until the call is answered, not copied.
         header: Who pushes, and what it says beside the gradients.
         pulls: Whether the answer is to have the new parameters.
+        dtype: What gradients of uint16 hold the bits of: "bfloat16" or "float16".
+        destination: Where the new parameters go.
 
     Raises:
         UnknownTensor, ShapeMismatch, DtypeMismatch: A gradient does not fit its parameter.
         InvalidInput: There is none at all.
     """
-    arrays = arrays_of(gradients, skips_none=True)
+    arrays, dtypes = gradients_of(gradients, dtype)
     if not arrays:
         raise InvalidInput("A push has a gradient of at least one tensor. Received: none")
     selection = layout.select(arrays)
@@ -253,7 +288,7 @@ def push(
         "protocol": wire.PROTOCOL,
         **header,
         "layout": layout.hash,
-        "dtype": common_dtype(arrays, selection),
+        "dtype": common_dtype(dtypes, selection),
     }
     if selection is not layout:
         said["tensors"] = list(selection.names)
@@ -264,6 +299,7 @@ def push(
         header=said,
         payload=in_travel_order(selection, arrays),
         layout=layout if pulls else None,
+        destination=destination,
     )
 
 
