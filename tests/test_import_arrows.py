@@ -36,6 +36,7 @@ CORE_ARROWS: dict[str, set[str]] = {
     "kernels": set(),
     "gradient": {"kernels", "layout"},
     "plan": {"optimizers", "layout"},
+    "encoding": {"plan", "kernels", "layout"},
     "clipping": {"gradient", "plan", "kernels", "optimizers", "layout"},
     "scalars": {"kernels", "optimizers", "schedules", "layout"},
     "aggregation": {"gradient", "plan", "kernels", "layout"},
@@ -43,6 +44,7 @@ CORE_ARROWS: dict[str, set[str]] = {
         "gradient", "plan", "clipping", "scalars", "aggregation", "kernels", "optimizers", "layout",
     },
     "store": {"layout"},
+    "placement": {"layout"},
     "consistency": {"layout"},
     "wire": set(),
     "definition": {"keras_config", "consistency", "loss_scale", "optimizers", "layout", "names"},
@@ -85,7 +87,7 @@ CORE_EXCEPTIONS: dict[str, dict[str, str]] = {
 # The client stays light: these rooms of core work without Numba, and nothing else of core is used.
 CLIENT_CORE_ROOMS = {
     "wire", "errors", "names", "layout", "optimizers", "schedules", "loss_scale", "consistency",
-    "keras_config",
+    "keras_config", "placement",
 }  # fmt: skip
 CLIENT_NEVER = {"numba", "fastapi", "pydantic", "uvicorn", "starlette"}
 # The script hands over to the server's command line once it has seen that it is installed.

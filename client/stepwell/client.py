@@ -6,22 +6,26 @@ import contextlib
 import os
 import ssl
 import time
-from collections.abc import Iterable, Mapping
-from typing import Any, Self, TypeVar
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal, Self, TypeVar, Unpack
 
 from stepwell_core.consistency import Consistency
 from stepwell_core.errors import StepwellError
 from stepwell_core.keras_config import AnyOptimizer
+from stepwell_core.layout import Array, Layout
 
 from stepwell.calls import Answer, Call
+from stepwell.destinations import InPlace
 from stepwell.endpoint import Endpoint
 from stepwell.flows import ModelFlows, ServerFlows
 from stepwell.handles import ModelHandle, WorkerHandle
 from stepwell.optimizers import Hyperparameters
+from stepwell.pulls import PullOptions
 from stepwell.results import Checkpoint, Parameters, PushResult
 from stepwell.retry import Flow, Patience, Sleep, Timeout
 from stepwell.session import Session
-from stepwell.transport import HttpTransport
+from stepwell.shared_memory import SharedMemory, check_transport
+from stepwell.transport import new_transport
 
 T = TypeVar("T")
 
@@ -37,9 +41,11 @@ class Client:
         timeout: How long to wait for what.
         verify: What to think of the server's certificate: True, False or an `ssl.SSLContext`.
         uds: Path of the server's Unix socket, instead of TCP.
+        transport: "auto": workers exchange tensors with a server on this host in shared memory,
+            if both can; "http": over the wire in any case.
 
     Raises:
-        InvalidArgument: The URL is no server's, or the token no token.
+        InvalidArgument: The URL is no server's, the token no token, or `transport` neither.
     """
 
     def __init__(
@@ -50,9 +56,12 @@ class Client:
         timeout: Timeout | None = None,
         verify: bool | ssl.SSLContext = True,
         uds: str | os.PathLike[str] | None = None,
+        transport: Literal["auto", "http"] = "auto",
     ) -> None:
         endpoint = Endpoint.find(url, token, uds, timeout=timeout, verify=verify)
-        self._transport = HttpTransport(endpoint)
+        self._endpoint = endpoint
+        self._uses = check_transport(transport)
+        self._transport = new_transport(endpoint)
         self._flows = ServerFlows(Patience(endpoint.timeout))
 
     def create_model(
@@ -117,14 +126,14 @@ class Client:
         """Close all connections."""
         self._transport.close()
 
-    def run(self, flow: Flow[T]) -> T:
-        """Drive a flow to its end and return its result."""
+    def run(self, flow: Flow[T], memory: SharedMemory | None = None) -> T:
+        """Drive a flow to its end and return its result; through `memory` where it can."""
         with contextlib.closing(flow):
             try:
                 step = next(flow)
                 while True:
                     try:
-                        answer = self._take(step)
+                        answer = self._take(step, memory)
                     except StepwellError as error:
                         step = flow.throw(error)
                     else:
@@ -133,11 +142,28 @@ class Client:
                 result: T = stop.value
                 return result
 
-    def _take(self, step: Call | Sleep) -> Answer:
+    def _take(self, step: Call | Sleep, memory: SharedMemory | None) -> Answer:
         if isinstance(step, Call):
+            if step.shares and memory is not None and self.finds(memory):
+                answer = memory.send(step)
+                if answer is not None:
+                    return answer
             return self._transport.send(step)
         time.sleep(step.seconds)
         return Answer({})
+
+    def finds(self, memory: SharedMemory) -> bool:
+        """Return whether a worker may try to share memory, and let it know with whom."""
+        if memory.is_usable and not memory.is_found:
+            try:
+                memory.find((self._transport.send(Call("GET", "/v1"))).fields)
+            except StepwellError:
+                memory.give_up()  # whatever it is, the wire will tell
+        return memory.is_usable
+
+    def memory_of(self, model: str, layout: Layout) -> SharedMemory:
+        """Return what a worker of a model shares with the server, as yet nothing."""
+        return SharedMemory(self._endpoint, model, layout, self._uses)
 
     def __enter__(self) -> Self:
         return self
@@ -161,22 +187,36 @@ class Model(ModelHandle):
         """Return what the server says of the model: version, bytes, optimizer, consistency, ..."""
         return self._client.run(self._flows.describe())
 
-    def pull(self, names: Iterable[str] | None = None, *, slot: str | None = None) -> Parameters:
+    def pull(
+        self,
+        names: Iterable[str] | None = None,
+        *,
+        slot: str | None = None,
+        **options: Unpack[PullOptions],
+    ) -> Parameters:
         """Pull the parameters of one version.
 
         Args:
             names: Some of them only; they come in the model's order.
-            slot: A slot of the optimizer instead: "momentum", "velocity", "average", ...
+            slot: A slot of the optimizer instead: "momentum", "velocity", "average", ... Always
+                sent, since slots have no version of their own.
+            options: `dtype`, `cached`, `min_version` and `wait_s`, `out`, `into`: see
+                `stepwell.PullOptions`.
 
         Returns:
-            New arrays that belong to the caller, in the parameters' shapes and dtypes.
+            Arrays that belong to the caller, in the parameters' shapes and dtypes. Their memory is
+            used for a later pull of this object when no view of it is alive any more.
 
         Raises:
             UnknownTensor: The model has no such tensor.
             InvalidInput: The optimizer has no such slot.
-            LayoutMismatch: The model was deleted and created anew with other tensors.
+            InvalidArgument: An option cannot be.
+            LayoutMismatch: The model was deleted and created anew with other tensors; or the names
+                in `out` are not those that are pulled.
+            ShapeMismatch, DtypeMismatch: An array in `out` does not fit.
+            StaleIncarnation: `min_version` is of a history that was cut.
         """
-        return self._client.run(self._flows.pull(names, slot))
+        return self._client.run(self._flows.pulls.pull(names, slot, **options))
 
     def overwrite(self, parameters: Mapping[str, Any]) -> int:
         """Replace all parameters; slots stay. Sessions have to be opened again.
@@ -233,14 +273,15 @@ class Model(ModelHandle):
             hyperparameters: Values or callables for those that were declared to come with each
                 push.
         """
-        return Worker(self._client, self._flows.session(name, hyperparameters))
+        session = self._flows.session(name, hyperparameters)
+        return Worker(self._client, session, self._client.memory_of(self.name, self.layout))
 
 
 class Worker(WorkerHandle):
     """One worker's session. A context manager; not thread-safe, and a forked process has none."""
 
-    def __init__(self, client: Client, session: Session) -> None:
-        super().__init__(session)
+    def __init__(self, client: Client, session: Session, memory: SharedMemory) -> None:
+        super().__init__(session, memory)
         self._client = client
 
     def open(self) -> Self:
@@ -251,18 +292,25 @@ class Worker(WorkerHandle):
         self._client.run(self._session.open())
         return self
 
-    def pull(self) -> Parameters:
+    def pull(self, **options: Unpack[PullOptions]) -> Parameters:
         """Pull the parameters; the next gradient counts as computed at them.
 
+        Args:
+            options: See `Model.pull`.
+
         Returns:
-            New arrays that belong to the caller, in the parameters' shapes and dtypes.
+            Arrays that belong to the caller; see `Model.pull`.
+
+        Raises:
+            StaleIncarnation: With `min_version`: the model was restored or overwritten.
         """
-        return self._client.run(self._session.pull())
+        return self._client.run(self._session.pull(**options), self._memory)
 
     def push(
         self,
         gradients: Mapping[str, Any],
         *,
+        dtype: str | None = None,
         weight: float = 1.0,
         metrics: Mapping[str, float] | None = None,
         hyperparameters: Hyperparameters | None = None,
@@ -271,9 +319,10 @@ class Worker(WorkerHandle):
 
         Args:
             gradients: By parameter name, in the parameters' shapes; anything NumPy can view. Of
-                the parameters' dtypes, or all of one: float16, bfloat16, float32, float64.
-                Parameters without one, or with None, are left alone. Not copied if in C order:
-                they must not change until this returns.
+                the parameters' dtypes, or all of one: float16, bfloat16, float32, float64. Torch
+                tensors are detached and moved to the CPU. Parameters without one, or with None,
+                are left alone. Not copied if in C order: they must not change until this returns.
+            dtype: "bfloat16" or "float16", if gradients are the bits of that as uint16.
             weight: In an aggregate, such as the number of examples; finite and > 0.
             metrics: Numbers for the history, such as the loss.
             hyperparameters: Values for those that were declared to come with each push.
@@ -291,23 +340,64 @@ class Worker(WorkerHandle):
                 became of this push; the next push asks that first by itself.
         """
         flow = self._session.push(
-            gradients, weight=weight, metrics=metrics, hyperparameters=hyperparameters
+            gradients,
+            dtype=dtype,
+            weight=weight,
+            metrics=metrics,
+            hyperparameters=hyperparameters,
         )
-        return self._client.run(flow)
+        return self._client.run(flow, self._memory)
 
     def push_pull(
         self,
         gradients: Mapping[str, Any],
         *,
+        dtype: str | None = None,
         weight: float = 1.0,
         metrics: Mapping[str, float] | None = None,
         hyperparameters: Hyperparameters | None = None,
     ) -> Parameters:
         """Push gradients and get the new parameters, in one round trip; see `push` and `pull`."""
         flow = self._session.push_pull(
-            gradients, weight=weight, metrics=metrics, hyperparameters=hyperparameters
+            gradients,
+            dtype=dtype,
+            weight=weight,
+            metrics=metrics,
+            hyperparameters=hyperparameters,
         )
-        return self._client.run(flow)
+        return self._client.run(flow, self._memory)
+
+    def gradient_buffer(self) -> dict[str, Array]:
+        """Return a gradient to write into, which `push` then copies nowhere.
+
+        Ask for it again for each push: `push(worker.gradient_buffer())` after it was filled. It
+        keeps what was written before, and partial pushes of some of its tensors are allowed. It is
+        the server's while a push is under way. Where no memory is shared it is plain memory.
+
+        Returns:
+            Writable arrays by name, in the parameters' shapes and dtypes; zeros at first.
+        """
+        self._client.finds(self._memory)
+        return self._memory.gradient_buffer()
+
+    @contextlib.contextmanager
+    def view(self) -> Iterator[Parameters]:
+        """Look at the parameters where the server keeps them: `with worker.view() as parameters`.
+
+        The same as `pull`, but no copy is made if the server shares its memory. One version, that
+        does not change inside the block, whatever others push.
+
+        Returns:
+            Read-only arrays. They mean nothing after the block: do not keep them, nor views of
+            them. After it the mapping is empty.
+        """
+        destination = InPlace()
+        try:
+            parameters = self._client.run(self._session.pull(destination), self._memory)
+            with parameters.looked_at():
+                yield parameters
+        finally:
+            destination.let_go()
 
     def resolve(self) -> PushResult | None:
         """Learn what became of the last push, for one that raised or was interrupted.
@@ -325,6 +415,7 @@ class Worker(WorkerHandle):
         if self._session.is_open:
             with contextlib.suppress(Exception):  # nothing here may mask what ended the block
                 self._client.run(self._session.close())
+        self._memory.close()
 
     def __enter__(self) -> Self:
         return self.open()

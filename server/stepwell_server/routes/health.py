@@ -9,12 +9,14 @@ import stepwell_core.wire as wire
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 from stepwell_core.consistency import MODES
+from stepwell_core.encoding import HALF_DTYPES
 from stepwell_core.layout import PAYLOAD_DTYPES
 from stepwell_core.optimizers import OPTIMIZERS
 
 from stepwell_server import __version__
 from stepwell_server.representations import MEDIA_TYPES
 from stepwell_server.routes.access import TheSettings, TheStaging
+from stepwell_server.routes.parameters import MAX_WAIT_S
 
 router = APIRouter(tags=["server"])
 
@@ -41,18 +43,22 @@ async def about(request: Request, settings: TheSettings, staging: TheStaging) ->
         "stepwell": __version__,
         "protocol": wire.PROTOCOL,
         "durability": settings.durability,
+        "instance": request.app.state.instance,
+        "memory_socket": request.app.state.memory_socket,
         "limits": {
             "max_header_bytes": wire.MAX_HEADER_BYTES,
             "max_body_bytes": settings.max_body_bytes,
             "max_json_bytes": settings.max_json_bytes,
             "push_wait_s": settings.push_wait_s,
             "staging_bytes": staging.budget_bytes,
+            "pull_wait_s": MAX_WAIT_S,
         },
         "counts": asdict(request.app.state.counts),
         "features": {
             "consistency": list(MODES),
             "optimizers": [optimizer.__name__ for optimizer in OPTIMIZERS.values()],
             "payload_dtypes": list(PAYLOAD_DTYPES),
+            "pull_dtypes": ["native", *HALF_DTYPES],
             "representations": list(MEDIA_TYPES),
         },
     }
