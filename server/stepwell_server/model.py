@@ -11,6 +11,7 @@ import hashlib
 import json
 import secrets
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import structlog
@@ -100,11 +101,16 @@ class HostedModel:
         self._check_running()
         await self._warm(push.gradient.dtype)
         waiter: Waiter = self._loop.create_future()
-        await self._run(lambda: self._push(push, waiter))
+        await self._run(partial(self._push, push, waiter))
+        del push  # while it waits nobody holds its gradient but who will read it
         return await self._settled(waiter, self._push_wait_s)
 
     def _push(self, push: Push, waiter: Waiter) -> None:
-        """The lane's part of `push`."""
+        """The lane's part of `push`.
+
+        The engine has read the gradient for good when the push is settled, when it waits no more,
+        or at once when it `is_added` to a running sum.
+        """
         self._check_running()
         outcome = self.engine.stage(push)
         if isinstance(outcome, Result):

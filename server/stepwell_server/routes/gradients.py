@@ -15,6 +15,7 @@ from stepwell_core.pipeline import Gradient
 from stepwell_core.push import Push
 
 from stepwell_server import bodies
+from stepwell_server.model import HostedModel
 from stepwell_server.representations import negotiate
 from stepwell_server.routes.access import MAX_COUNT, PREFIX, PullDtype, TheModel, answer
 from stepwell_server.routes.parameters import check_layout, parameters_response
@@ -75,16 +76,9 @@ async def push_gradients(
     layout = model.engine.layout
     # Before the push has its effect: who accepts none of our formats is refused with nothing done.
     accepted = negotiate(request.headers.get("accept", "*/*"), layout, dtype) if pull else None
-    if bodies.is_json(request):
-        fields = await bodies.read_json(request)
-        header, gradient = await asyncio.to_thread(_from_json, fields, layout)
-    else:
-        reader = bodies.MessageReader(request)
-        header = bodies.parse(PushHeader, await reader.header())
-        selection = _selection(header, layout)
-        model.engine.check_session(header.worker, header.epoch, header.incarnation)
-        gradient = Gradient(selection, await reader.payload(selection, header.dtype), header.dtype)
-    result = await model.push(header.push(gradient))
+    # No local variable holds the push: where gradients are added as they come, its memory is free
+    # long before its result is there.
+    result = await model.push(await _read_push(request, model))
     if result.outcome == "waiting":
         return answer(request, result.to_json(), 202)
     if accepted is None:
@@ -92,12 +86,25 @@ async def push_gradients(
     return await parameters_response(model, layout, accepted, dtype, result=result.to_json())
 
 
+async def _read_push(request: Request, model: HostedModel) -> Push:
+    layout = model.engine.layout
+    if bodies.is_json(request):
+        fields = await bodies.read_json(request)
+        return await asyncio.to_thread(_from_json, fields, layout)
+    reader = bodies.MessageReader(request)
+    header = bodies.parse(PushHeader, await reader.header())
+    selection = _selection(header, layout)
+    model.engine.check_session(header.worker, header.epoch, header.incarnation)
+    payload = await reader.payload(selection, header.dtype)
+    return header.push(Gradient(selection, payload, header.dtype))
+
+
 def _selection(header: PushHeader, layout: Layout) -> Layout:
     check_layout(header.layout, layout)
     return layout if header.tensors is None else layout.select(header.tensors)
 
 
-def _from_json(fields: dict[str, Any], layout: Layout) -> tuple[PushHeader, Gradient]:
+def _from_json(fields: dict[str, Any], layout: Layout) -> Push:
     arrays = bodies.arrays_from_json(layout, fields.pop("gradients", None))
     header = bodies.parse(PushHeader, fields)
     if header.layout is not None:
@@ -105,4 +112,4 @@ def _from_json(fields: dict[str, Any], layout: Layout) -> tuple[PushHeader, Grad
     if header.dtype != "native" or header.tensors is not None:
         raise InvalidInput("In JSON the gradients say themselves which tensors they are")
     selection = layout.select(arrays)
-    return header, Gradient(selection, selection.flatten(arrays))
+    return header.push(Gradient(selection, selection.flatten(arrays)))
