@@ -50,11 +50,16 @@ CORE_ARROWS: dict[str, set[str]] = {
     "definition": {"keras_config", "consistency", "loss_scale", "optimizers", "layout", "names"},
     "state": {"definition", "ledger", "loss_scale", "pipeline", "store", "layout"},
     "push": {"gradient", "ledger", "optimizers", "scalars", "state"},
+    "reduction": {"aggregation", "definition", "gradient", "loss_scale", "pipeline", "push"},
+    "staging": {"definition", "gradient", "ledger", "loss_scale", "pipeline", "push", "state"},
+    "hyperparameters": {"definition", "pipeline", "schedules"},
     "engine": {
-        "push", "state", "definition", "store", "ledger", "consistency", "pipeline", "schedules",
-        "optimizers", "loss_scale", "layout", "keras_config",
+        "push", "reduction", "staging", "state", "definition", "store", "ledger", "consistency",
+        "hyperparameters", "pipeline", "loss_scale", "layout",
     },
-    "rehearsal": {"engine", "push", "definition", "consistency", "pipeline", "layout"},
+    "rehearsal": {
+        "engine", "push", "definition", "consistency", "pipeline", "layout", "ledger",
+    },
 }  # fmt: skip
 
 # Core is pure: these parts of the standard library and no others. None of them opens a file or

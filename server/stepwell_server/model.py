@@ -12,6 +12,7 @@ import hashlib
 import json
 import secrets
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import structlog
@@ -117,11 +118,16 @@ class HostedModel:
         self._check_running()
         await self._warm(push.gradient.dtype)
         waiter: Waiter = self._loop.create_future()
-        await self._submit(lambda: self._push(push, waiter, lease), lease)
+        await self._submit(partial(self._push, push, waiter, lease), lease)
+        del push  # while it waits nobody holds its gradient but who will read it
         return await self._settled(waiter, self._push_wait_s)
 
     def _push(self, push: Push, waiter: Waiter, lease: Lease | None) -> None:
-        """The lane's part of `push`."""
+        """The lane's part of `push`.
+
+        The engine has read the gradient for good when the push is settled, when it waits no more,
+        or at once when it `is_added` to a running sum.
+        """
         with contextlib.ExitStack() as done:
             if lease is not None:
                 done.callback(lease.release)
@@ -133,6 +139,8 @@ class HostedModel:
             self._waiters.add(push.key, waiter)
             if isinstance(outcome, Staged):
                 self._commit(outcome)
+            elif outcome.is_added:
+                self._waiters.keep(push.key, None)
             else:
                 self._waiters.keep(push.key, lease)
                 done.pop_all()

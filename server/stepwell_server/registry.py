@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 import structlog
+from stepwell_core.consistency import Sync
 from stepwell_core.definition import Definition
 from stepwell_core.engine import Engine
 from stepwell_core.errors import (
@@ -208,12 +209,13 @@ def check_memory(definition: Definition) -> None:
     """
     layout = definition.layout
     slots = len(Pipeline(layout, definition.rule).slot_values)
-    needed = layout.nbytes * (2 + slots)
+    sums = int(isinstance(definition.consistency, Sync))
+    needed = layout.nbytes * (2 + slots + sums)
     available = memory.available_bytes()
     if needed > available:
         raise DoesNotFit(
-            f"Parameters of {layout.nbytes} bytes need 2 buffers and {slots} slots, together "
-            f"{needed} bytes; {available} are available",
+            f"Parameters of {layout.nbytes} bytes need 2 buffers, {slots} slots and {sums} sums of "
+            f"gradients, together {needed} bytes; {available} are available",
             needed=needed,
             available=available,
         )

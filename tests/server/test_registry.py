@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from stepwell_core.consistency import Sync
 from stepwell_core.definition import Definition
 from stepwell_core.errors import (
     CheckpointInvalid,
@@ -380,3 +382,29 @@ def test_no_cut_is_made_while_another_is_being_written(tmp_path, monkeypatch):
 
     assert in_between == 1
     assert ids == ["000002-v3", "000003-v3"]
+
+
+def test_the_memory_of_a_gradient_that_was_added_is_free_while_its_push_waits(tmp_path):
+    """So the server needs one sum and not as many gradients as there are workers."""
+
+    async def scenario(registry):
+        consistency = Sync(2, reduction="arrival")
+        added = Definition("m", LAYOUT, SGD(1.0), consistency=consistency)
+        model, _ = await registry.create(added, None, exist_ok=False)
+        session, _, incarnation, _ = await model.open_session("w0")
+        await model.open_session("w1")
+        gradient = Gradient(LAYOUT, LAYOUT.new_arenas(-1.0))
+        kept = weakref.ref(gradient.arenas["float32"])
+        waits = asyncio.ensure_future(
+            model.push(Push("w0", session.epoch, 0, incarnation, gradient))
+        )
+        del gradient
+        while not await model.read(lambda engine: list(engine.policy.waiting)):
+            pass
+        await asyncio.to_thread(lambda: None)  # the lane's thread has left the job
+        is_waiting, memory = not waits.done(), kept()
+        await push(model, "w1")
+        await waits
+        return is_waiting, memory
+
+    assert run(tmp_path, scenario) == (True, None)

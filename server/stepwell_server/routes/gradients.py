@@ -96,8 +96,7 @@ async def push_gradients(
     accepted = negotiate(request.headers.get("accept", "*/*"), layout, dtype) if pull else None
     if bodies.is_json(request):
         fields = await bodies.read_json(request)
-        header, gradient = await asyncio.to_thread(_from_json, fields, layout)
-        result = await model.push(header.push(gradient))
+        result = await model.push(await asyncio.to_thread(_from_json, fields, layout))
     else:
         reader = bodies.MessageReader(request)
         header = bodies.parse(PushHeader, await reader.header())
@@ -143,7 +142,7 @@ def _selection(header: PushHeader, layout: Layout) -> Layout:
     return layout if header.tensors is None else layout.select(header.tensors)
 
 
-def _from_json(fields: dict[str, Any], layout: Layout) -> tuple[PushHeader, Gradient]:
+def _from_json(fields: dict[str, Any], layout: Layout) -> Push:
     arrays = bodies.arrays_from_json(layout, fields.pop("gradients", None))
     header = bodies.parse(PushHeader, fields)
     if header.layout is not None:
@@ -151,4 +150,4 @@ def _from_json(fields: dict[str, Any], layout: Layout) -> tuple[PushHeader, Grad
     if header.dtype != "native" or header.tensors is not None:
         raise InvalidInput("In JSON the gradients say themselves which tensors they are")
     selection = layout.select(arrays)
-    return header, Gradient(selection, selection.flatten(arrays))
+    return header.push(Gradient(selection, selection.flatten(arrays)))
