@@ -82,6 +82,7 @@ class NewArrays:
     def begin(self, selection: Layout) -> Sequence[memoryview]:
         """Return the bytes of arenas."""
         self._selection = selection
+        self._arenas = {}  # of an attempt that broke; they may be used again
         if self._buffers is not None and selection is self._whole:
             self._arenas = self._buffers.take(selection, self._dtype)
         else:
