@@ -262,7 +262,12 @@ def test_a_call_is_not_repeated_once_a_piece_was_delivered():
     assert (before, destination.can_begin) == (True, False)
 
 
-def test_into_is_something_that_can_be_called():
-    """The sentence says with what."""
-    with pytest.raises(InvalidArgument, match="with a name, an index and an array"):
-        Pieces({})
+async def a_coroutine(name, index, elements):
+    """Nobody would await it."""
+
+
+@pytest.mark.parametrize("into", [{}, a_coroutine])
+def test_into_is_something_that_can_be_called(into):
+    """The sentence says with what, and that a coroutine would never run."""
+    with pytest.raises(InvalidArgument, match="a plain function of a name, an index and an array"):
+        Pieces(into)
