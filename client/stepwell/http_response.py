@@ -143,17 +143,17 @@ class Response:
         return piece
 
     def read_into(self, view: memoryview) -> int:
-        """Fill the start of `view` with the body and return how many bytes; 0 at the end.
+        """Fill `view` with the body and return how many bytes; fewer than it has at the end.
 
         Raises:
             CutOff, NoHttp: As `take`.
         """
-        limit = self._limit()
-        if not limit:
-            return 0
-        count = self._incoming.read_into(view[:limit])
-        self._note(count)
-        return count
+        filled = 0
+        while filled < len(view) and (limit := self._limit()):
+            count = self._incoming.read_into(view[filled : filled + limit])
+            self._note(count)
+            filled += count
+        return filled
 
     def _frame(self) -> None:
         """Find out where the body ends."""

@@ -140,8 +140,8 @@ def test_headers_are_found_by_their_lower_case_names():
         b"HTTP/1.1 200 OK\r\nX: " + b"a" * BUFFER_BYTES + b"\r\n\r\n",
     ],
     ids=[
-        "ssh", "tls", "2", "no status", "upgrade", "interim", "no colon", "folded", "space", "two lengths",
-        "negative", "two framings", "gzip", "endless",
+        "ssh", "tls", "2", "no status", "upgrade", "interim", "no colon", "folded", "space",
+        "two lengths", "negative", "two framings", "gzip", "endless",
     ],
 )  # fmt: skip
 def test_what_is_no_response_is_refused_at_once(data):
