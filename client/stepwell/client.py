@@ -204,8 +204,8 @@ class Model(ModelHandle):
                 `stepwell.PullOptions`.
 
         Returns:
-            Arrays that belong to the caller, in the parameters' shapes and dtypes. Their memory is
-            used for a later pull of this object when no view of it is alive any more.
+            Arrays that belong to the caller, in the parameters' shapes and dtypes. The memory of
+            two pulls at most stays with this object, and is used again when no view of it is alive.
 
         Raises:
             UnknownTensor: The model has no such tensor.

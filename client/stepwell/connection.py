@@ -77,7 +77,7 @@ class Connection:
         except OSError as error:
             # A server that refuses early may answer and close while the body is still being sent.
             try:
-                return Response(self._incoming, method)
+                return Response(self._incoming, method, is_last=True)
             except OSError:
                 raise error from None
         return Response(self._incoming, method)

@@ -6,6 +6,7 @@ after the other, and notes how far it got. It knows nothing else of tensors.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -22,6 +23,7 @@ from stepwell_core.layout import (
     Array,
     Layout,
     Tensor,
+    byte_view,
     byte_views,
     payload_dtype,
 )
@@ -82,6 +84,7 @@ class NewArrays:
     def begin(self, selection: Layout) -> Sequence[memoryview]:
         """Return the bytes of arenas."""
         self._selection = selection
+        self._arenas = {}  # of an attempt that broke; they may be used again
         if self._buffers is not None and selection is self._whole:
             self._arenas = self._buffers.take(selection, self._dtype)
         else:
@@ -158,10 +161,7 @@ class CallersArrays:
         """Return the bytes of each array, in the order in which they travel."""
         if selection != self._selection:
             raise LayoutMismatch("The answer has other tensors than `out`. Open the model again")
-        return [
-            memoryview(self._out[name].reshape(-1).view(np.uint8))  # type: ignore[arg-type]
-            for name in selection.segments
-        ]
+        return [byte_view(self._out[name]) for name in selection.segments]
 
     def note(self, missing: int) -> None:
         """Nothing is done before all is there."""
@@ -184,10 +184,10 @@ class Pieces:
     """
 
     def __init__(self, into: Into, dtype: str = "native", window_bytes: int = WINDOW_BYTES) -> None:
-        if not callable(into):
+        if not callable(into) or inspect.iscoroutinefunction(into):
             raise InvalidArgument(
-                "`into` is called with a name, an index and an array. Received: "
-                f"{type(into).__name__}"
+                "`into` is a plain function of a name, an index and an array; an asyncio client too"
+                f" calls it without `await`. Received: {type(into).__name__}"
             )
         self._into = into
         self._dtype = dtype
@@ -207,7 +207,7 @@ class Pieces:
             for start in range(0, size, length):
                 stop = min(start + length, size)
                 filled = window[: stop - start]
-                views.append(memoryview(filled.view(np.uint8)))  # type: ignore[arg-type]
+                views.append(byte_view(filled))
                 missing -= filled.nbytes
                 elements = seen_as(self._dtype, filled)
                 pieces = _pieces_of(selection, arena_dtype, start, elements)

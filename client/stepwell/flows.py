@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from stepwell_core import keras_config
@@ -53,8 +54,7 @@ class ServerFlows:
 
     def _model(self, answer: Answer, callables: Mapping[str, Callable[[], float]]) -> ModelFlows:
         layout = Layout.from_json(answer["tensors"])
-        pulls = Pulls(answer["name"], layout, self.patience)
-        return ModelFlows(answer["name"], layout, self.patience, callables, pulls)
+        return ModelFlows(answer["name"], layout, self.patience, callables)
 
     def models(self) -> Flow[list[str]]:
         """Return the names of all models."""
@@ -80,14 +80,17 @@ class ModelFlows:
         layout: Its tensors.
         patience: How long a call is repeated.
         callables: Hyperparameters that each push evaluates.
-        pulls: What pulls its parameters.
     """
 
     name: str
     layout: Layout
     patience: Patience
     callables: Mapping[str, Callable[[], float]]
-    pulls: Pulls
+
+    @cached_property
+    def pulls(self) -> Pulls:
+        """What pulls its parameters."""
+        return Pulls(self.name, self.layout, self.patience)
 
     def describe(self) -> Flow[dict[str, Any]]:
         """Return what the server says of the model."""

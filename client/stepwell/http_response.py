@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 BUFFER_BYTES = 1 << 16
 """Room for a head, a small body, and the first bytes of a large one."""
 
+MAX_INTERIM = 100
 MAX_TRAILERS = 100
 
 _HEXADECIMAL = b"0123456789abcdefABCDEF"
@@ -100,6 +101,7 @@ class Response:
     Args:
         incoming: Where it begins.
         method: Of the request.
+        is_last: Whether the connection can take no other request, whatever the response says.
 
     Attributes:
         status: 200 to 999.
@@ -110,15 +112,11 @@ class Response:
         CutOff: The connection ended.
     """
 
-    def __init__(self, incoming: Incoming, method: str) -> None:
+    def __init__(self, incoming: Incoming, method: str, *, is_last: bool = False) -> None:
         self._incoming = incoming
-        version, self.status, self.headers = _read_head(incoming)
-        while self.status < 200:
-            if self.status == 101:
-                raise NoHttp("another protocol")
-            version, self.status, self.headers = _read_head(incoming)
+        version, self.status, self.headers = _read_final_head(incoming)
         options = self.headers.get("connection", "").lower()
-        self._keeps_alive = version == b"HTTP/1.1" and "close" not in options
+        self._keeps_alive = version == b"HTTP/1.1" and "close" not in options and not is_last
         self._is_chunked = False
         self._has_begun = False
         self._left = 0  # bytes of the body, or of its present chunk
@@ -145,17 +143,17 @@ class Response:
         return piece
 
     def read_into(self, view: memoryview) -> int:
-        """Fill the start of `view` with the body and return how many bytes; 0 at the end.
+        """Fill `view` with the body and return how many bytes; fewer than it has at the end.
 
         Raises:
             CutOff, NoHttp: As `take`.
         """
-        limit = self._limit()
-        if not limit:
-            return 0
-        count = self._incoming.read_into(view[:limit])
-        self._note(count)
-        return count
+        filled = 0
+        while filled < len(view) and (limit := self._limit()):
+            count = self._incoming.read_into(view[filled : filled + limit])
+            self._note(count)
+            filled += count
+        return filled
 
     def _frame(self) -> None:
         """Find out where the body ends."""
@@ -202,6 +200,17 @@ class Response:
             if not self._incoming.until(b"\r\n"):
                 return
         raise NoHttp("trailers that do not end")
+
+
+def _read_final_head(incoming: Incoming) -> tuple[bytes, int, Mapping[str, str]]:
+    """Return version, status and headers of the response behind interim ones."""
+    for _ in range(MAX_INTERIM):
+        version, status, headers = _read_head(incoming)
+        if status >= 200:
+            return version, status, headers
+        if status == 101:
+            raise NoHttp("another protocol")
+    raise NoHttp("interim responses that do not end")
 
 
 def _read_head(incoming: Incoming) -> tuple[bytes, int, Mapping[str, str]]:

@@ -38,10 +38,12 @@ class PullOptions(TypedDict, total=False):
             the dtype that comes, writeable, in C order. The bytes go from the socket into them.
             After an error their content is undefined.
         into: Called with name, index of the first element, and a 1-D array of elements, in order,
-            for models that are larger than memory. A piece has at most 16 MiB; its array is used
-            again when the callback returns. What it raises ends the pull. Once it was called, a
-            connection that breaks is not tried again but raised, since another answer might be of
-            another version. The parameters returned have no arrays.
+            for models that are larger than memory: all float32 tensors, then all float64 ones. A
+            piece has at most 16 MiB; its array is used again when the callback returns. What it
+            raises ends the pull. Once it was called, a connection that breaks is not tried again
+            but raised, since another answer might be of another version. With an asyncio client it
+            is a plain function too, and runs on the event loop. The parameters returned have no
+            arrays.
     """
 
     dtype: str

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
 from stepwell_core.errors import DtypeMismatch, InvalidArgument, ShapeMismatch, shown
-from stepwell_core.layout import PAYLOAD_DTYPES, Array, Layout, Tensor, byte_views
+from stepwell_core.layout import PAYLOAD_DTYPES, Array, Layout, Tensor, byte_view
 
 HALF_DTYPES = ("float16", "bfloat16")
 
@@ -64,7 +65,12 @@ def gradients_of(
 
 def _dtype_of(value: Any, array: Array) -> str:
     # Without ml_dtypes, NumPy has no bfloat16, and `array` is the bits.
-    return "bfloat16" if _is_bfloat16_of_torch(value) else array.dtype.name
+    return "bfloat16" if _is_bfloat16_of_torch(value) else _name_of(array.dtype)
+
+
+@cache
+def _name_of(dtype: np.dtype[Any]) -> str:
+    return dtype.name  # NumPy makes it anew each time, in microseconds
 
 
 def _as_declared(name: str, dtype: str, declared: str) -> str:
@@ -88,7 +94,8 @@ def _as_array(value: Any) -> Array:
 
 def _is_of_torch(value: Any) -> bool:
     """Whether a value is a torch tensor, which is told without importing torch."""
-    return hasattr(value, "detach") and hasattr(value, "cpu")
+    is_array = isinstance(value, np.ndarray)
+    return not is_array and hasattr(value, "detach") and hasattr(value, "cpu")
 
 
 def _is_bfloat16_of_torch(value: Any) -> bool:
@@ -116,11 +123,7 @@ def _of_torch(tensor: Any) -> Array:
 
 def in_travel_order(layout: Layout, arrays: Mapping[str, Array]) -> tuple[memoryview, ...]:
     """Return the bytes of each tensor in the order in which they travel; no copy."""
-    return tuple(
-        view
-        for segment in layout.segments.values()
-        for view in byte_views({segment.tensor.dtype: arrays[segment.tensor.name].reshape(-1)})
-    )
+    return tuple(byte_view(arrays[name]) for name in layout.segments)
 
 
 def check_shape(array: Array, tensor: Tensor) -> None:

@@ -122,6 +122,43 @@ def test_gradients_of_one_other_dtype_are_sent_as_they_are():
     assert len(payload_of(call)) == 8 * LAYOUT.size
 
 
+def test_gradients_of_uint16_are_what_is_declared():
+    """The header says it, and the bits travel as they are."""
+    bits = {name: np.full(array.shape, 0x3F80, np.uint16) for name, array in PARAMETERS.items()}
+
+    call = calls.push("digits", LAYOUT, bits, HEADER, pulls=False, dtype="bfloat16")
+
+    assert header_of(call)["dtype"] == "bfloat16"
+    assert payload_of(call) == b"\x80\x3f" * LAYOUT.size
+
+
+def test_header_and_payload_lie_apart_until_the_call_is_sent():
+    """Another transport may put the payload elsewhere and send the header alone."""
+    call = push(PARAMETERS)
+
+    assert call.header["layout"] == LAYOUT.hash
+    assert b"".join(call.payload) == payload_of(call)
+    assert all(
+        np.shares_memory(np.frombuffer(view, "u1"), PARAMETERS[name])
+        for view, name in zip(call.payload, ("w", "b", "d"), strict=True)
+    )
+    assert Call("GET", "/").body == []
+
+
+@pytest.mark.parametrize(
+    ("path", "query", "expected"),
+    [
+        ("/v1/m", {}, "/v1/m"),
+        ("/v1/m", {"names": ["a/b", "c d"], "n": 1}, "/v1/m?names=a%2Fb&names=c%20d&n=1"),
+        ("/v1/m", {"names": ["ä&=+%?#"]}, "/v1/m?names=%C3%A4%26%3D%2B%25%3F%23"),
+        ("/v1/a b/ü?#%", {}, "/v1/a%20b/%C3%BC%3F%23%25"),
+    ],
+)
+def test_path_and_query_are_quoted(path, query, expected):
+    """No name can end the path, begin another value, or break the line of the request."""
+    assert Call("GET", path, query).target == expected
+
+
 def test_the_body_is_views_of_the_callers_arrays():
     """Nothing is joined or copied: what is written into the array later would be sent."""
     gradients = {name: array.copy() for name, array in PARAMETERS.items()}

@@ -92,6 +92,7 @@ def test_a_refusal_that_comes_early_is_read_although_sending_broke(connect):
         received, text = exchange(connection, body)
 
     assert (received.status, text) == (409, b"no")
+    assert not received.is_reusable
 
 
 @pytest.mark.parametrize(

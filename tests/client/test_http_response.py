@@ -129,6 +129,7 @@ def test_headers_are_found_by_their_lower_case_names():
         b"HTTP/2 200 OK\r\n\r\n",
         b"HTTP/1.1 OK\r\n\r\n",
         b"HTTP/1.1 101 Switching Protocols\r\n\r\n",
+        b"HTTP/1.1 102 Processing\r\n\r\n" * 200,
         b"HTTP/1.1 200 OK\r\nNoColon\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nA: b\r\n folded\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nName : spaced\r\n\r\n",
@@ -139,8 +140,8 @@ def test_headers_are_found_by_their_lower_case_names():
         b"HTTP/1.1 200 OK\r\nX: " + b"a" * BUFFER_BYTES + b"\r\n\r\n",
     ],
     ids=[
-        "ssh", "tls", "2", "no status", "upgrade", "no colon", "folded", "space", "two lengths",
-        "negative", "two framings", "gzip", "endless",
+        "ssh", "tls", "2", "no status", "upgrade", "interim", "no colon", "folded", "space",
+        "two lengths", "negative", "two framings", "gzip", "endless",
     ],
 )  # fmt: skip
 def test_what_is_no_response_is_refused_at_once(data):

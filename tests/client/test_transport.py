@@ -58,6 +58,7 @@ FOUND, OPENED, PUSHED = (
     answers(response(message(fields))) for fields in (DESCRIBED, opened(), result())
 )
 WEIGHTS = np.float32([1, 2, 3])
+LISTED = answers(response(message({"models": [{"name": "m"}]})))
 
 
 WAYS = {
@@ -230,6 +231,132 @@ def test_a_problem_document_is_raised_as_its_class(way):
 
     assert caught.value.details["model"] == "m"
     assert caught.value.details["status"] == 404
+
+
+# Where a payload goes
+
+
+def test_a_payload_goes_into_the_callers_arrays(way):
+    """They are what the pull returns."""
+    out = {"w": np.zeros(3, np.float32)}
+
+    with way.talking_to(FOUND, answers(response(message(PULLED, WEIGHTS)))) as (_, client):
+        parameters = client.model("m").pull(out=out)
+
+    assert parameters["w"] is out["w"]
+    assert out["w"].tolist() == [1, 2, 3]
+
+
+LARGE = np.arange(9 << 20, dtype=np.float32)
+LARGE_LAYOUT = Layout.of({"w": LARGE})
+LARGE_FOUND = answers(response(message({"name": "m", "tensors": LARGE_LAYOUT.to_json()})))
+LARGE_PULLED = message({**PULLED, "layout": LARGE_LAYOUT.hash}, LARGE)
+
+
+def test_a_large_payload_goes_into_a_callback_piece_by_piece(way):
+    """In order, whatever the transport's own pieces are, and then there is nothing else."""
+    seen = []
+
+    def into(name, index, elements):
+        seen.append((name, index, elements.size))
+        assert np.array_equal(elements, LARGE[index : index + elements.size])
+
+    with way.talking_to(LARGE_FOUND, answers(response(LARGE_PULLED))) as (_, client):
+        parameters = client.model("m").pull(into=into)
+
+    step = (16 << 20) // 4
+    assert seen == [("w", 0, step), ("w", step, step), ("w", 2 * step, 1 << 20)]
+    assert (len(parameters), parameters.version, parameters.incarnation) == (0, 0, "one")
+
+
+def test_a_callback_that_has_had_a_piece_is_not_called_again_for_another_answer(way):
+    """The connection breaks in the middle: the pull raises and is not tried again."""
+    seen = []
+    cut = says(response(LARGE_PULLED)[:-5])
+
+    with way.talking_to(LARGE_FOUND, cut, LARGE_FOUND) as (server, client):
+        model = client.model("m")
+        with pytest.raises(ConnectionFailed, match="broke"):
+            model.pull(into=lambda name, index, elements: seen.append(index))
+
+    assert seen == [0, 4 << 20]
+    assert len(server.requests) == 2
+
+
+def test_a_callback_is_called_by_the_second_attempt_if_the_first_gave_nothing(way):
+    """Then it has seen nothing, so the pull may be tried again as any other."""
+    seen = []
+    acts = [resets, says(response(LARGE_PULLED)[:1000]), answers(response(LARGE_PULLED))]
+
+    with way.talking_to(LARGE_FOUND, *acts) as (server, client):
+        client.model("m").pull(into=lambda name, index, elements: seen.append(index))
+
+    assert seen == [0, 4 << 20, 8 << 20]
+    assert len(server.requests) == 4
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError("disk full"), httpx.ReadError("x"), Fenced("x"), ConnectionFailed("x"), KeyError("x")],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_a_callback_raises_is_the_callers_own(way, error):
+    """It ends the pull and comes through as it is, and is no reason to try again."""
+
+    def into(name, index, elements):
+        raise error
+
+    acts = [FOUND, answers(response(message(PULLED, WEIGHTS))), LISTED]
+    with way.talking_to(*acts) as (server, client):
+        model = client.model("m")
+        with pytest.raises(type(error)) as caught:
+            model.pull(into=into)
+        assert client.models() == ["m"]  # and the client goes on
+
+    assert caught.value is error
+    assert len(server.requests) == 3
+
+
+def test_what_is_current_does_not_come_again(way):
+    """304 without a body: the very same object, and the connection is as good as before."""
+    pulled = response(message(PULLED, WEIGHTS)).replace(b"\r\n", b'\r\nETag: "one:0:x"\r\n', 1)
+    current = b'HTTP/1.1 304 Not Modified\r\nETag: "one:0:x"\r\n\r\n'
+
+    with way.talking_to(FOUND, answers(pulled), answers(current), LISTED) as (server, client):
+        model = client.model("m")
+        first = model.pull()
+        second = model.pull(cached=first)
+        client.models()
+
+    assert second is first
+    assert "if-none-match" not in server.requests[1].headers
+    assert server.requests[2].headers["if-none-match"] == '"one:0:x"'
+
+
+def test_304_that_nobody_asked_for_is_unexpected(way):
+    """A cache in between answers for the server; there are no parameters to return."""
+    current = answers(b"HTTP/1.1 304 Not Modified\r\n\r\n")
+
+    with way.talking_to(FOUND, current) as (_, client):
+        model = client.model("m")
+        with pytest.raises(UnexpectedAnswer):
+            model.pull()
+
+
+def test_the_memory_of_a_pull_is_used_again_by_the_next_but_one(way):
+    """As soon as nobody looks at it: a new array of 100 MB costs milliseconds."""
+    pulled = answers(response(message(PULLED, WEIGHTS)))
+    places = []
+
+    with way.talking_to(FOUND, pulled) as (_, client):
+        model = client.model("m")
+        for _ in range(6):
+            parameters = model.pull()
+            places.append(parameters["w"].ctypes.data)
+        kept = [model.pull() for _ in range(4)]
+
+    assert len(set(places)) == 2
+    assert len({id(parameters["w"].base) for parameters in kept}) == 4
 
 
 # Answers that do not come
@@ -445,9 +572,6 @@ def test_a_cancelled_push_is_unresolved():
 
 
 # Connections that are kept
-
-
-LISTED = answers(response(message({"models": [{"name": "m"}]})))
 
 
 @pytest.fixture
