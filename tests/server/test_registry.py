@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from stepwell_core.consistency import Sync
 from stepwell_core.definition import Definition
 from stepwell_core.errors import (
     CheckpointInvalid,
     DataFolderInvalid,
+    DoesNotFit,
     ModelDiffers,
     ModelExists,
     ModelNotFound,
@@ -378,3 +380,52 @@ def test_no_cut_is_made_while_another_is_being_written(tmp_path, monkeypatch):
 
     assert in_between == 1
     assert ids == ["000002-v3", "000003-v3"]
+
+
+SYNC = Definition("s", LAYOUT, SGD(1.0, name="sgd"), consistency=Sync(2))
+
+
+def test_a_model_whose_barrier_does_not_fit_into_the_staging_is_refused(tmp_path):
+    """One gradient for each worker and one of the largest model; nothing stays reserved."""
+    unit = LAYOUT.block_nbytes()
+
+    async def create(registry: Registry) -> None:
+        with pytest.raises(DoesNotFit) as refusal:
+            await registry.create(SYNC, None, exist_ok=False)
+        assert (refusal.value.details["needed"], list(registry)) == (3 * unit, [])
+        await registry.create(definition(), None, exist_ok=False)
+
+    run(tmp_path, create, budget=2 * unit)
+
+
+def test_a_model_that_does_not_fit_into_the_staging_any_more_is_recovered_with_a_warning(
+    tmp_path, capsys
+):
+    """It shares what is not reserved: better slow than gone."""
+
+    async def create(registry: Registry) -> None:
+        await registry.create(SYNC, None, exist_ok=False)
+
+    async def use(registry: Registry) -> list[str]:
+        model = registry.get("s")
+        assert model.part is registry._staging.shared
+        await registry.delete("s")
+        return [hosted.definition.name for hosted in registry]
+
+    run(tmp_path, create)
+    found = run(tmp_path, use, budget=2 * LAYOUT.block_nbytes())
+
+    assert found == []
+    assert "staging_too_small" in capsys.readouterr().out
+
+
+def test_a_create_that_fails_gives_its_reserve_back(tmp_path, monkeypatch):
+    """Whatever it fails of."""
+
+    async def create(registry: Registry) -> int:
+        monkeypatch.setattr(ModelFolder, "show", lambda folder: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            await registry.create(SYNC, None, exist_ok=False)
+        return registry._staging.shared.capacity
+
+    assert run(tmp_path, create, budget=1 << 20) == 1 << 20
