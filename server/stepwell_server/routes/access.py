@@ -59,7 +59,6 @@ def model_of(request: Request, model: str) -> HostedModel:
 
 TheModel = Annotated[HostedModel, Depends(model_of)]
 TheRegistry = Annotated[Registry, Depends(registry_of)]
-TheStaging = Annotated[Staging, Depends(staging_of)]
 TheSettings = Annotated[Settings, Depends(settings_of)]
 
 

@@ -18,7 +18,7 @@ from stepwell_core.push import Push
 from stepwell_server import bodies
 from stepwell_server.model import HostedModel
 from stepwell_server.representations import negotiate
-from stepwell_server.routes.access import PREFIX, TheModel, TheStaging, answer, drain_of
+from stepwell_server.routes.access import PREFIX, TheModel, answer, drain_of, staging_of
 from stepwell_server.routes.parameters import check_layout, parameters_response
 from stepwell_server.staging import Staging
 
@@ -65,9 +65,7 @@ class PushHeader(BaseModel):
 
 
 @router.post(PREFIX + "/gradients")
-async def push_gradients(
-    request: Request, model: TheModel, staging: TheStaging, pull: bool = False
-) -> Response:
+async def push_gradients(request: Request, model: TheModel, pull: bool = False) -> Response:
     """Push a gradient.
 
     The body is a msgpack stream, or JSON with the header's fields and `"gradients": {name:
@@ -87,7 +85,7 @@ async def push_gradients(
         header = bodies.parse(PushHeader, await reader.header())
         selection = _selection(header, layout)
         model.engine.check_session(header.worker, header.epoch, header.incarnation)
-        result = await _receive(reader, header, selection, model, staging)
+        result = await _receive(reader, header, selection, model, staging_of(request))
     if result.outcome == "waiting":
         return answer(request, result.to_json(), 202)
     if accepted is None:
