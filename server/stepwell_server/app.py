@@ -80,8 +80,8 @@ class Application:
         Raises:
             CheckpointInvalid: A model cannot be recovered; nothing was changed.
         """
-        log.info("staging", bytes=self._budget.nbytes, source=self._budget.whose)
         await self.registry.recover()
+        log.info("staging", bytes=self._budget.nbytes, source=self._budget.whose)
         self.api.state.is_ready = True
 
     def stop_waiting(self) -> None:

@@ -66,10 +66,10 @@ class StepwellProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Set the high-water mark of the new connection, and wait for its first header."""
         super().connection_made(transport)
+        self._drain = Drain(transport, self.loop, self._counts)
         # A plain transport pauses writing above the mark, one with TLS already at it: with 0 that
         # would pause and resume in turns, whatever there is to write.
         has_tls = transport.get_extra_info("sslcontext") is not None
-        self._drain = Drain(transport, self.loop, self._counts)
         transport.set_write_buffer_limits(high=1 if has_tls else 0)
         if is_trusted(transport):
             self._memory = ConnectionMemory(transport)

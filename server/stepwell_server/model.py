@@ -34,9 +34,10 @@ from stepwell_core.layout import Arenas
 from stepwell_core.ledger import Result, Session
 from stepwell_core.push import Push, Staged, Waiting
 from stepwell_core.rehearsal import rehearse
-from stepwell_core.state import Counters, Snapshot, State
+from stepwell_core.state import Counters, State
 from stepwell_core.store import Version
 
+from stepwell_server.checkpoints import Checkpoints
 from stepwell_server.lane import Lane
 from stepwell_server.pulls import Pulls
 from stepwell_server.readers import Readers
@@ -81,7 +82,6 @@ class HostedModel:
         self.folder = folder
         self.part = part
         self.pulls = Pulls()
-        self._saved = saved
         self._loop = asyncio.get_running_loop()
         self._lane = Lane(engine.definition.name, self._loop)
         self._push_wait_s = push_wait_s
@@ -89,7 +89,7 @@ class HostedModel:
         self.readers = Readers(engine)
         self._warm_dtypes = {"native"}  # of pushes
         self._warm_encodings = {"native"}  # of pulls
-        self._checkpointing = asyncio.Lock()
+        self._checkpoints = Checkpoints(engine, folder, self._run, saved)
         self._is_stopping = False
         self._is_shared = False
 
@@ -391,36 +391,11 @@ class HostedModel:
 
     async def checkpoint(self) -> Manifest:
         """Write a checkpoint beside training; returns when it is durable."""
-        async with self._checkpointing:  # a later cut gets a later name
-            buffers = await asyncio.to_thread(self._touched_buffers)
-            snapshot: Snapshot = await self._run(lambda: self.engine.snapshot(buffers))
-            manifest = await asyncio.to_thread(self._write_checkpoint, snapshot)
-            self._saved = manifest
-        log.info("checkpoint", model=self.definition.name, id=manifest.id)
-        return manifest
-
-    def _write_checkpoint(self, snapshot: Snapshot) -> Manifest:
-        """Write a cut and release it, in one thread, whatever becomes of who asked for it."""
-        try:
-            return self.folder.write_checkpoint(snapshot)
-        finally:
-            self.release(snapshot.parameters)
-
-    def _touched_buffers(self) -> dict[str, Arenas]:
-        """Return buffers for the slots; their pages are there already, so the cut is short."""
-        buffers = {}
-        for name in self.engine.pipeline.slot_values:
-            buffers[name] = self.engine.layout.new_arenas(None)
-            for array in buffers[name].values():
-                array.fill(0)
-        return buffers
+        return await self._checkpoints.write()
 
     async def remove_checkpoint(self, checkpoint_id: str) -> None:
         """Remove a checkpoint; see `ModelFolder.remove_checkpoint`."""
-        async with self._checkpointing:
-            await asyncio.to_thread(self.folder.remove_checkpoint, checkpoint_id)
-            if self._saved is not None and self._saved.id == checkpoint_id:
-                self._saved = None  # so that a stop writes another
+        await self._checkpoints.remove(checkpoint_id)
 
     # The end
 
@@ -436,22 +411,10 @@ class HostedModel:
     async def stop(self) -> None:
         """Write a last checkpoint, unless nothing changed; mark the stop as clean; end the lane."""
         self._is_stopping = True
-        if not await self._run(self._is_saved):
+        if not await self._run(self._checkpoints.has_everything):
             await self.checkpoint()
         await self._lane.close()
-        if self._saved is not None and self._is_saved():
-            await asyncio.to_thread(self.folder.mark_clean_stop, self._saved.id)
-
-    def _is_saved(self) -> bool:
-        """Whether the newest checkpoint holds everything, sessions included."""
-        saved, engine = self._saved, self.engine
-        return (
-            saved is not None
-            and saved.counters == engine.counters
-            and saved.incarnation == engine.incarnation
-            and saved.definition == engine.definition
-            and saved.ledger == engine.ledger.to_json()
-        )
+        await self._checkpoints.mark_clean_stop()
 
     async def discard(self) -> None:
         """End the lane without a checkpoint: the model is being deleted."""

@@ -19,6 +19,7 @@ from stepwell_core.definition import Definition
 from stepwell_core.errors import (
     CheckpointInvalid,
     DataFolderInvalid,
+    DoesNotFit,
     ModelDiffers,
     ModelExists,
     ModelNotFound,
@@ -408,3 +409,52 @@ def test_the_memory_of_a_gradient_that_was_added_is_free_while_its_push_waits(tm
         return is_waiting, memory
 
     assert run(tmp_path, scenario) == (True, None)
+
+
+SYNC = Definition("s", LAYOUT, SGD(1.0, name="sgd"), consistency=Sync(2))
+
+
+def test_a_model_whose_barrier_does_not_fit_into_the_staging_is_refused(tmp_path):
+    """One gradient for each worker and one of the largest model; nothing stays reserved."""
+    unit = LAYOUT.block_nbytes()
+
+    async def create(registry: Registry) -> None:
+        with pytest.raises(DoesNotFit) as refusal:
+            await registry.create(SYNC, None, exist_ok=False)
+        assert (refusal.value.details["needed"], list(registry)) == (3 * unit, [])
+        await registry.create(definition(), None, exist_ok=False)
+
+    run(tmp_path, create, budget=2 * unit)
+
+
+def test_a_model_that_does_not_fit_into_the_staging_any_more_is_recovered_with_a_warning(
+    tmp_path, capsys
+):
+    """It shares what is not reserved: better slow than gone."""
+
+    async def create(registry: Registry) -> None:
+        await registry.create(SYNC, None, exist_ok=False)
+
+    async def use(registry: Registry) -> list[str]:
+        model = registry.get("s")
+        assert model.part is registry._staging.shared
+        await registry.delete("s")
+        return [hosted.definition.name for hosted in registry]
+
+    run(tmp_path, create)
+    found = run(tmp_path, use, budget=2 * LAYOUT.block_nbytes())
+
+    assert found == []
+    assert "staging_too_small" in capsys.readouterr().out
+
+
+def test_a_create_that_fails_gives_its_reserve_back(tmp_path, monkeypatch):
+    """Whatever it fails of."""
+
+    async def create(registry: Registry) -> int:
+        monkeypatch.setattr(ModelFolder, "show", lambda folder: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            await registry.create(SYNC, None, exist_ok=False)
+        return registry._staging.shared.capacity
+
+    assert run(tmp_path, create, budget=1 << 20) == 1 << 20

@@ -82,7 +82,6 @@ PullDtype = Literal["native", "float16", "bfloat16"]
 
 TheModel = Annotated[HostedModel, Depends(model_of)]
 TheRegistry = Annotated[Registry, Depends(registry_of)]
-TheStaging = Annotated[Staging, Depends(staging_of)]
 TheMemory = Annotated[ConnectionMemory, Depends(memory_of)]
 TheSettings = Annotated[Settings, Depends(settings_of)]
 

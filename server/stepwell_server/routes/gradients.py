@@ -23,10 +23,10 @@ from stepwell_server.routes.access import (
     PREFIX,
     PullDtype,
     TheModel,
-    TheStaging,
     answer,
     drain_of,
     memory_of,
+    staging_of,
 )
 from stepwell_server.routes.parameters import check_layout, parameters_response
 from stepwell_server.staging import Staging
@@ -75,11 +75,7 @@ class PushHeader(BaseModel):
 
 @router.post(PREFIX + "/gradients")
 async def push_gradients(
-    request: Request,
-    model: TheModel,
-    staging: TheStaging,
-    pull: bool = False,
-    dtype: PullDtype = "native",
+    request: Request, model: TheModel, pull: bool = False, dtype: PullDtype = "native"
 ) -> Response:
     """Push a gradient.
 
@@ -107,7 +103,7 @@ async def push_gradients(
             arenas = memory_of(request).gradient(model.definition.name, selection, header.dtype)
             result = await model.push(header.push(Gradient(selection, arenas, header.dtype)))
         else:
-            result = await _receive(reader, header, selection, model, staging)
+            result = await _receive(reader, header, selection, model, staging_of(request))
     if result.outcome == "waiting":
         return answer(request, result.to_json(), 202)
     if accepted is None:

@@ -15,7 +15,7 @@ from stepwell_core.optimizers import OPTIMIZERS
 
 from stepwell_server import __version__
 from stepwell_server.representations import MEDIA_TYPES
-from stepwell_server.routes.access import TheSettings, TheStaging
+from stepwell_server.routes.access import TheSettings, staging_of
 from stepwell_server.routes.parameters import MAX_WAIT_S
 
 router = APIRouter(tags=["server"])
@@ -37,7 +37,7 @@ async def readyz(request: Request) -> Response:
 
 
 @router.get("/v1")
-async def about(request: Request, settings: TheSettings, staging: TheStaging) -> dict[str, Any]:
+async def about(request: Request, settings: TheSettings) -> dict[str, Any]:
     """Say which protocol, limits and features this server has, and what it has counted."""
     return {
         "stepwell": __version__,
@@ -50,7 +50,7 @@ async def about(request: Request, settings: TheSettings, staging: TheStaging) ->
             "max_body_bytes": settings.max_body_bytes,
             "max_json_bytes": settings.max_json_bytes,
             "push_wait_s": settings.push_wait_s,
-            "staging_bytes": staging.budget_bytes,
+            "staging_bytes": staging_of(request).budget_bytes,
             "pull_wait_s": MAX_WAIT_S,
         },
         "counts": asdict(request.app.state.counts),

@@ -19,9 +19,9 @@ from stepwell_server.routes.access import (
     PREFIX,
     TheModel,
     TheRegistry,
-    TheStaging,
     answer,
     describe,
+    staging_of,
 )
 from stepwell_server.staging import Staging
 
@@ -41,7 +41,7 @@ async def list_models(request: Request, registry: TheRegistry) -> Response:
 
 
 @router.post("/v1/models", status_code=201)
-async def create_model(request: Request, registry: TheRegistry, staging: TheStaging) -> Response:
+async def create_model(request: Request, registry: TheRegistry) -> Response:
     """Create a model.
 
     The body is a definition, `{"name", "tensors": [{"name", "shape", "dtype"}], "optimizer",
@@ -62,7 +62,7 @@ async def create_model(request: Request, registry: TheRegistry, staging: TheStag
         has_values = _flag(fields, "has_values", default=True)
         exist_ok, definition = _definition(fields)
         check_memory(definition)
-        parameters = await _receive(reader, definition, staging) if has_values else None
+        parameters = await _receive(reader, definition, staging_of(request)) if has_values else None
     model, is_new = await registry.create(definition, parameters, exist_ok=exist_ok)
     fields = {**await model.read(describe), "created": is_new}
     return answer(request, fields, 201 if is_new else 200)

@@ -33,9 +33,9 @@ from stepwell_server.routes.access import (
     PREFIX,
     PullDtype,
     TheModel,
-    TheStaging,
     answer,
     drain_of,
+    staging_of,
 )
 
 MAX_WAIT_S = 60.0
@@ -235,7 +235,7 @@ class OverwriteHeader(BaseModel):
 
 
 @router.put(PREFIX + "/parameters")
-async def overwrite(request: Request, model: TheModel, staging: TheStaging) -> Response:
+async def overwrite(request: Request, model: TheModel) -> Response:
     """Replace all parameters; slots stay, and sessions learn of it at their next push.
 
     The body is a msgpack stream with the header `{"layout": hash}`, or JSON `{"parameters": {name:
@@ -253,7 +253,7 @@ async def overwrite(request: Request, model: TheModel, staging: TheStaging) -> R
         reader = bodies.MessageReader(request)
         header = bodies.parse(OverwriteHeader, await reader.header())
         check_layout(header.layout, layout)
-        with await staging.take(layout.block_nbytes()) as lease:
+        with await staging_of(request).take(layout.block_nbytes()) as lease:
             arenas = lease.arenas(layout, "native")
             await reader.payload(arenas)
             cut = await model.overwrite(arenas, lease)
