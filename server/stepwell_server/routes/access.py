@@ -24,25 +24,28 @@ MAX_COUNT = (1 << 63) - 1
 """The largest epoch, sequence or version; JSON and msgpack readers take it everywhere."""
 
 
-def registry_of(request: Request) -> Registry:
+# Coroutines, though they never wait: FastAPI runs other dependencies in a thread of its pool.
+
+
+async def registry_of(request: Request) -> Registry:
     """Return the server's models."""
     registry: Registry = request.app.state.registry
     return registry
 
 
-def settings_of(request: Request) -> Settings:
+async def settings_of(request: Request) -> Settings:
     """Return the server's settings."""
     settings: Settings = request.app.state.settings
     return settings
 
 
-def model_of(request: Request, model: str) -> HostedModel:
+async def model_of(request: Request, model: str) -> HostedModel:
     """Return the model that the path names.
 
     Raises:
         ModelNotFound: There is none.
     """
-    return registry_of(request).get(check_identifier(model, "model"))
+    return (await registry_of(request)).get(check_identifier(model, "model"))
 
 
 PullDtype = Literal["native", "float16", "bfloat16"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 from stepwell_core.errors import InvalidInput
@@ -61,9 +61,16 @@ class PushHeader(BaseModel):
         )
 
 
+class PushQuery(BaseModel):
+    """What a push may ask for, in the query of its URL."""
+
+    pull: bool = False
+    dtype: PullDtype = "native"
+
+
 @router.post(PREFIX + "/gradients")
 async def push_gradients(
-    request: Request, model: TheModel, pull: bool = False, dtype: PullDtype = "native"
+    request: Request, model: TheModel, query: Annotated[PushQuery, Query()]
 ) -> Response:
     """Push a gradient.
 
@@ -75,7 +82,8 @@ async def push_gradients(
     """
     layout = model.engine.layout
     # Before the push has its effect: who accepts none of our formats is refused with nothing done.
-    accepted = negotiate(request.headers.get("accept", "*/*"), layout, dtype) if pull else None
+    accept = request.headers.get("accept", "*/*")
+    accepted = negotiate(accept, layout, query.dtype) if query.pull else None
     # No local variable holds the push: where gradients are added as they come, its memory is free
     # long before its result is there.
     result = await model.push(await _read_push(request, model))
@@ -83,7 +91,7 @@ async def push_gradients(
         return answer(request, result.to_json(), 202)
     if accepted is None:
         return answer(request, result.to_json())
-    return await parameters_response(model, layout, accepted, dtype, result=result.to_json())
+    return await parameters_response(model, layout, accepted, query.dtype, result=result.to_json())
 
 
 async def _read_push(request: Request, model: HostedModel) -> Push:

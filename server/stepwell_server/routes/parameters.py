@@ -35,17 +35,19 @@ MAX_WAIT_S = 60.0
 router = APIRouter(tags=["parameters"])
 
 
+class PullQuery(BaseModel):
+    """What a pull may ask for, in the query of its URL."""
+
+    names: list[str] | None = None
+    slot: str | None = None
+    dtype: PullDtype = "native"
+    min_version: Annotated[int, Field(ge=0, le=MAX_COUNT)] = 0
+    incarnation: Annotated[str | None, Field(max_length=64)] = None
+    wait_s: Annotated[float, Field(ge=0, le=MAX_WAIT_S)] = 0.0
+
+
 @router.get(PREFIX + "/parameters")
-async def pull(
-    request: Request,
-    model: TheModel,
-    names: Annotated[list[str] | None, Query()] = None,
-    slot: str | None = None,
-    dtype: PullDtype = "native",
-    min_version: Annotated[int, Query(ge=0, le=MAX_COUNT)] = 0,
-    incarnation: Annotated[str | None, Query(max_length=64)] = None,
-    wait_s: Annotated[float, Query(ge=0, le=MAX_WAIT_S)] = 0.0,
-) -> Response:
+async def pull(request: Request, model: TheModel, query: Annotated[PullQuery, Query()]) -> Response:
     """Pull the parameters, or one slot of the optimizer; one version of all tensors.
 
     `names` (repeated) chooses tensors; `dtype` float16 or bfloat16 has them rounded, a slot too.
@@ -53,13 +55,15 @@ async def pull(
     with what there is; 409 `stale_incarnation` if `incarnation` is not, or while it waits becomes
     not, the model's. Answers 304 if `If-None-Match` names the present version.
     """
+    names, dtype = query.names, query.dtype
     layout = model.engine.layout.select(names) if names else model.engine.layout
     media_type = negotiate(request.headers.get("accept", "*/*"), layout, dtype)
-    model.readers.check(incarnation)
-    if wait_s and not model.readers.has(min_version):
-        await _while_connected(request, model.readers.wait_for(min_version, wait_s, incarnation))
-    if slot is not None:
-        return await _slot(model, layout, slot, media_type, dtype)
+    model.readers.check(query.incarnation)
+    if query.wait_s and not model.readers.has(query.min_version):
+        waiting = model.readers.wait_for(query.min_version, query.wait_s, query.incarnation)
+        await _while_connected(request, waiting)
+    if query.slot is not None:
+        return await _slot(model, layout, query.slot, media_type, dtype)
     return await parameters_response(model, layout, media_type, dtype, request)
 
 
