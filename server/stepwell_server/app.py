@@ -10,7 +10,7 @@ from stepwell_server import __version__, problems
 from stepwell_server.gate import Gate
 from stepwell_server.registry import Registry
 from stepwell_server.routes import ROUTERS
-from stepwell_server.routes.direct import direct_routes
+from stepwell_server.routes.direct import direct
 from stepwell_server.settings import Settings
 from stepwell_server.storage.folders import DataFolder
 from stepwell_server.tokens import Authenticator
@@ -32,7 +32,7 @@ class Application:
         self.registry = Registry(data, settings.push_wait_s)
         self._data = data
         self.api = self._build()
-        self.asgi: ASGIApp = Gate(self.api, authenticator, settings.allowed_hosts)
+        self.asgi: ASGIApp = Gate(direct(self.api), authenticator, settings.allowed_hosts)
 
     def _build(self) -> FastAPI:
         # FastAPI's documentation pages load from a content network; /openapi.json is ours alone.
@@ -47,7 +47,6 @@ class Application:
         api.state.registry = self.registry
         api.state.settings = self.settings
         api.state.is_ready = False
-        api.router.routes.extend(direct_routes())
         for router in ROUTERS:
             api.include_router(router)
         problems.install(api)

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import structlog
 from stepwell_core import keras_config
+from stepwell_core.consistency import Sync
 from stepwell_core.definition import Definition
 from stepwell_core.encoding import rehearse_encoding
 from stepwell_core.engine import Engine
@@ -42,6 +43,12 @@ from stepwell_server.storage.folders import ModelFolder
 from stepwell_server.waiters import Key, PushWaiters, Waiter
 
 T = TypeVar("T")
+
+SMALL_STEP_BYTES = 1 << 18
+"""Gradients of so many bytes are read, and a step of Adam is made of them, in some 50 us."""
+
+TENSOR_COST_BYTES = 1 << 10
+"""What costs as much as one more tensor, in Python's loops over them."""
 
 log = structlog.get_logger("stepwell")
 
@@ -80,6 +87,7 @@ class HostedModel:
         self._warm_encodings = {"native"}  # of pulls
         self._checkpointing = asyncio.Lock()
         self._is_stopping = False
+        self._is_small = is_small(engine.definition)
 
     @property
     def definition(self) -> Definition:
@@ -101,7 +109,7 @@ class HostedModel:
         self._check_running()
         await self._warm(push.gradient.dtype)
         waiter: Waiter = self._loop.create_future()
-        await self._run(partial(self._push, push, waiter))
+        await self._run(partial(self._push, push, waiter), is_short=self._is_small)
         del push  # while it waits nobody holds its gradient but who will read it
         return await self._settled(waiter, self._push_wait_s)
 
@@ -155,8 +163,9 @@ class HostedModel:
         return {push.key for push in self.engine.policy.waiting}
 
     async def _settled(self, waiter: Waiter, wait_s: float) -> Result:
-        done, _ = await asyncio.wait([waiter], timeout=wait_s)
-        if done:
+        if not waiter.done():
+            await asyncio.wait([waiter], timeout=wait_s)
+        if waiter.done():
             return waiter.result()
         waiter.cancel()
         counters = self.engine.counters
@@ -371,7 +380,7 @@ class HostedModel:
         self._check_running()
         return await self._run(function)
 
-    async def _run(self, function: Callable[[], T]) -> T:
+    async def _run(self, function: Callable[[], T], *, is_short: bool = False) -> T:
         """Run `function` on the lane, which then wakes readers who wait for what it does."""
 
         def run() -> T:
@@ -381,7 +390,14 @@ class HostedModel:
                 if self.readers.is_any_waiting:
                     self._lane.call_soon(self.readers.wake)
 
-        return await self._lane.run(run)
+        return await self._lane.run(run, is_short=is_short)
+
+
+def is_small(definition: Definition) -> bool:
+    """Return whether a step takes some 100 us at most, as far as the model's size says."""
+    layout, consistency = definition.layout, definition.consistency
+    gradients = consistency.workers if isinstance(consistency, Sync) else 1
+    return gradients * (layout.nbytes + TENSOR_COST_BYTES * len(layout)) <= SMALL_STEP_BYTES
 
 
 def optimizer_tag(definition: Definition) -> str:
