@@ -13,6 +13,7 @@ from stepwell_server.counts import Counts
 from stepwell_server.gate import Gate
 from stepwell_server.registry import Registry
 from stepwell_server.routes import ROUTERS
+from stepwell_server.routes.direct import direct
 from stepwell_server.settings import Settings
 from stepwell_server.staging import Staging
 from stepwell_server.storage.folders import DataFolder
@@ -40,7 +41,7 @@ class Application:
         self.registry = Registry(data, settings.push_wait_s, self.staging)
         self._data = data
         self.api = self._build()
-        self.asgi: ASGIApp = Gate(self.api, authenticator, settings.allowed_hosts)
+        self.asgi: ASGIApp = Gate(direct(self.api), authenticator, settings.allowed_hosts)
 
     def _build(self) -> FastAPI:
         # FastAPI's documentation pages load from a content network; /openapi.json is ours alone.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from starlette.routing import compile_path
@@ -61,6 +62,8 @@ DECISIVE = frozenset(
     {"host", "origin", "authorization", "content-type", "content-encoding", "content-length"}
 )
 """The headers that the gate decides by."""
+
+MAX_ADDRESS_CHARACTERS = 64  # an IPv6 address has 45, its zone not many more
 
 BODY_TYPES = frozenset({"application/json", wire.MEDIA_TYPE})
 
@@ -170,8 +173,8 @@ def _headers(scope: Scope) -> dict[str, str]:
 def role_needed(method: str, path: str) -> str:
     """Return the role that a call needs; `admin` for everything that is not in the table."""
     method = "GET" if method == "HEAD" else method
-    roles = [role for m, pattern, role in _PATTERNS if m == method and pattern.match(path)]
-    return roles[0] if roles else ADMIN
+    roles = (role for m, pattern, role in _PATTERNS if m == method and pattern.match(path))
+    return next(roles, ADMIN)
 
 
 def _host_name(host: str) -> str:
@@ -189,7 +192,10 @@ def _authority(origin: str) -> str | None:
         return None
 
 
+@lru_cache(maxsize=64)
 def _is_address(host: str) -> bool:
+    if len(host) > MAX_ADDRESS_CHARACTERS:
+        return False
     try:
         ipaddress.ip_address(host)
     except ValueError:

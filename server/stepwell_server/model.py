@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import structlog
 from stepwell_core import keras_config
+from stepwell_core.consistency import Sync
 from stepwell_core.definition import Definition
 from stepwell_core.encoding import rehearse_encoding
 from stepwell_core.engine import Engine
@@ -48,6 +49,12 @@ from stepwell_server.storage.folders import ModelFolder
 from stepwell_server.waiters import Key, PushWaiters, Waiter
 
 T = TypeVar("T")
+
+SMALL_STEP_BYTES = 1 << 18
+"""Gradients of so many bytes are read, and a step of Adam is made of them, in some 50 us."""
+
+TENSOR_COST_BYTES = 1 << 10
+"""What costs as much as one more tensor, in Python's loops over them."""
 
 log = structlog.get_logger("stepwell")
 
@@ -92,6 +99,7 @@ class HostedModel:
         self._checkpoints = Checkpoints(engine, folder, self._run, saved)
         self._is_stopping = False
         self._is_shared = False
+        self._is_small = is_small(engine.definition)
 
     @property
     def definition(self) -> Definition:
@@ -118,7 +126,7 @@ class HostedModel:
         self._check_running()
         await self._warm(push.gradient.dtype)
         waiter: Waiter = self._loop.create_future()
-        await self._submit(partial(self._push, push, waiter, lease), lease)
+        await self._submit(partial(self._push, push, waiter, lease), lease, self._is_small)
         del push  # while it waits nobody holds its gradient but who will read it
         return await self._settled(waiter, self._push_wait_s)
 
@@ -220,8 +228,9 @@ class HostedModel:
         return {push.key for push in self.engine.policy.waiting}
 
     async def _settled(self, waiter: Waiter, wait_s: float) -> Result:
-        done, _ = await asyncio.wait([waiter], timeout=wait_s)
-        if done:
+        if not waiter.done():
+            await asyncio.wait([waiter], timeout=wait_s)
+        if waiter.done():
             return waiter.result()
         waiter.cancel()
         counters = self.engine.counters
@@ -435,12 +444,15 @@ class HostedModel:
         """Run `function` on the lane; see `Lane.run`."""
         return await self._submit(function)
 
-    def _submit(self, function: Callable[[], T], lease: Lease | None = None) -> asyncio.Future[T]:
-        """Give `function` to the lane, which then wakes readers who wait for what it does.
+    async def _submit(
+        self, function: Callable[[], T], lease: Lease | None = None, is_short: bool = False
+    ) -> T:
+        """Run `function` on the lane, which then wakes readers who wait for what it does.
 
         Args:
             function: Releases the lease when it is done with it.
             lease: Of memory that it uses; lent from here on.
+            is_short: See `Lane.run`.
         """
 
         def run() -> T:
@@ -450,10 +462,19 @@ class HostedModel:
                 if self.readers.is_any_waiting:
                     self._lane.call_soon(self.readers.wake)
 
+        if is_short and self._lane.is_idle:
+            return self._lane.run_inline(run)
         future = self._lane.submit(run)
         if lease is not None:
             lease.is_lent = True
-        return future
+        return await future
+
+
+def is_small(definition: Definition) -> bool:
+    """Return whether a step takes some 100 us at most, as far as the model's size says."""
+    layout, consistency = definition.layout, definition.consistency
+    gradients = consistency.workers if isinstance(consistency, Sync) else 1
+    return gradients * (layout.nbytes + TENSOR_COST_BYTES * len(layout)) <= SMALL_STEP_BYTES
 
 
 def optimizer_tag(definition: Definition) -> str:

@@ -33,6 +33,9 @@ MAX_JSON_ELEMENTS = 1_000_000
 """JSON costs some 60 bytes of memory an element while it is made, so it is not for large models."""
 
 
+SMALL_MESSAGE_BYTES = 1 << 15
+"""Up to here a copy costs less than one more message to the transport."""
+
 TLS_PIECE_BYTES = 1 << 20
 """How much of a payload is encrypted at a time."""
 
@@ -118,14 +121,18 @@ class MessageResponse(Response):
         status_code: int = 200,
     ) -> None:
         self._parts = wire.encode(header, payload)
+        self._nbytes = wire.nbytes(self._parts)
         self._on_sent = on_sent
         self.status_code = status_code
         self.media_type = wire.MEDIA_TYPE
         self.background: BackgroundTask | None = None
-        self.init_headers({**(headers or {}), "Content-Length": str(wire.nbytes(self._parts))})
+        self.init_headers({**(headers or {}), "Content-Length": str(self._nbytes)})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the parts, each as it is."""
+        """Send the parts, each as it is; small ones are copied, and sent in one go."""
+        if scope["method"] != "HEAD" and self._nbytes <= SMALL_MESSAGE_BYTES:
+            await self._send_small(send)
+            return
         try:
             await send(
                 {
@@ -143,6 +150,16 @@ class MessageResponse(Response):
         finally:
             if self._on_sent is not None:
                 self._on_sent()
+
+    async def _send_small(self, send: Send) -> None:
+        try:
+            body = b"".join(self._parts)
+        finally:
+            if self._on_sent is not None:
+                self._on_sent()
+        start = {"status": self.status_code, "headers": self.raw_headers}
+        await send({"type": "http.response.start", **start})
+        await send({"type": "http.response.body", "body": body, "more_body": False})
 
     async def _send_parts(self, send: Send, piece_bytes: int | None) -> None:
         for part in self._parts:

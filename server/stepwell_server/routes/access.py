@@ -29,13 +29,16 @@ MAX_COUNT = (1 << 63) - 1
 """The largest epoch, sequence or version; JSON and msgpack readers take it everywhere."""
 
 
-def registry_of(request: Request) -> Registry:
+# Coroutines, though they never wait: FastAPI runs other dependencies in a thread of its pool.
+
+
+async def registry_of(request: Request) -> Registry:
     """Return the server's models."""
     registry: Registry = request.app.state.registry
     return registry
 
 
-def settings_of(request: Request) -> Settings:
+async def settings_of(request: Request) -> Settings:
     """Return the server's settings."""
     settings: Settings = request.app.state.settings
     return settings
@@ -53,13 +56,13 @@ def drain_of(request: Request) -> Drain | None:
     return drain
 
 
-def model_of(request: Request, model: str) -> HostedModel:
+async def model_of(request: Request, model: str) -> HostedModel:
     """Return the model that the path names.
 
     Raises:
         ModelNotFound: There is none.
     """
-    return registry_of(request).get(check_identifier(model, "model"))
+    return (await registry_of(request)).get(check_identifier(model, "model"))
 
 
 def memory_of(request: Request) -> ConnectionMemory:
@@ -69,7 +72,7 @@ def memory_of(request: Request) -> ConnectionMemory:
         NoSharedMemory: It comes over the network, or from another user.
     """
     memory: ConnectionMemory | None = request.scope.get("extensions", {}).get(EXTENSION)
-    if memory is None or not settings_of(request).shared_memory:
+    if memory is None or not request.app.state.settings.shared_memory:
         raise NoSharedMemory(
             "Memory is shared with processes of the server's user, over its Unix socket, which "
             "`GET /v1` names. This is another connection"
@@ -82,7 +85,6 @@ PullDtype = Literal["native", "float16", "bfloat16"]
 
 TheModel = Annotated[HostedModel, Depends(model_of)]
 TheRegistry = Annotated[Registry, Depends(registry_of)]
-TheMemory = Annotated[ConnectionMemory, Depends(memory_of)]
 TheSettings = Annotated[Settings, Depends(settings_of)]
 
 

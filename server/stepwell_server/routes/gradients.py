@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 from stepwell_core.errors import InvalidInput
@@ -73,9 +73,16 @@ class PushHeader(BaseModel):
         )
 
 
+class PushQuery(BaseModel):
+    """What a push may ask for, in the query of its URL."""
+
+    pull: bool = False
+    dtype: PullDtype = "native"
+
+
 @router.post(PREFIX + "/gradients")
 async def push_gradients(
-    request: Request, model: TheModel, pull: bool = False, dtype: PullDtype = "native"
+    request: Request, model: TheModel, query: Annotated[PushQuery, Query()]
 ) -> Response:
     """Push a gradient.
 
@@ -89,7 +96,8 @@ async def push_gradients(
     """
     layout = model.engine.layout
     # Before the push has its effect: who accepts none of our formats is refused with nothing done.
-    accepted = negotiate(request.headers.get("accept", "*/*"), layout, dtype) if pull else None
+    accept = request.headers.get("accept", "*/*")
+    accepted = negotiate(accept, layout, query.dtype) if query.pull else None
     if bodies.is_json(request):
         fields = await bodies.read_json(request)
         result = await model.push(await asyncio.to_thread(_from_json, fields, layout))
@@ -109,7 +117,7 @@ async def push_gradients(
     if accepted is None:
         return answer(request, result.to_json())
     return await parameters_response(
-        model, layout, accepted, dtype, drain_of(request), result=result.to_json()
+        model, layout, accepted, query.dtype, drain_of(request), result=result.to_json()
     )
 
 

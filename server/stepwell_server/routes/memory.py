@@ -5,37 +5,38 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
+from pydantic import Field
 from starlette.responses import Response
 from stepwell_core import wire
 
 from stepwell_server.representations import etag
-from stepwell_server.routes.access import PREFIX, TheMemory, TheModel, answer
-from stepwell_server.routes.parameters import AnIncarnation, AVersion, AWait, wait_for_version
+from stepwell_server.routes.access import PREFIX, TheModel, answer, memory_of
+from stepwell_server.routes.parameters import VersionQuery, wait_for_version
 
 router = APIRouter(tags=["memory"])
 
 MAX_KNOWN = 64
 
 
+class HoldQuery(VersionQuery):
+    """Which version a worker wants to hold, and what it has of it."""
+
+    known: Annotated[list[int], Field(default_factory=list, max_length=MAX_KNOWN)]
+
+
 @router.post(PREFIX + "/memory/gradients", status_code=201)
-async def take_region(request: Request, model: TheModel, memory: TheMemory) -> Response:
+async def take_region(request: Request, model: TheModel) -> Response:
     """Take a region for gradients; its file descriptor comes with the answer.
 
     The connection has one a model; an older one is forgotten. It lives as long as the connection.
     """
-    region = memory.new_gradient(model.definition.name, model.engine.layout)
+    region = memory_of(request).new_gradient(model.definition.name, model.engine.layout)
     return answer(request, {"bytes": region.nbytes}, 201)
 
 
 @router.post(PREFIX + "/memory/parameters", status_code=201)
 async def hold_parameters(
-    request: Request,
-    model: TheModel,
-    memory: TheMemory,
-    known: Annotated[list[int] | None, Query(max_length=MAX_KNOWN)] = None,
-    min_version: AVersion = 0,
-    incarnation: AnIncarnation = None,
-    wait_s: AWait = 0.0,
+    request: Request, model: TheModel, query: Annotated[HoldQuery, Query()]
 ) -> Response:
     """Hold the current version and say where it lies.
 
@@ -43,10 +44,11 @@ async def hold_parameters(
     regions that the worker has mapped; the file descriptor of another one comes with the answer.
     Waits for a version as a pull does; `etag` is that of the message that a pull would be.
     """
-    await wait_for_version(request, model, min_version, incarnation, wait_s)
+    memory = memory_of(request)
+    await wait_for_version(request, model, query)
     await model.share()
     present, version = await model.hold()
-    number, region = memory.keep(version, model.engine.store, known or ())
+    number, region = memory.keep(version, model.engine.store, query.known)
     layout = model.engine.layout
     values = {
         "held": number,
@@ -62,7 +64,7 @@ async def hold_parameters(
 
 
 @router.delete(PREFIX + "/memory/parameters/{number}", status_code=204)
-async def let_go(memory: TheMemory, model: TheModel, number: int) -> Response:
+async def let_go(request: Request, model: TheModel, number: int) -> Response:
     """Let go of a version that this connection holds; once more does no harm."""
-    memory.let_go(number)
+    memory_of(request).let_go(number)
     return Response(status_code=204)

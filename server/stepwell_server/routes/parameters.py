@@ -41,24 +41,27 @@ from stepwell_server.routes.access import (
 MAX_WAIT_S = 60.0
 """How long a pull waits for a version at most; it then comes again, and proxies see it alive."""
 
-AVersion = Annotated[int, Query(ge=0, le=MAX_COUNT)]
-AnIncarnation = Annotated[str | None, Query(max_length=64)]
-AWait = Annotated[float, Query(ge=0, le=MAX_WAIT_S)]
-
 router = APIRouter(tags=["parameters"])
 
 
+class VersionQuery(BaseModel):
+    """Which version a reader waits for, and for how long, in the query of a URL."""
+
+    min_version: Annotated[int, Field(ge=0, le=MAX_COUNT)] = 0
+    incarnation: Annotated[str | None, Field(max_length=64)] = None
+    wait_s: Annotated[float, Field(ge=0, le=MAX_WAIT_S)] = 0.0
+
+
+class PullQuery(VersionQuery):
+    """What a pull may ask for."""
+
+    names: list[str] | None = None
+    slot: str | None = None
+    dtype: PullDtype = "native"
+
+
 @router.get(PREFIX + "/parameters")
-async def pull(
-    request: Request,
-    model: TheModel,
-    names: Annotated[list[str] | None, Query()] = None,
-    slot: str | None = None,
-    dtype: PullDtype = "native",
-    min_version: AVersion = 0,
-    incarnation: AnIncarnation = None,
-    wait_s: AWait = 0.0,
-) -> Response:
+async def pull(request: Request, model: TheModel, query: Annotated[PullQuery, Query()]) -> Response:
     """Pull the parameters, or one slot of the optimizer; one version of all tensors.
 
     `names` (repeated) chooses tensors; `dtype` float16 or bfloat16 has them rounded, a slot too.
@@ -66,27 +69,27 @@ async def pull(
     with what there is; 409 `stale_incarnation` if `incarnation` is not, or while it waits becomes
     not, the model's. Answers 304 if `If-None-Match` names the present version.
     """
+    names, dtype = query.names, query.dtype
     layout = model.engine.layout.select(names) if names else model.engine.layout
     media_type = negotiate(request.headers.get("accept", "*/*"), layout, dtype)
-    await wait_for_version(request, model, min_version, incarnation, wait_s)
-    if slot is not None:
-        return await _slot(model, layout, slot, media_type, dtype)
+    await wait_for_version(request, model, query)
+    if query.slot is not None:
+        return await _slot(model, layout, query.slot, media_type, dtype)
     return await parameters_response(model, layout, media_type, dtype, drain_of(request), request)
 
 
-async def wait_for_version(
-    request: Request, model: HostedModel, version: int, incarnation: str | None, wait_s: float
-) -> None:
-    """Wait until the parameters are at `version` or later, or the time is over.
+async def wait_for_version(request: Request, model: HostedModel, query: VersionQuery) -> None:
+    """Wait until the parameters are at a version, or the time is over.
 
     Raises:
-        StaleIncarnation: `incarnation` is not the model's, or ceased to be while this waited.
+        StaleIncarnation: The model's history is another one, or was cut while this waited.
         ShuttingDown: The server stops.
         ClientDisconnect: Nobody waits for the answer any more.
     """
-    model.readers.check(incarnation)
-    if wait_s and not model.readers.has(version):
-        await _while_connected(request, model.readers.wait_for(version, wait_s, incarnation))
+    model.readers.check(query.incarnation)
+    if query.wait_s and not model.readers.has(query.min_version):
+        waiting = model.readers.wait_for(query.min_version, query.wait_s, query.incarnation)
+        await _while_connected(request, waiting)
 
 
 async def _while_connected(request: Request, waiting: Coroutine[Any, Any, None]) -> None:
