@@ -37,7 +37,7 @@ class Neighbour:
     def __init__(self, path: str, token: str | None = None) -> None:
         self.wire = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.wire.settimeout(servers.DEADLINE_S)
-        self.wire.connect(path)
+        self._path: str | None = path  # until it is connected
         self._token = token
         self.maps: dict[int, np.ndarray] = {}
 
@@ -50,6 +50,9 @@ class Neighbour:
             lines.append(f"Authorization: Bearer {self._token}")
         if body:
             lines += [f"Content-Type: {media_type}", f"Content-Length: {len(body)}"]
+        if self._path is not None:  # not before: a server waits for 5 s for the first header
+            self.wire.connect(self._path)
+            self._path = None
         self.wire.sendall("\r\n".join([*lines, "", ""]).encode() + body)
         return self.read()
 
