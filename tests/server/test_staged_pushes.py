@@ -25,9 +25,10 @@ from tests.server.calls import (
     new_name,
     packed,
     payload,
+    pull,
 )
-from tests.server.connections import Line, request
-from tests.server.places import LARGE, Place, Push, wait_for
+from tests.server.connections import Caller, Line, request
+from tests.server.places import HEALTH, LARGE, Place, Push, wait_for
 from tests.server.routes.test_workers import ask, sync, waiting_push
 
 pytestmark = pytest.mark.usefixtures("nothing_is_logged")
@@ -211,13 +212,21 @@ def http(narrow):
         yield client
 
 
+def fill(narrow) -> room.Lease:
+    """Take all the room there is."""
+    staging = narrow.application.staging
+    lease = staging._grant(room._Request(4 * MIB, staging.shared, None, False))
+    assert lease is not None
+    return lease
+
+
 def test_a_push_that_finds_no_room_is_503_and_its_body_was_not_read(narrow, http, monkeypatch):
     """Its deadlines stand meanwhile; and when there is room again it is applied."""
     monkeypatch.setattr(deadlines, "BODY_WINDOW_S", 0.1)
     monkeypatch.setattr(deadlines, "BODY_S", 0.1)
     staging, counts = narrow.application.staging, narrow.application.counts
     worker = Worker(http, create(http, layout=LAYOUT), layout=LAYOUT)
-    leases = [staging._grant(room._Request(4 * MIB, staging.shared, None, False))]
+    lease = fill(narrow)
 
     refused = worker.try_push()
 
@@ -228,7 +237,7 @@ def test_a_push_that_finds_no_room_is_503_and_its_body_was_not_read(narrow, http
     with ThreadPoolExecutor(1) as pool:
         later = pool.submit(worker.try_push)
         wait_for(lambda: bool(staging.shared.queue))
-        leases[0].release()
+        lease.release()
         assert later.result().status_code == 200
 
 
@@ -300,7 +309,7 @@ def test_a_stop_refuses_who_waits_for_room_at_once(narrow, http, monkeypatch):
     monkeypatch.setattr(room, "WAIT_S", servers.DEADLINE_S)
     staging = narrow.application.staging
     worker = Worker(http, create(http, layout=LAYOUT), layout=LAYOUT)
-    lease = staging._grant(room._Request(4 * MIB, staging.shared, None, False))
+    lease = fill(narrow)
     with ThreadPoolExecutor(1) as pool:
         push = pool.submit(worker.try_push)
         wait_for(lambda: bool(staging.shared.queue))
@@ -324,3 +333,73 @@ def test_a_second_push_of_a_session_is_refused_before_it_takes_room(narrow, http
 
         Worker(own, path, "w1", LAYOUT).push()
         assert first.result().status_code == 200
+
+
+def test_a_client_that_expects_100_continue_is_refused_before_it_sends_anything(narrow, http):
+    """503 in the place of 100, and nobody knows whether it sends its body, so that is the end."""
+    push = Push(Worker(http, create(http, layout=LAYOUT), layout=LAYOUT))
+    lease = fill(narrow)
+    body = push.body()
+    head = body[: -LAYOUT.nbytes - 5]
+    with Caller(narrow.url).line() as line:
+        line.send(request(push.route, b"", "Expect: 100-continue", length=len(body)), head)
+        answer = line.answer()
+        if answer.status == 100:  # to read the header, which came with the request
+            answer = line.answer()
+        answer.problem(503, "staging_full")
+        lease.release()
+    assert push.worker.push()["version"] == 1
+
+
+def test_requests_behind_a_body_that_waits_for_room_are_answered_in_order(
+    narrow, http, monkeypatch
+):
+    """The connection goes on behind it, be it applied or refused."""
+    push = Push(Worker(http, create(http, layout=LAYOUT), layout=LAYOUT))
+    data = request(push.route, push.body()) + HEALTH
+    staging = narrow.application.staging
+    with Caller(narrow.url).line() as line:
+        lease = fill(narrow)
+        line.send(data)
+        line.answer().problem(503, "staging_full")
+        assert line.answer().status == 200
+        monkeypatch.setattr(room, "WAIT_S", servers.DEADLINE_S)
+        line.send(data)
+        wait_for(lambda: bool(staging.shared.queue))
+        lease.release()
+        assert [line.answer().status, line.answer().status] == [200, 200]
+
+
+def test_a_client_that_goes_away_while_it_waits_for_room_leaves_nothing(narrow, http, monkeypatch):
+    """When its turn comes it is seen to be gone."""
+    monkeypatch.setattr(room, "WAIT_S", servers.DEADLINE_S)
+    staging = narrow.application.staging
+    push = Push(Worker(http, create(http, layout=LAYOUT), layout=LAYOUT))
+    lease = fill(narrow)
+    with Caller(narrow.url).line() as line:
+        line.send(request(push.route, push.body())[:-9])
+        wait_for(lambda: bool(staging.shared.queue))
+    lease.release()
+
+    wait_for(lambda: not staging.shared.queue and staging.leases == 0)
+    assert push.version() == 0
+    assert narrow.application.counts.bodies_cut == 1
+
+
+def test_the_gradient_of_a_push_that_was_answered_202_stays_as_it_is(tmp_path):
+    """Its memory is used for nothing else, though its request is long over."""
+    with (
+        servers.hosted(tmp_path, staging_bytes=4 * MIB, push_wait_s=0.02) as server,
+        servers.http(server.url) as http,
+    ):
+        path = create(http, layout=LAYOUT, consistency=sync(2))
+        first, second = (Worker(http, path, name, LAYOUT) for name in ("w0", "w1"))
+        assert first.try_push(2.0).status_code == 202
+        other = Worker(http, create(http, layout=LAYOUT), layout=LAYOUT)
+        for value in (7.0, 8.0):
+            other.push(value)
+
+        second.push(4.0)
+
+        assert set(pull(http, path, LAYOUT)["w"].tolist()) == {1.0 - 0.5 * 3.0}
+        assert server.application.staging.leases == 0
