@@ -19,7 +19,14 @@ from collections import deque
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
-from stepwell_core.errors import BodyTooLarge, DoesNotFit, ShuttingDown, StagingFull
+from stepwell_core.errors import (
+    BodyTooLarge,
+    DoesNotFit,
+    ShuttingDown,
+    StagingFull,
+    StepwellError,
+    Unavailable,
+)
 from stepwell_core.layout import Arenas, Array, Layout
 
 from stepwell_server.counts import Counts
@@ -183,11 +190,12 @@ class Staging:
         return self._shared
 
     def forget(self, model: Hashable, part: Part) -> None:
-        """Take a reserve back; what is leased of it stays leased until it is released."""
+        """Take a reserve back and refuse who waits for it; what is leased of it stays leased."""
         del self._largest[model]
         if part is not self._shared:
             self._reserves.remove(part)
             self._shared.capacity += part.capacity
+            _refuse(part, Unavailable, "The model is there no more; look, and try again")
         self._serve()
 
     # Leases
@@ -237,7 +245,8 @@ class Staging:
             )
 
     async def _wait(self, request: _Request) -> Lease:
-        future = request.future = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
+        request.future = future
         request.part.queue.append(request)
         self._serve()
         try:
@@ -251,8 +260,7 @@ class Staging:
                 request.part.queue.remove(request)
                 self._serve()
         if future.done():
-            lease: Lease = future.result()
-            return lease
+            return future.result()
         self._counts.staging_refused += 1
         raise self._full(request)
 
@@ -328,10 +336,7 @@ class Staging:
         """Refuse who waits and who comes; what is leased stays leased until it is released."""
         self._is_closed = True
         for part in (self._shared, *self._reserves):
-            for request in part.queue:
-                if request.future is not None and not request.future.done():
-                    request.future.set_exception(ShuttingDown("The server is stopping; try again"))
-            part.queue.clear()
+            _refuse(part, ShuttingDown, "The server is stopping; try again")
 
     def _trim(self) -> None:
         """Give back what was not used since the last time, and come again."""
@@ -339,3 +344,11 @@ class Staging:
             self._idle.trim()
         if self._loop is not None and not self._is_closed:
             self._loop.call_later(TRIM_S, self._trim)
+
+
+def _refuse(part: Part, error: type[StepwellError], message: str) -> None:
+    """Tell all who wait for a part that they wait in vain."""
+    while part.queue:
+        future = part.queue.popleft().future
+        assert future is not None, "who is in a queue waits"
+        future.set_exception(error(message))

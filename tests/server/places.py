@@ -55,13 +55,13 @@ class Connections:
             self.open += count
             self._changed.notify_all()
 
-    def wait_until(self, count: int, caller: Caller) -> None:
-        """Wait until so many are open, and all that were begun have been seen."""
+    def wait_until_idle(self, caller: Caller) -> None:
+        """Wait until all that were begun have been seen, and none is open but `Place.http`'s."""
         with caller.line() as line:  # they are accepted in their order
             line.send(HEALTH)
             assert line.answer().status == 200
         with self._changed:
-            assert self._changed.wait_for(lambda: self.open == count, servers.DEADLINE_S)
+            assert self._changed.wait_for(lambda: self.open == 1, servers.DEADLINE_S)
 
 
 @dataclass

@@ -34,12 +34,11 @@ def test_a_message_cut_at_any_byte_leaves_no_trace_but_a_counter(place, is_reset
     head = data.index(b"\r\n\r\n") + 4
     begin = 0 if place.caller.tls is None else head - 2  # a handshake for each takes its time
     before = image(place.http, push.path)
-    open_before = place.connections.open
     headers, bodies = place.counts.headers_cut, place.counts.bodies_cut
 
     for end in range(begin, len(data)):
         cut(place, data[:end], is_reset=is_reset)
-    place.connections.wait_until(open_before, place.caller)
+    place.connections.wait_until_idle(place.caller)
 
     assert image(place.http, push.path) == before
     assert (place.staging.leases, place.staging.used_bytes) == (0, 0)
@@ -62,11 +61,10 @@ def test_a_large_message_cut_in_many_places_leaves_no_trace(place, is_chunked, i
     before = image(place.http, push.path)
     body = push.body()
     data = chunked(push.route, body, 100_000) if is_chunked else request(push.route, body)
-    open_before = place.connections.open
 
     for end in (*range(400, len(data), len(data) // 19), len(data) - 1):
         cut(place, data[:end], is_reset=is_reset)
-    place.connections.wait_until(open_before, place.caller)
+    place.connections.wait_until_idle(place.caller)
 
     assert image(place.http, push.path) == before
     assert (place.staging.leases, place.staging.used_bytes) == (0, 0)

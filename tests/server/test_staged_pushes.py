@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import random
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from stepwell_core.layout import Layout, Tensor
 from stepwell_server import deadlines
-from stepwell_server import staging as room
 from stepwell_server.idle import GRAIN_BYTES
 
-from tests import servers
 from tests.server.calls import (
     MSGPACK,
     Worker,
     assert_problem,
-    create,
     definition,
     filled,
     new_name,
@@ -28,12 +22,10 @@ from tests.server.calls import (
 )
 from tests.server.connections import Line, request
 from tests.server.places import LARGE, Place, Push, wait_for
-from tests.server.routes.test_workers import ask, sync, waiting_push
+from tests.server.routes.test_workers import ask, sync
 
 pytestmark = pytest.mark.usefixtures("nothing_is_logged")
 
-MIB = 1 << 20
-LAYOUT = Layout([Tensor("w", (MIB // 4,), "float32")])
 GOOD = payload(filled(1.0, LARGE), LARGE)
 
 Ending = Callable[[Place, pytest.MonkeyPatch], None]
@@ -68,11 +60,10 @@ def is_cut(place: Place, patch: pytest.MonkeyPatch) -> None:
     push = place.push(LARGE)
     data = request(push.route, push.body())
     for end in (len(data) - len(GOOD), len(data) // 2):
-        open_before = place.connections.open
         with place.caller.line() as line:
             line.send(data[:end])
             wait_for(lambda: place.staging.leases == 1)
-        place.connections.wait_until(open_before, place.caller)
+        place.connections.wait_until_idle(place.caller)
 
 
 def is_slow(place: Place, patch: pytest.MonkeyPatch) -> None:
@@ -142,21 +133,19 @@ def waits_and_is_forgotten(place: Place, patch: pytest.MonkeyPatch) -> None:
 
 def waits_and_its_caller_goes_away(place: Place, patch: pytest.MonkeyPatch) -> None:
     """The push waits on, and so does its memory."""
-    open_before = place.connections.open
     with at_a_barrier(place) as (push, line):
         line.sock.close()
     Worker(place.http, push.path, "w1", LARGE).push()
-    place.connections.wait_until(open_before, place.caller)
+    place.connections.wait_until_idle(place.caller)
 
 
 def is_the_initial_values(place: Place, patch: pytest.MonkeyPatch) -> None:
     """Cut, wrong, and right."""
-    open_before = place.connections.open
     good = request("/v1/models", packed(definition(new_name(), LARGE), GOOD))
     with place.caller.line() as line:
         line.send(good[:-9])
         wait_for(lambda: place.staging.leases == 1)
-    place.connections.wait_until(open_before, place.caller)
+    place.connections.wait_until_idle(place.caller)
     with place.caller.line() as line:
         line.send(request("/v1/models", packed(definition(new_name(), LARGE), GOOD[:-4])))
         assert line.answer().status == 422
@@ -194,133 +183,3 @@ def test_however_a_push_ends_its_memory_comes_back(place, monkeypatch, request_n
 
     assert place.staging.used_bytes == 0
     assert place.staging.idle_bytes <= 2 * (LARGE.block_nbytes() + GRAIN_BYTES)
-
-
-@pytest.fixture
-def narrow(tmp_path, monkeypatch):
-    """A server with room for four payloads of 1 MiB, whose pushes wait for 0.3 s for it."""
-    monkeypatch.setattr(room, "WAIT_S", 0.3)
-    with servers.hosted(tmp_path, staging_bytes=4 * MIB) as server:
-        yield server
-
-
-@pytest.fixture
-def http(narrow):
-    """A client of `narrow`."""
-    with servers.http(narrow.url) as client:
-        yield client
-
-
-def test_a_push_that_finds_no_room_is_503_and_its_body_was_not_read(narrow, http, monkeypatch):
-    """Its deadlines stand meanwhile; and when there is room again it is applied."""
-    monkeypatch.setattr(deadlines, "BODY_WINDOW_S", 0.1)
-    monkeypatch.setattr(deadlines, "BODY_S", 0.1)
-    staging, counts = narrow.application.staging, narrow.application.counts
-    worker = Worker(http, create(http, layout=LAYOUT), layout=LAYOUT)
-    leases = [staging._grant(room._Request(4 * MIB, staging.shared, None, False))]
-
-    refused = worker.try_push()
-
-    assert_problem(refused, 503, "staging_full")
-    assert refused.headers["retry-after"] == "1"
-    assert (refused.json()["asked"], refused.json()["budget"]) == (MIB, 4 * MIB)
-    assert (counts.staging_refused, counts.bodies_too_slow) == (1, 0)
-    with ThreadPoolExecutor(1) as pool:
-        later = pool.submit(worker.try_push)
-        wait_for(lambda: bool(staging.shared.queue))
-        leases[0].release()
-        assert later.result().status_code == 200
-
-
-def test_a_payload_larger_than_the_budget_is_413_before_it_is_sent(narrow, http):
-    """With the advice; a model whose own payload would not fit is refused when it is created."""
-    worker = Worker(http, create(http, layout=LAYOUT), layout=LAYOUT)
-    other = create(http, layout=LAYOUT, consistency=sync(2))
-    assert other
-    head = packed(worker.header(dtype="float64"))
-    answer = worker.send(head + b"\xc6" + (2 * MIB).to_bytes(4, "big") + bytes(2 * MIB))
-    assert answer.status_code == 200, "2 MiB are not reserved"
-    large = Layout([Tensor("w", (MIB + 1,), "float32")])
-    body = packed(definition(new_name(), large, has_values=False))
-
-    refused = http.post("/v1/models", content=body, headers={"Content-Type": MSGPACK})
-
-    document = assert_problem(refused, 507, "does_not_fit")
-    assert "--staging-bytes" in document["detail"]
-
-
-def test_a_barrier_that_could_never_be_complete_is_refused_when_the_model_is_created(http):
-    """With the arithmetic: one gradient for each worker, and one of the largest model."""
-    name = new_name()
-    header = definition(name, LAYOUT, consistency=sync(4), has_values=False)
-    refused = http.post("/v1/models", content=packed(header), headers={"Content-Type": MSGPACK})
-
-    document = assert_problem(refused, 507, "does_not_fit")
-    assert (document["needed"], document["available"]) == (5 * MIB, 4 * MIB)
-    assert 'Sync(reduction="arrival")' in document["detail"]
-    create(http, name, layout=LAYOUT, consistency=sync(3))
-    create(http, layout=LAYOUT)
-    assert http.delete(f"/v1/models/{name}").status_code == 204
-    create(http, layout=LAYOUT, consistency=sync(3))
-
-
-def test_pushes_of_other_models_never_starve_a_barrier(narrow, http):
-    """Two workers flood the server while three meet again and again."""
-    barrier = create(http, layout=LAYOUT, consistency=sync(3))
-    flooded = create(http, layout=LAYOUT)
-    is_over = threading.Event()
-
-    def flood(name: str) -> None:
-        with servers.http(narrow.url) as own:
-            worker = Worker(own, flooded, name, LAYOUT)
-            while not is_over.is_set():
-                worker.sequence += worker.try_push().status_code == 200
-
-    def meet(name: str) -> list[str]:
-        with servers.http(narrow.url) as own:
-            worker = Worker(own, barrier, name, LAYOUT)
-            return [worker.push()["outcome"] for _ in range(10)]
-
-    with ThreadPoolExecutor(5) as pool:
-        floods = [pool.submit(flood, name) for name in ("f0", "f1")]
-        meetings = [pool.submit(meet, name) for name in ("w0", "w1", "w2")]
-        try:
-            outcomes = [meeting.result() for meeting in meetings]
-        finally:
-            is_over.set()
-        for done in floods:
-            done.result()
-
-    assert outcomes == [["applied"] * 10] * 3
-    assert narrow.application.staging.leases == 0
-
-
-def test_a_stop_refuses_who_waits_for_room_at_once(narrow, http, monkeypatch):
-    """It is told to come again."""
-    monkeypatch.setattr(room, "WAIT_S", servers.DEADLINE_S)
-    staging = narrow.application.staging
-    worker = Worker(http, create(http, layout=LAYOUT), layout=LAYOUT)
-    lease = staging._grant(room._Request(4 * MIB, staging.shared, None, False))
-    with ThreadPoolExecutor(1) as pool:
-        push = pool.submit(worker.try_push)
-        wait_for(lambda: bool(staging.shared.queue))
-
-        staging._loop.call_soon_threadsafe(staging.close)
-
-        assert_problem(push.result(), 503, "shutting_down")
-    lease.release()
-
-
-def test_a_second_push_of_a_session_is_refused_before_it_takes_room(narrow, http):
-    """While its first waits at a barrier."""
-    path = create(http, layout=LAYOUT, consistency=sync(2))
-    worker = Worker(http, path, layout=LAYOUT)
-    with ThreadPoolExecutor(1) as pool, servers.http(narrow.url) as own:
-        first = waiting_push(pool, worker)
-        second = Worker.__new__(Worker)
-        second.__dict__.update(worker.__dict__, http=own, sequence=1)
-
-        assert_problem(second.try_push(), 409, "push_in_flight")
-
-        Worker(own, path, "w1", LAYOUT).push()
-        assert first.result().status_code == 200
