@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stepwell_core.consistency import Async, Sync
+from stepwell_core.consistency import Sync
 from stepwell_core.definition import Definition
 from stepwell_core.errors import (
     CheckpointInvalid,
@@ -29,7 +29,7 @@ from stepwell_core.layout import Layout, Tensor
 from stepwell_core.optimizers import SGD
 from stepwell_core.pipeline import Gradient
 from stepwell_core.push import Push
-from stepwell_server.model import HostedModel, is_small
+from stepwell_server.model import HostedModel
 from stepwell_server.registry import Registry
 from stepwell_server.storage.folders import DataFolder, ModelFolder
 
@@ -402,22 +402,3 @@ def test_the_memory_of_a_gradient_that_was_added_is_free_while_its_push_waits(tm
         return is_waiting, memory
 
     assert run(tmp_path, scenario) == (True, None)
-
-
-@pytest.mark.parametrize(
-    ("elements", "tensors", "consistency", "expected"),
-    [
-        (1024, 1, Async(), True),
-        (1 << 16, 1, Async(), False),
-        (1, 1 << 12, Async(), False),
-        (1024, 1, Sync(4), True),
-        (1024, 1, Sync(100), False),
-    ],
-)
-def test_a_step_is_short_by_its_bytes_its_tensors_and_its_gradients(
-    elements, tensors, consistency, expected
-):
-    """Only then it may run on the event loop, where everybody waits for it."""
-    layout = Layout(Tensor(f"w{number}", (elements,), "float32") for number in range(tensors))
-
-    assert is_small(Definition("m", layout, SGD(), consistency=consistency)) is expected
