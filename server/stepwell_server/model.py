@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 
 import structlog
 from stepwell_core import keras_config
-from stepwell_core.consistency import Sync
 from stepwell_core.definition import Definition
 from stepwell_core.encoding import rehearse_encoding
 from stepwell_core.engine import Engine
@@ -43,18 +42,13 @@ from stepwell_server.lane import Lane
 from stepwell_server.pulls import Pulls
 from stepwell_server.readers import Readers
 from stepwell_server.shared_memory import RegionArenas, shared_arenas
+from stepwell_server.short_steps import is_small
 from stepwell_server.staging import Lease, Part
 from stepwell_server.storage.checkpoint import Manifest
 from stepwell_server.storage.folders import ModelFolder
 from stepwell_server.waiters import Key, PushWaiters, Waiter
 
 T = TypeVar("T")
-
-SMALL_STEP_BYTES = 1 << 18
-"""Gradients of so many bytes are read, and a step of Adam is made of them, in some 50 us."""
-
-TENSOR_COST_BYTES = 1 << 10
-"""What costs as much as one more tensor, in Python's loops over them."""
 
 log = structlog.get_logger("stepwell")
 
@@ -468,13 +462,6 @@ class HostedModel:
         if lease is not None:
             lease.is_lent = True
         return await future
-
-
-def is_small(definition: Definition) -> bool:
-    """Return whether a step takes some 100 us at most, as far as the model's size says."""
-    layout, consistency = definition.layout, definition.consistency
-    gradients = consistency.workers if isinstance(consistency, Sync) else 1
-    return gradients * (layout.nbytes + TENSOR_COST_BYTES * len(layout)) <= SMALL_STEP_BYTES
 
 
 def optimizer_tag(definition: Definition) -> str:

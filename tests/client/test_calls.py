@@ -35,7 +35,7 @@ def test_creating_says_the_whole_definition_and_sends_the_values():
     optimizer = stepwell.SGD(0.5, weight_decay=0.1).exclude_from_weight_decay(["^b"])
 
     call = calls.create_model(
-        "digits", PARAMETERS, optimizer, stepwell.Sync(2), "drop", exist_ok=True
+        "digits", PARAMETERS, optimizer, stepwell.Sync(2, "arrival"), "drop", exist_ok=True
     )
 
     header = header_of(call)
@@ -43,7 +43,7 @@ def test_creating_says_the_whole_definition_and_sends_the_values():
     assert header["name"] == "digits"
     assert header["tensors"] == LAYOUT.to_json()
     assert header["optimizer"]["class_name"] == "SGD"
-    assert header["consistency"] == {"mode": "sync", "workers": 2}
+    assert header["consistency"] == {"mode": "sync", "workers": 2, "reduction": "arrival"}
     assert (header["on_nonfinite"], header["exist_ok"]) == ("drop", True)
     assert payload_of(call) == b"".join(PARAMETERS[name].tobytes() for name in ("w", "b", "d"))
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stepwell_core.consistency import Async, Sync
+from stepwell_core.consistency import Sync
 from stepwell_core.definition import Definition
 from stepwell_core.errors import (
     CheckpointInvalid,
@@ -31,7 +31,7 @@ from stepwell_core.optimizers import SGD
 from stepwell_core.pipeline import Gradient
 from stepwell_core.push import Push
 from stepwell_server.counts import Counts
-from stepwell_server.model import HostedModel, is_small
+from stepwell_server.model import HostedModel
 from stepwell_server.registry import Registry
 from stepwell_server.staging import Staging
 from stepwell_server.storage.folders import DataFolder, ModelFolder
@@ -458,22 +458,3 @@ def test_a_create_that_fails_gives_its_reserve_back(tmp_path, monkeypatch):
         return registry._staging.shared.capacity
 
     assert run(tmp_path, create, budget=1 << 20) == 1 << 20
-
-
-@pytest.mark.parametrize(
-    ("elements", "tensors", "consistency", "expected"),
-    [
-        (1024, 1, Async(), True),
-        (1 << 16, 1, Async(), False),
-        (1, 1 << 12, Async(), False),
-        (1024, 1, Sync(4), True),
-        (1024, 1, Sync(100), False),
-    ],
-)
-def test_a_step_is_short_by_its_bytes_its_tensors_and_its_gradients(
-    elements, tensors, consistency, expected
-):
-    """Only then it may run on the event loop, where everybody waits for it."""
-    layout = Layout(Tensor(f"w{number}", (elements,), "float32") for number in range(tensors))
-
-    assert is_small(Definition("m", layout, SGD(), consistency=consistency)) is expected
