@@ -7,29 +7,30 @@ others, and all of them where there is no such memory, go over the wire with the
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
+import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
-import numpy as np
-from stepwell_core.errors import (
-    InvalidArgument,
-    NoSharedMemory,
-    NotFound,
-    StepwellError,
-    shown,
-)
+from stepwell_core.errors import InvalidArgument, NoSharedMemory, NotFound, StepwellError, shown
 from stepwell_core.layout import Arenas, Array, Layout, byte_views
 from stepwell_core.placement import extent, place
 
-from stepwell.calls import Answer, Call, Shares, model_path, required
+from stepwell.calls import Answer, Call, Shares, expected_payload, model_path, required
+from stepwell.copies import as_bytes, copy, fill
 from stepwell.destinations import InPlace, NewArrays
 from stepwell.endpoint import Endpoint
-from stepwell.errors import ConnectionFailed, TransportError
-from stepwell.memory_connection import ConnectionBroke, MemoryConnection
+from stepwell.errors import TransportError
+from stepwell.memory_connection import MemoryConnection
+from stepwell.transport.failures import of_socket
 
 LEAST_BYTES = 256 * 1024
 """Smaller payloads are as fast over the wire, and cost no regions."""
@@ -37,8 +38,13 @@ LEAST_BYTES = 256 * 1024
 RETRY_S = 5.0
 """How long the wire is used before memory is tried again."""
 
+MAX_HELD = 4
+"""Versions that the server lets a connection hold; views beyond that come over the wire."""
+
 MAX_MAPPED = 8
 """Regions of parameters that stay mapped; a server uses five a model at most."""
+
+log = logging.getLogger("stepwell")
 
 
 def check_transport(transport: str) -> str:
@@ -52,8 +58,20 @@ def check_transport(transport: str) -> str:
     return transport
 
 
+@dataclass(frozen=True, eq=False)
+class _Held:
+    """A version that the server holds for this worker."""
+
+    connection: MemoryConnection
+    target: str  # what to DELETE when it was read
+    fields: Mapping[str, Any]
+    arenas: Arenas
+
+
 class SharedMemory:
     """What one worker shares with a server on its host; for one process. Thread-safe.
+
+    A call that comes while another one is under way goes over the wire.
 
     Args:
         endpoint: The server.
@@ -66,16 +84,20 @@ class SharedMemory:
         self._endpoint = endpoint
         self._layout = layout
         self._path_of_model = model_path(model, "memory")
-        self._is_wanted = transport == "auto" and endpoint.is_local and layout.nbytes >= LEAST_BYTES
+        is_possible = sys.platform == "linux" and endpoint.is_local
+        self._is_wanted = transport == "auto" and is_possible and layout.nbytes >= LEAST_BYTES
         self._pid = os.getpid()
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # around everything that is said over the connection
         self._path = ""
         self._instance = ""
         self._tried_at: float | None = None  # in vain
         self._connection: MemoryConnection | None = None
+        self._close: Callable[[], object] = _nothing  # the connection
         self._region: memoryview | None = None
         self._is_lent = False  # the region, to the server, for a push that may not be settled yet
-        self._parameters: dict[int, Arenas] = {}
+        self._mapped: dict[int, Arenas] = {}
+        self._held: set[_Held] = set()
+        self._ended: deque[_Held] = deque()  # of which the server was not told yet
         self._own: Arenas | None = None
 
     @property
@@ -91,9 +113,9 @@ class SharedMemory:
         return bool(self._path)
 
     def find(self, about: Mapping[str, Any]) -> None:
-        """Learn from what the server says of itself where its socket is."""
-        path = self._endpoint.uds or about.get("memory_socket")
-        self._path = path if isinstance(path, str) else ""
+        """Learn from what the server says of itself where its socket is, if it has one."""
+        path = about.get("memory_socket")
+        self._path = (self._endpoint.uds or path) if isinstance(path, str) else ""
         self._instance = str(about.get("instance"))
         self._is_wanted = bool(self._path)
 
@@ -101,76 +123,107 @@ class SharedMemory:
         """Make a call; None if it has to go over the wire, with nothing done.
 
         Raises:
-            ConnectionFailed: The connection broke; the call may have had its effect.
+            TransportError: The connection broke; the call may have had its effect.
             StepwellError: What the server says.
         """
-        with self._lock:
-            connection = self._connected()
-            if connection is None:
-                return None
+        with self._alone() as is_alone:
+            found = self._exchange(call) if is_alone else None
+        if not isinstance(found, _Held):
+            return found
+        # What is held lies still, so this needs no lock; and a callback may make calls of its own.
+        destination = call.destination or NewArrays()
+        if isinstance(destination, InPlace):
+            destination.adopt(self._layout, found.arenas, lambda: self._let_go(found))
+        else:
             try:
-                if call.shares is Shares.GRADIENTS:
-                    return self._push(connection, call)
-                return self._pull(connection, call)
-            except (NoSharedMemory, NotFound):
-                self.give_up()
-                return None
-            except ConnectionBroke as error:
-                self._disconnect()
-                raise ConnectionFailed(str(error)) from error
-            except TransportError:
-                self._disconnect()
-                raise
+                fill(destination.begin(self._layout), byte_views(found.arenas), destination.note)
+            finally:
+                self._let_go(found)
+        return Answer(found.fields, destination.tensors(), required(found.fields, "etag"))
 
     def gradient_buffer(self) -> dict[str, Array]:
         """Return the tensors of a gradient, as writable views; in plain memory if need be."""
-        with self._lock:
-            connection = self._connected() if self.is_usable else None
+        with self._alone() as is_alone:
+            connection = self._connected() if is_alone and self.is_usable else None
             try:
                 if connection is not None:
                     return self._layout.views(place(self._layout, self._gradients(connection)))
-            except (ConnectionBroke, NoSharedMemory, NotFound, TransportError):
-                self.give_up()
-            self._own = self._own or self._layout.new_arenas()
-            return self._layout.views(self._own)
+            except (OSError, StepwellError) as error:
+                self.give_up(error)
+        self._own = self._own or self._layout.new_arenas()
+        return self._layout.views(self._own)
+
+    def interrupt(self) -> None:
+        """End what another thread waits for, and with it the connection; its call fails soon."""
+        connection = self._connection
+        if connection is not None:
+            connection.interrupt()
 
     def close(self) -> None:
         """Let go of everything; arrays stay readable, and are nobody else's any more."""
+        if self._pid != os.getpid():  # of the parent; the lock may be held by a thread of it
+            return
+        self.interrupt()
         with self._lock:
             self._disconnect()
             self._own = None
 
-    def _disconnect(self) -> None:
-        if self._connection is not None and self._pid == os.getpid():
-            self._connection.close()
-        self._connection = self._region = None
-        self._parameters = {}
-
-    def give_up(self) -> None:
+    def give_up(self, reason: Exception) -> None:
         """Let go of everything and use the wire for a while."""
+        log.debug("Tensors go over the wire: %s", reason)
         self._disconnect()
         self._path = ""
         self._tried_at = time.monotonic()
 
+    def _disconnect(self) -> None:
+        self._close()
+        self._close = _nothing
+        self._connection = self._region = None
+        self._is_lent = False
+        self._mapped = {}
+        self._held = set()
+
     def _connected(self) -> MemoryConnection | None:
         """Return the connection, made if need be; None if there can be none now."""
+        if self._connection is not None and not self._connection.is_usable:
+            self._disconnect()
         if self._connection is None and self._path:
             try:
-                self._connection = self._connect()
-            except (ConnectionBroke, StepwellError):
-                self.give_up()
+                self._connection = MemoryConnection(self._endpoint, self._path, self._instance)
+                self._close = weakref.finalize(self, self._connection.close)
+            except (OSError, StepwellError) as error:
+                self.give_up(error)
         return self._connection
 
-    def _connect(self) -> MemoryConnection:
-        connection = MemoryConnection(self._endpoint, self._path)
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[bool]:
+        """Give whether no other call is under way, and then see to it that none begins."""
+        is_alone = self._lock.acquire(blocking=False)
         try:
-            # A port that is forwarded from elsewhere is local, and its server is not.
-            if connection.ask("GET", "/v1").get("instance") != self._instance:
-                raise NoSharedMemory("Another server listens at the socket")
-        except BaseException:
-            connection.close()
+            yield is_alone
+        finally:
+            if is_alone:
+                self._lock.release()
+                self._tell_of_ended()
+
+    def _exchange(self, call: Call) -> Answer | _Held | None:
+        connection = self._connected()
+        if connection is None:
+            return None
+        try:
+            if call.shares is Shares.GRADIENTS:
+                return self._push(connection, call)
+            return self._hold(connection, call)
+        except (NoSharedMemory, NotFound) as error:
+            self.give_up(error)
+            return None
+        except OSError as error:
+            self._disconnect()
+            where = f"the Unix socket {self._path}"
+            raise of_socket(error, where, is_connected=True, was_sent=True) from error
+        except TransportError:
+            self._disconnect()
             raise
-        return connection
 
     # Gradients
 
@@ -180,26 +233,24 @@ class SharedMemory:
             self._region, self._is_lent = None, False
             answer = connection.ask("POST", f"{self._path_of_model}/gradients")
             nbytes = required(answer, "bytes")
+            if nbytes < extent(self._layout):
+                raise NoSharedMemory("The model has another layout now")
             self._region = connection.take_region(nbytes, is_writable=True)
         return self._region
 
     def _push(self, connection: MemoryConnection, call: Call) -> Answer | None:
         header = call.header or {}
-        names = header.get("tensors")
+        names, dtype = header.get("tensors"), header["dtype"]
         selection = self._layout if names is None else self._layout.select(names)
-        dtype = header["dtype"]
         region = self._gradients(connection)
         if extent(selection, dtype) > len(region):
             return None
-        targets = place(selection, region, dtype)
-        copy(
-            [
-                targets[segment.tensor.dtype][segment.start : segment.stop].view(np.uint8)
-                for segment in selection.segments.values()
-            ],
-            [_bytes(view) for view in call.payload],
-            region,
-        )
+        arenas = place(selection, region, dtype)
+        targets = [
+            as_bytes(arenas[segment.tensor.dtype][segment.start : segment.stop])
+            for segment in selection.segments.values()
+        ]
+        copy(call.payload, targets, region)
         self._is_lent = True
         answer = connection.ask(call.method, call.path, {**header, "memory": True})
         self._is_lent = answer.get("outcome") == "waiting"
@@ -207,73 +258,57 @@ class SharedMemory:
 
     # Parameters
 
-    def _pull(self, connection: MemoryConnection, call: Call) -> Answer:
+    def _hold(self, connection: MemoryConnection, call: Call) -> Answer | _Held | None:
+        if len(self._held) >= MAX_HELD:
+            return None
         path = f"{self._path_of_model}/parameters"
-        query = urlencode({**call.query, "known": list(self._parameters)}, doseq=True)
-        answer = connection.ask("POST", f"{path}?{query}" if query else path)
-        etag = required(answer, "etag")
-        target = f"{path}/{required(answer, 'held')}"
-        if call.etag == etag:
-            connection.tell("DELETE", target)
-            return Answer(answer, is_current=True)
-        arenas = self._mapped(connection, required(answer, "region"), required(answer, "bytes"))
-        destination = call.destination or NewArrays()
-        if isinstance(destination, InPlace):
-            destination.adopt(self._layout, arenas, lambda: self._let_go(connection, target))
-        else:
-            try:
-                fill(destination.begin(self._layout), byte_views(arenas), destination.note)
-            finally:
-                connection.tell("DELETE", target)
-        return Answer(answer, destination.tensors(), etag)
+        query = urlencode({**call.query, "known": list(self._mapped)}, doseq=True)
+        fields = connection.ask("POST", f"{path}?{query}" if query else path)
+        try:
+            expected_payload(call, fields)
+            serial, nbytes = required(fields, "region"), required(fields, "bytes")
+            arenas = self._arenas(connection, serial, nbytes)
+            held = _Held(connection, f"{path}/{required(fields, 'held')}", fields, arenas)
+        except BaseException:
+            self._disconnect()  # the server holds what nobody could name
+            raise
+        self._held.add(held)
+        if call.etag is not None and call.etag == required(fields, "etag"):
+            self._ended.append(held)
+            return Answer(fields, is_current=True)
+        return held
 
-    def _mapped(self, connection: MemoryConnection, serial: int, nbytes: int) -> Arenas:
-        if serial not in self._parameters:
+    def _arenas(self, connection: MemoryConnection, serial: int, nbytes: int) -> Arenas:
+        """Return the parameters in a region, which is mapped once."""
+        if serial not in self._mapped:
             memory = connection.take_region(nbytes, is_writable=False)
-            while len(self._parameters) >= MAX_MAPPED:
-                del self._parameters[next(iter(self._parameters))]
-            self._parameters[serial] = place(self._layout, memory)
-        return self._parameters[serial]
+            while len(self._mapped) >= MAX_MAPPED:
+                del self._mapped[next(iter(self._mapped))]
+            self._mapped[serial] = place(self._layout, memory)
+        return self._mapped[serial]
 
-    def _let_go(self, connection: MemoryConnection, target: str) -> None:
-        with self._lock:
-            if connection is self._connection and self._pid == os.getpid():
-                try:
-                    connection.tell("DELETE", target)
-                except ConnectionBroke:  # then the server lets go of it by itself
-                    self._disconnect()
+    def _let_go(self, held: _Held) -> None:
+        self._ended.append(held)
+        self._tell_of_ended()
 
+    def _tell_of_ended(self) -> None:
+        """Tell the server what was read to its end; whoever talks to it does that afterwards."""
+        while self._ended and self._lock.acquire(blocking=False):
+            try:
+                if self._ended:
+                    self._tell(self._ended.popleft())
+            finally:
+                self._lock.release()
 
-def copy(targets: Sequence[Array], sources: Sequence[Array], region: memoryview) -> None:
-    """Copy each source to its target, in `region`, unless it lies there already.
-
-    Sources that lie elsewhere in the region are read before anything is written.
-    """
-    begin = _address(_bytes(region))
-    moves = [(t, s) for t, s in zip(targets, sources, strict=True) if _address(t) != _address(s)]
-    kept = [(t, s.copy() if begin <= _address(s) < begin + len(region) else s) for t, s in moves]
-    for target, source in kept:
-        np.copyto(target, source)
-
-
-def fill(views: Sequence[memoryview], sources: Sequence[memoryview], note: Any) -> None:
-    """Fill views one after the other with the bytes of sources, and say how many are missing."""
-    missing = sum(map(len, views))
-    source, rest = memoryview(b""), list(sources)
-    for view in views:
-        while view:
-            source = source or rest.pop(0)
-            count = min(len(view), len(source))
-            np.copyto(_bytes(view[:count]), _bytes(source[:count]))
-            view, source = view[count:], source[count:]
-            missing -= count
-        note(missing)
+    def _tell(self, held: _Held) -> None:
+        if held not in self._held or not held.connection.is_usable:
+            return  # the connection ended, and with it the hold
+        self._held.discard(held)
+        try:
+            held.connection.tell("DELETE", held.target)
+        except OSError:  # as if it had ended before
+            self._disconnect()
 
 
-def _bytes(view: memoryview) -> Array:
-    return np.asarray(view).view(np.uint8)
-
-
-def _address(array: Array) -> int:
-    address: int = array.__array_interface__["data"][0]
-    return address
+def _nothing() -> None:
+    """Close what was never opened."""

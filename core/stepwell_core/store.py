@@ -39,11 +39,12 @@ class Version:
         arenas: The parameters; read only, and only between `hold` and `release`.
     """
 
-    __slots__ = ("arenas", "holders", "is_abandoned", "number")
+    __slots__ = ("arenas", "holders", "is_abandoned", "move", "number")
 
-    def __init__(self, number: int, arenas: Arenas) -> None:
+    def __init__(self, number: int, arenas: Arenas, move: int) -> None:
         self.number = number
         self.arenas = arenas
+        self.move = move  # the last one of the store when the buffer was allocated
         self.holders = 0
         self.is_abandoned = False  # its buffer is not to be written again
 
@@ -85,7 +86,8 @@ class Store:
         self._spare_limit = spares
         self._allocate: Callable[[], Arenas] = lambda: layout.new_arenas(None)
         self._spares: list[Arenas] = []
-        self._current = Version(number, parameters)
+        self._moves = 0
+        self._current = Version(number, parameters, self._moves)
         self._old_held = 0
         self._claim: Claim | None = None
         self._spare_steps = 0
@@ -176,23 +178,25 @@ class Store:
             if claim.target is old.arenas:
                 old.number = number
                 return
-            self._current = Version(number, claim.target)
+            self._current = Version(number, claim.target, self._moves)
             if old.holders:
                 self._old_held += 1
             else:
                 self._keep_spare(old)
 
-    def move(self, allocate: Callable[[], Arenas]) -> None:
-        """Take buffers from elsewhere, and copy the current version there; the writer alone.
+    def move(self, target: Arenas, allocate: Callable[[], Arenas]) -> None:
+        """Copy the current version elsewhere, and take buffers from there; the writer alone.
 
         O(parameters). Readers go on, and buffers from where they came before are dropped with the
         last of them.
 
         Args:
-            allocate: Returns arenas of the layout, uninitialized; called by the writer.
+            target: Arenas of the layout; owned by the store from now on.
+            allocate: Returns more such arenas, uninitialized; called by the writer.
         """
         with self._lock:
-            self._spares.clear()
+            self._moves += 1
+            self._spares = [target]
             self._current.is_abandoned = True
             self._allocate = allocate
         claim = self.claim()
@@ -202,5 +206,5 @@ class Store:
 
     def _keep_spare(self, version: Version) -> None:
         has_room = len(self._spares) + self._old_held < self._spare_limit
-        if has_room and not version.is_abandoned:
+        if has_room and version.move == self._moves and not version.is_abandoned:
             self._spares.append(version.arenas)

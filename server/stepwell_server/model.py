@@ -92,7 +92,6 @@ class HostedModel:
         self._warm_encodings = {"native"}  # of pulls
         self._checkpoints = Checkpoints(engine, folder, self._run, saved)
         self._is_stopping = False
-        self._is_shared = False
         self._is_small = is_small(engine.definition)
 
     @property
@@ -264,15 +263,22 @@ class HostedModel:
         self.engine.store.release(version)
 
     async def share(self) -> None:
-        """Keep the parameters where other processes can read them, from now on."""
+        """Keep the parameters where other processes can read them, from now on.
+
+        Raises:
+            NoSharedMemory: There is no memory for it; nothing has changed.
+        """
         if not self._is_shared:
             await self._run(self._move)
-            self._is_shared = True
+
+    @property
+    def _is_shared(self) -> bool:
+        return isinstance(self.engine.store.current, RegionArenas)
 
     def _move(self) -> None:
-        store = self.engine.store
-        if not isinstance(store.current, RegionArenas):
-            store.move(lambda: shared_arenas(store.layout))
+        layout = self.engine.layout
+        if not self._is_shared:  # nor by somebody who came in between
+            self.engine.store.move(RegionArenas(layout), lambda: shared_arenas(layout))
 
     # Sessions
 

@@ -8,7 +8,6 @@ import signal
 import socket
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from types import FrameType
 
 import structlog
@@ -20,7 +19,7 @@ from stepwell_server.app import Application
 from stepwell_server.http_protocol import StepwellProtocol
 from stepwell_server.loops import LOOPS
 from stepwell_server.settings import Settings
-from stepwell_server.shared_memory.listener import listen
+from stepwell_server.shared_memory.listener import MemorySocket
 from stepwell_server.storage.folders import DataFolder
 from stepwell_server.tokens import Authenticator, TokenStore
 
@@ -53,37 +52,50 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, application: Application) -> None:
         super().__init__(config)
         self._application = application
-        self._memory_path: Path | None = None  # of the socket that is ours alone
+        self._memory_socket: MemorySocket | None = None  # beside the port
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Recover the models, listen, and say where."""
         await self._application.start()
         try:
+            # Who comes through the port as soon as it is open is told of the socket already.
+            self._application.memory_socket = self._listen_beside()
             await super().startup(sockets)
         except BaseException:  # uvicorn exits if the port is taken; the models were opened already
+            if self._memory_socket is not None:
+                self._memory_socket.remove()
+                self._memory_socket.socket.close()
             await self._application.stop()
             raise
-        self._application.memory_socket = await self._share_memory()
+        await self._serve_beside()
         log.info("ready", version=__version__, address=self.address, pid=os.getpid())
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Answer who waits, then stop as uvicorn does, then save the models."""
         self._application.stop_waiting()
+        if self._memory_socket is not None:
+            self._memory_socket.remove()
         await super().shutdown(sockets)
-        if self._memory_path is not None:
-            self._memory_path.unlink(missing_ok=True)
         await self._application.stop()
 
-    async def _share_memory(self) -> str | None:
-        """Listen for workers on this host too; return where, or None."""
+    def _listen_beside(self) -> str | None:
+        """Listen for workers on this host; return where they are to come, or None."""
         path = self._application.settings.memory_path
-        if path is None or self.config.uds:
-            return self.config.uds and str(path)
+        if path is None:
+            return None
+        if self.config.uds:  # they come there; but descriptors do not travel inside of TLS
+            return None if self.config.ssl_certfile else str(path)
         try:
-            listener = listen(path)
+            self._memory_socket = MemorySocket(path)
         except (OSError, Conflict) as error:  # a folder that has no sockets, on some network
             log.warning("no_shared_memory", path=str(path), error=str(error))
             return None
+        return str(path)
+
+    async def _serve_beside(self) -> None:
+        """Serve workers on this host as uvicorn serves the port, but without TLS."""
+        if self._memory_socket is None:
+            return
         protocol_class: Callable[..., asyncio.Protocol] = self.config.http_protocol_class
         new_protocol = partial(
             protocol_class,
@@ -92,10 +104,8 @@ class Server(uvicorn.Server):
             app_state={},
         )
         loop = asyncio.get_running_loop()
-        server = await loop.create_unix_server(new_protocol, sock=listener)
+        server = await loop.create_unix_server(new_protocol, sock=self._memory_socket.socket)
         self.servers.append(server)
-        self._memory_path = path
-        return str(path)
 
     @property
     def address(self) -> str:

@@ -377,9 +377,11 @@ def test_an_abandoned_old_version_makes_room_for_another() -> None:
 
 def test_parameters_that_moved_stay_the_same_and_later_steps_stay_in_the_new_memory() -> None:
     """The version is the same one, and no buffer of the old kind is used again."""
-    store = new_store(spares=2)
+    store = new_store(spares=3)
+    older = store.hold()
     write(store, 1)
     reader = store.hold()
+    assert older is not None
     assert reader is not None
     made: list[dict[str, np.ndarray]] = []
 
@@ -387,14 +389,15 @@ def test_parameters_that_moved_stay_the_same_and_later_steps_stay_in_the_new_mem
         made.append(LAYOUT.new_arenas(None))
         return made[-1]
 
-    store.move(allocate)
+    store.move(allocate(), allocate)
     after = store.hold()
     assert after is not None
     store.release(reader)
+    store.release(older)
     for number in range(2, 9):
         write(store, number)
         assert any(store.current is arenas for arenas in made)
 
     assert (reader.number, after.number) == (1, 1)
     assert all((array == 1).all() for array in after.arenas.values())
-    assert len(made) == 2
+    assert len(made) <= 3

@@ -17,13 +17,19 @@ from stepwell_server import __version__
 from stepwell_server.representations import MEDIA_TYPES
 from stepwell_server.routes.access import TheSettings, staging_of
 from stepwell_server.routes.parameters import MAX_WAIT_S
+from stepwell_server.shared_memory import EXTENSION
 
 router = APIRouter(tags=["server"])
 
 
 @router.get("/healthz")
-async def healthz() -> dict[str, str]:
-    """Say that the process answers."""
+async def healthz(request: Request) -> dict[str, str]:
+    """Say that the process answers; over its Unix socket also which one it is.
+
+    So a worker knows whose socket it is before it says its token there.
+    """
+    if EXTENSION in request.scope.get("extensions", {}):
+        return {"status": "ok", "instance": request.app.state.instance}
     return {"status": "ok"}
 
 

@@ -64,7 +64,7 @@ async def hold_parameters(
 
 
 @router.delete(PREFIX + "/memory/parameters/{number}", status_code=204)
-async def let_go(request: Request, model: TheModel, number: int) -> Response:
-    """Let go of a version that this connection holds; once more does no harm."""
+async def let_go(request: Request, number: int) -> Response:
+    """Let go of a version that this connection holds; once more, or of none, does no harm."""
     memory_of(request).let_go(number)
     return Response(status_code=204)

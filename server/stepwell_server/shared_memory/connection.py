@@ -41,6 +41,9 @@ class ConnectionMemory:
 
     Args:
         transport: Of the connection, over a Unix socket.
+
+    Attributes:
+        is_used: Whether the worker was sent a region, which it would lose with the connection.
     """
 
     def __init__(self, transport: asyncio.Transport) -> None:
@@ -49,11 +52,7 @@ class ConnectionMemory:
         self._held: dict[int, _Held] = {}
         self._numbers: Iterator[int] = itertools.count(1)
         self._is_closed = False
-
-    @property
-    def is_used(self) -> bool:
-        """Whether the worker would lose something with the connection."""
-        return bool(self._gradients or self._held)
+        self.is_used = False
 
     def new_gradient(self, model: str, layout: Layout) -> Region:
         """Make the region for gradients of a model and send its descriptor; the older one goes.
@@ -62,13 +61,7 @@ class ConnectionMemory:
             NoSharedMemory: There is no memory for it.
         """
         self._gradients.pop(model, None)
-        try:
-            region = Region(extent(layout), is_writable_elsewhere=True)
-        except OSError as error:
-            raise NoSharedMemory(
-                f"There are no {layout.nbytes} bytes of shared memory ({error.strerror}); send "
-                "the gradient instead"
-            ) from None
+        region = Region(extent(layout), is_writable_elsewhere=True)
         self.send(region)
         self._gradients[model] = region
         return region
@@ -168,3 +161,4 @@ class ConnectionMemory:
                 raise BrokenPipeError(0, "the connection is full")
         except OSError as error:
             raise NoSharedMemory(f"A descriptor could not be sent ({error.strerror})") from None
+        self.is_used = True

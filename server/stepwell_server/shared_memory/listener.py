@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 import struct
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,33 +18,56 @@ _CREDENTIALS = struct.Struct("3i")  # process, user, group
 BACKLOG = 128
 
 
-def listen(path: Path) -> socket.socket:
-    """Return a listening socket; only this user may connect.
+class MemorySocket:
+    """A listening socket; only this user may connect.
 
-    A socket that a dead server left behind is replaced.
+    One that a dead server left behind is replaced.
+
+    Args:
+        path: Where.
+
+    Attributes:
+        path: Where.
+        socket: To be served; whoever serves it closes it.
 
     Raises:
         OSError: The folder cannot have a socket, or something else lies there.
         Conflict: Another server listens there.
     """
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        with _short(path) as address:
-            _remove_stale(path, address)
-            listener.bind(address)
-            os.chmod(address, 0o600)
-        listener.listen(BACKLOG)
-        listener.setblocking(False)
-    except BaseException:
-        listener.close()
-        raise
-    return listener
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if sys.platform != "linux":
+            raise OSError(errno.ENOSYS, f"{sys.platform} has no sealed memory")
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            with _short(path) as address:
+                _remove_stale(path, address)
+                os.fchmod(self.socket.fileno(), 0o600)  # before there is a name to connect to
+                self.socket.bind(address)
+                self._inode = os.stat(address).st_ino
+            self.socket.listen(BACKLOG)
+            self.socket.setblocking(False)
+        except BaseException:
+            self.socket.close()
+            raise
+
+    def remove(self) -> None:
+        """Remove its name, unless another server has taken that by now."""
+        with contextlib.suppress(FileNotFoundError):
+            if os.stat(self.path).st_ino == self._inode:
+                os.unlink(self.path)
 
 
 def is_trusted(transport: asyncio.BaseTransport) -> bool:
-    """Whether a connection comes over a Unix socket from a process of this user, or of root."""
+    """Whether a connection comes over a Unix socket from a process of this user, or of root.
+
+    One with TLS does not: descriptors cannot travel inside of it.
+    """
     wire = transport.get_extra_info("socket")
-    if wire is None or wire.family != socket.AF_UNIX:
+    if wire is None or wire.family != socket.AF_UNIX or transport.get_extra_info("sslcontext"):
+        return False
+    if sys.platform != "linux":
         return False
     packed = wire.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     _, user, _ = _CREDENTIALS.unpack(packed)

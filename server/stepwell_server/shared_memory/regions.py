@@ -7,13 +7,16 @@ and all its bytes are allocated at once, so that writing into it cannot run out 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import itertools
 import mmap
 import os
+import sys
 import weakref
 
 import structlog
+from stepwell_core.errors import NoSharedMemory
 from stepwell_core.layout import Arenas, Array, Layout
 from stepwell_core.placement import extent, place
 
@@ -38,12 +41,23 @@ class Region:
         memory: Its bytes; whoever keeps a view of them keeps the memory.
 
     Raises:
-        OSError: There is not enough memory, or the kernel has no memfds.
+        NoSharedMemory: There is not enough memory, or the kernel has no sealed memfds.
     """
 
     def __init__(self, nbytes: int, *, is_writable_elsewhere: bool) -> None:
         self.serial = next(_serials)
         self.nbytes = nbytes
+        try:
+            self._allocate(nbytes, is_writable_elsewhere)
+        except OSError as error:
+            raise NoSharedMemory(
+                f"There are no {nbytes} bytes of shared memory ({error.strerror}); send tensors "
+                "instead"
+            ) from None
+
+    def _allocate(self, nbytes: int, is_writable_elsewhere: bool) -> None:
+        if sys.platform != "linux":
+            raise OSError(errno.ENOSYS, f"{sys.platform} has no sealed memory")
         self.descriptor = os.memfd_create("stepwell", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         weakref.finalize(self, os.close, self.descriptor)
         os.posix_fallocate(self.descriptor, 0, nbytes)
@@ -62,7 +76,7 @@ class RegionArenas(dict[str, Array]):
         layout: Of the arenas.
 
     Raises:
-        OSError: See `Region`.
+        NoSharedMemory: See `Region`.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -74,6 +88,6 @@ def shared_arenas(layout: Layout) -> Arenas:
     """Return new arenas in a region, or in plain memory if there can be no region."""
     try:
         return RegionArenas(layout)
-    except OSError as error:
-        log.warning("no_shared_memory", error=error.strerror, bytes=layout.nbytes)
+    except NoSharedMemory as error:
+        log.warning("no_shared_memory", error=error.message, bytes=layout.nbytes)
         return layout.new_arenas(None)

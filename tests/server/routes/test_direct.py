@@ -13,10 +13,12 @@ from fastapi import FastAPI
 from stepwell_core.definition import Definition
 from stepwell_core.optimizers import SGD
 from stepwell_server import problems
+from stepwell_server.counts import Counts
 from stepwell_server.registry import Registry
 from stepwell_server.routes import ROUTERS
 from stepwell_server.routes.direct import direct
 from stepwell_server.settings import Settings
+from stepwell_server.staging import Staging
 from stepwell_server.storage.folders import DataFolder
 
 from tests.server.calls import LAYOUT, MSGPACK, arrays_of, assert_problem, packed, payload, unpacked
@@ -29,8 +31,10 @@ def run(data_dir: Path, scenario: Any, *, is_broken: bool = False) -> Any:
 
     async def main() -> Any:
         data = DataFolder(data_dir)
-        registry = Registry(data, push_wait_s=20.0)
+        staging = Staging(1 << 20, Counts())
+        registry = Registry(data, 20.0, staging)
         api = FastAPI()
+        api.state.staging = staging
         api.state.registry = None if is_broken else registry
         api.state.settings = Settings()
         for router in ROUTERS:
