@@ -101,10 +101,11 @@ class Way:
 
     @contextlib.contextmanager
     def talking_to(self, *acts, **options):
-        """Give a server with these acts, and a client that talks to it."""
+        """Give a server with these acts, and a client that talks to it over the wire alone."""
+        options = {"transport": "http", **self.of_client, **options}
         with (
             Misbehaving(*acts, **self.of_server) as server,
-            self.clients.client(server.url, **self.of_client, **options) as client,
+            self.clients.client(server.url, **options) as client,
         ):
             yield server, client
 
@@ -693,10 +694,11 @@ def test_a_forked_process_makes_connections_of_its_own(kind):
 
 def ports(client):
     """Return the local ports of a client's connections that are kept."""
-    if isinstance(client._transport, DirectTransport):
-        kept = client._transport._pools.get()._kept
+    transport = client._driver._transport
+    if isinstance(transport, DirectTransport):
+        kept = transport._pools.get()._kept
         return {connection._socket.getsockname()[1] for connection in kept}
-    pool = client._transport._clients.get()._transport._pool
+    pool = transport._clients.get()._transport._pool
     return {
         connection._connection._network_stream.get_extra_info("client_addr")[1]
         for connection in pool.connections
