@@ -292,7 +292,8 @@ class Staging:
                 return None
             if request.holder in self._holders:
                 return None
-            self._idle.shrink(self.budget_bytes - self._used - nbytes, wanted=nbytes)
+            left = self.budget_bytes - self._used - nbytes
+            self._idle.shrink(left, wanted=nbytes if request.has_block else 0)
             block = self._idle.take(nbytes) if request.has_block else None
             lease = Lease(self, request, block)
             self._leases.add(lease)

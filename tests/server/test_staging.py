@@ -285,6 +285,22 @@ def test_a_stop_refuses_who_waits_and_who_comes():
     run(scenario)
 
 
+@pytest.mark.parametrize("has_block", [True, False])
+def test_idle_buffers_make_room_for_what_is_wanted(has_block):
+    """One of the right size is used; memory of somebody's own needs room beside all of them."""
+
+    async def scenario(staging: Staging) -> None:
+        leases = [await staging.take(MIB) for _ in range(4)]
+        for lease in leases:
+            lease.release()
+        assert staging.idle_bytes == 4 * MIB
+        lease = await staging.take(MIB, has_block=has_block)
+        assert staging.idle_bytes == 3 * MIB
+        lease.release()
+
+    run(scenario)
+
+
 def test_idle_buffers_that_nobody_uses_are_given_back(monkeypatch):
     """After a while."""
     monkeypatch.setattr(room, "TRIM_S", 0.01)
