@@ -259,6 +259,8 @@ def test_who_waits_for_the_reserve_of_a_model_that_is_deleted_is_told_at_once():
         staging.forget("sync", part)
         with pytest.raises(Unavailable, match="no more"):
             await takers.tasks["b"]
+        with pytest.raises(Unavailable, match="no more"):
+            await staging.take(MIB, part)
         await takers.begin("c", 4 * MIB)
         assert "c" not in takers.served
         await takers.release("a")
