@@ -116,7 +116,12 @@ class Drain:
         if self._is_over:  # the socket may be closed, and its number another one's
             return 0
         if self._socket.family in (socket.AF_INET, socket.AF_INET6):
-            info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.size)
+            try:
+                info = self._socket.getsockopt(
+                    socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.size
+                )
+            except OSError:  # uvloop closes a socket that was reset before it says so
+                return 0
             (acked,) = _BYTES_ACKED.unpack(info)
             return int(acked)
         return self._gone + self._held - self._transport.get_write_buffer_size()

@@ -35,6 +35,8 @@ from stepwell_server.idle import IdleBlocks
 WAIT_S = 10.0  # a step of a large model is over by then, and a client has not given up yet
 TRIM_S = 60.0  # buffers that nobody used for this long, or twice as long, are given back
 
+_IS_GONE = "The model is there no more; look, and try again"
+
 
 @dataclass(eq=False)
 class Part:
@@ -195,7 +197,7 @@ class Staging:
         if part is not self._shared:
             self._reserves.remove(part)
             self._shared.capacity += part.capacity
-            _refuse(part, Unavailable, "The model is there no more; look, and try again")
+            _refuse(part, Unavailable, _IS_GONE)
         self._serve()
 
     # Leases
@@ -220,6 +222,7 @@ class Staging:
         Raises:
             BodyTooLarge: It is more than there can ever be.
             StagingFull: There was no room for 10 s.
+            Unavailable: The part was taken back: its model is deleted.
             ShuttingDown: The server stops.
         """
         if part is None or nbytes > part.unit:
@@ -235,6 +238,8 @@ class Staging:
     def _check(self, nbytes: int, part: Part) -> None:
         if self._is_closed:
             raise ShuttingDown("The server is stopping; send it again")
+        if part is not self._shared and part not in self._reserves:
+            raise Unavailable(_IS_GONE)
         if nbytes > part.capacity:
             raise BodyTooLarge(
                 f"A payload of {nbytes} bytes is more than the {part.capacity} of "
@@ -292,7 +297,8 @@ class Staging:
                 return None
             if request.holder in self._holders:
                 return None
-            self._idle.shrink(self.budget_bytes - self._used - nbytes, wanted=nbytes)
+            left = self.budget_bytes - self._used - nbytes
+            self._idle.shrink(left, wanted=nbytes if request.has_block else 0)
             block = self._idle.take(nbytes) if request.has_block else None
             lease = Lease(self, request, block)
             self._leases.add(lease)

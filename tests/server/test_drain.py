@@ -37,6 +37,15 @@ class Transport:
         self.aborts += 1
 
 
+class ClosedSocket:
+    """What uvloop gives for a TCP socket that is closed."""
+
+    family = socket.AF_INET
+
+    def getsockopt(self, *args: int) -> bytes:
+        raise OSError(9, "Bad file descriptor")
+
+
 class Bench:
     """A drain whose transport and clock the test moves."""
 
@@ -117,6 +126,15 @@ def test_a_connection_that_ended_is_watched_no_more(bench):
     bench.clock.advance(100)
 
     assert (bench.transport.aborts, bench.drain.is_slow) == (0, False)
+
+
+def test_a_socket_that_is_closed_and_nobody_was_told_yet_has_taken_nothing(bench):
+    """Between a reset and `connection_lost` a pull may look for the slowest reader."""
+    bench.drain._socket = ClosedSocket()
+    bench.drain.begin()
+    bench.clock.advance(10)
+
+    assert bench.drain.rate == 0
 
 
 def test_a_reader_is_slow_below_a_mebibyte_a_second_on_the_average_of_its_answer(bench):

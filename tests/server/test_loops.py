@@ -21,7 +21,7 @@ def test_a_client_that_does_not_shake_hands_is_closed(
     cert, key = certificate
     with servers.hosted(tmp_path, loop=loop, tls_cert=cert, tls_key=key) as server:
         caller = Caller(server.url, cert)
-        with socket.create_connection((caller.host, caller.port), servers.DEADLINE_S) as silent:
+        with socket.create_connection((caller.host, caller.port), servers.DEADLINE_S / 2) as silent:
             silent.sendall(begin)
             with caller.session() as connection:
                 connection.request("GET", "/healthz")

@@ -259,6 +259,8 @@ def test_who_waits_for_the_reserve_of_a_model_that_is_deleted_is_told_at_once():
         staging.forget("sync", part)
         with pytest.raises(Unavailable, match="no more"):
             await takers.tasks["b"]
+        with pytest.raises(Unavailable, match="no more"):
+            await staging.take(MIB, part)
         await takers.begin("c", 4 * MIB)
         assert "c" not in takers.served
         await takers.release("a")
@@ -281,6 +283,22 @@ def test_a_stop_refuses_who_waits_and_who_comes():
             await staging.take(MIB)
         lease.release()
         assert (staging.used_bytes, staging.idle_bytes) == (0, 0)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("has_block", [True, False])
+def test_idle_buffers_make_room_for_what_is_wanted(has_block):
+    """One of the right size is used; memory of somebody's own needs room beside all of them."""
+
+    async def scenario(staging: Staging) -> None:
+        leases = [await staging.take(MIB) for _ in range(4)]
+        for lease in leases:
+            lease.release()
+        assert staging.idle_bytes == 4 * MIB
+        lease = await staging.take(MIB, has_block=has_block)
+        assert staging.idle_bytes == 3 * MIB
+        lease.release()
 
     run(scenario)
 
