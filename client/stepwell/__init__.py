@@ -20,6 +20,7 @@ from stepwell_core.optimizers import SGD, Adagrad, Adam
 from stepwell import errors, schedules
 from stepwell.async_client import AsyncClient, AsyncModel, AsyncWorker
 from stepwell.client import Client, Model, Worker
+from stepwell.pulls import PullOptions
 from stepwell.results import Checkpoint, Parameters, PushResult
 from stepwell.retry import Timeout
 
@@ -38,6 +39,7 @@ __all__ = [
     "LossScaleOptimizer",
     "Model",
     "Parameters",
+    "PullOptions",
     "PushResult",
     "StepwellError",
     "Sync",

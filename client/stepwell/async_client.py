@@ -7,7 +7,7 @@ import contextlib
 import os
 import ssl
 from collections.abc import Iterable, Mapping
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 from stepwell_core.consistency import Consistency
 from stepwell_core.errors import StepwellError
@@ -18,10 +18,11 @@ from stepwell.endpoint import Endpoint
 from stepwell.flows import ModelFlows, ServerFlows
 from stepwell.handles import ModelHandle, WorkerHandle
 from stepwell.optimizers import Hyperparameters
+from stepwell.pulls import PullOptions
 from stepwell.results import Checkpoint, Parameters, PushResult
 from stepwell.retry import Flow, Patience, Sleep, Timeout
 from stepwell.session import Session
-from stepwell.transport import AsyncHttpTransport
+from stepwell.transport import AsyncHttpxTransport
 
 T = TypeVar("T")
 
@@ -43,7 +44,7 @@ class AsyncClient:
         uds: str | os.PathLike[str] | None = None,
     ) -> None:
         endpoint = Endpoint.find(url, token, uds, timeout=timeout, verify=verify)
-        self._transport = AsyncHttpTransport(endpoint)
+        self._transport = AsyncHttpxTransport(endpoint)
         self._flows = ServerFlows(Patience(endpoint.timeout))
 
     async def create_model(
@@ -127,10 +128,14 @@ class AsyncModel(ModelHandle):
         return await self._client.run(self._flows.describe())
 
     async def pull(
-        self, names: Iterable[str] | None = None, *, slot: str | None = None
+        self,
+        names: Iterable[str] | None = None,
+        *,
+        slot: str | None = None,
+        **options: Unpack[PullOptions],
     ) -> Parameters:
         """See `Model.pull`."""
-        return await self._client.run(self._flows.pull(names, slot))
+        return await self._client.run(self._flows.pulls.pull(names, slot, **options))
 
     async def overwrite(self, parameters: Mapping[str, Any]) -> int:
         """See `Model.overwrite`."""
@@ -173,21 +178,26 @@ class AsyncWorker(WorkerHandle):
         await self._client.run(self._session.open())
         return self
 
-    async def pull(self) -> Parameters:
+    async def pull(self, **options: Unpack[PullOptions]) -> Parameters:
         """See `Worker.pull`."""
-        return await self._client.run(self._session.pull())
+        return await self._client.run(self._session.pull(**options))
 
     async def push(
         self,
         gradients: Mapping[str, Any],
         *,
+        dtype: str | None = None,
         weight: float = 1.0,
         metrics: Mapping[str, float] | None = None,
         hyperparameters: Hyperparameters | None = None,
     ) -> PushResult:
         """See `Worker.push`."""
         flow = self._session.push(
-            gradients, weight=weight, metrics=metrics, hyperparameters=hyperparameters
+            gradients,
+            dtype=dtype,
+            weight=weight,
+            metrics=metrics,
+            hyperparameters=hyperparameters,
         )
         return await self._client.run(flow)
 
@@ -195,13 +205,18 @@ class AsyncWorker(WorkerHandle):
         self,
         gradients: Mapping[str, Any],
         *,
+        dtype: str | None = None,
         weight: float = 1.0,
         metrics: Mapping[str, float] | None = None,
         hyperparameters: Hyperparameters | None = None,
     ) -> Parameters:
         """See `Worker.push_pull`."""
         flow = self._session.push_pull(
-            gradients, weight=weight, metrics=metrics, hyperparameters=hyperparameters
+            gradients,
+            dtype=dtype,
+            weight=weight,
+            metrics=metrics,
+            hyperparameters=hyperparameters,
         )
         return await self._client.run(flow)
 

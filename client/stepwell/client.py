@@ -7,7 +7,7 @@ import os
 import ssl
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 from stepwell_core.consistency import Consistency
 from stepwell_core.errors import StepwellError
@@ -18,10 +18,11 @@ from stepwell.endpoint import Endpoint
 from stepwell.flows import ModelFlows, ServerFlows
 from stepwell.handles import ModelHandle, WorkerHandle
 from stepwell.optimizers import Hyperparameters
+from stepwell.pulls import PullOptions
 from stepwell.results import Checkpoint, Parameters, PushResult
 from stepwell.retry import Flow, Patience, Sleep, Timeout
 from stepwell.session import Session
-from stepwell.transport import HttpTransport
+from stepwell.transport import new_transport
 
 T = TypeVar("T")
 
@@ -52,7 +53,7 @@ class Client:
         uds: str | os.PathLike[str] | None = None,
     ) -> None:
         endpoint = Endpoint.find(url, token, uds, timeout=timeout, verify=verify)
-        self._transport = HttpTransport(endpoint)
+        self._transport = new_transport(endpoint)
         self._flows = ServerFlows(Patience(endpoint.timeout))
 
     def create_model(
@@ -161,22 +162,36 @@ class Model(ModelHandle):
         """Return what the server says of the model: version, bytes, optimizer, consistency, ..."""
         return self._client.run(self._flows.describe())
 
-    def pull(self, names: Iterable[str] | None = None, *, slot: str | None = None) -> Parameters:
+    def pull(
+        self,
+        names: Iterable[str] | None = None,
+        *,
+        slot: str | None = None,
+        **options: Unpack[PullOptions],
+    ) -> Parameters:
         """Pull the parameters of one version.
 
         Args:
             names: Some of them only; they come in the model's order.
-            slot: A slot of the optimizer instead: "momentum", "velocity", "average", ...
+            slot: A slot of the optimizer instead: "momentum", "velocity", "average", ... Always
+                sent, since slots have no version of their own.
+            options: `dtype`, `cached`, `min_version` and `wait_s`, `out`, `into`: see
+                `stepwell.PullOptions`.
 
         Returns:
-            New arrays that belong to the caller, in the parameters' shapes and dtypes.
+            Arrays that belong to the caller, in the parameters' shapes and dtypes. Their memory is
+            used for a later pull of this object when no view of it is alive any more.
 
         Raises:
             UnknownTensor: The model has no such tensor.
             InvalidInput: The optimizer has no such slot.
-            LayoutMismatch: The model was deleted and created anew with other tensors.
+            InvalidArgument: An option cannot be.
+            LayoutMismatch: The model was deleted and created anew with other tensors; or the names
+                in `out` are not those that are pulled.
+            ShapeMismatch, DtypeMismatch: An array in `out` does not fit.
+            StaleIncarnation: `min_version` is of a history that was cut.
         """
-        return self._client.run(self._flows.pull(names, slot))
+        return self._client.run(self._flows.pulls.pull(names, slot, **options))
 
     def overwrite(self, parameters: Mapping[str, Any]) -> int:
         """Replace all parameters; slots stay. Sessions have to be opened again.
@@ -251,18 +266,25 @@ class Worker(WorkerHandle):
         self._client.run(self._session.open())
         return self
 
-    def pull(self) -> Parameters:
+    def pull(self, **options: Unpack[PullOptions]) -> Parameters:
         """Pull the parameters; the next gradient counts as computed at them.
 
+        Args:
+            options: See `Model.pull`.
+
         Returns:
-            New arrays that belong to the caller, in the parameters' shapes and dtypes.
+            Arrays that belong to the caller; see `Model.pull`.
+
+        Raises:
+            StaleIncarnation: With `min_version`: the model was restored or overwritten.
         """
-        return self._client.run(self._session.pull())
+        return self._client.run(self._session.pull(**options))
 
     def push(
         self,
         gradients: Mapping[str, Any],
         *,
+        dtype: str | None = None,
         weight: float = 1.0,
         metrics: Mapping[str, float] | None = None,
         hyperparameters: Hyperparameters | None = None,
@@ -271,9 +293,10 @@ class Worker(WorkerHandle):
 
         Args:
             gradients: By parameter name, in the parameters' shapes; anything NumPy can view. Of
-                the parameters' dtypes, or all of one: float16, bfloat16, float32, float64.
-                Parameters without one, or with None, are left alone. Not copied if in C order:
-                they must not change until this returns.
+                the parameters' dtypes, or all of one: float16, bfloat16, float32, float64. Torch
+                tensors are detached and moved to the CPU. Parameters without one, or with None,
+                are left alone. Not copied if in C order: they must not change until this returns.
+            dtype: "bfloat16" or "float16", if gradients are the bits of that as uint16.
             weight: In an aggregate, such as the number of examples; finite and > 0.
             metrics: Numbers for the history, such as the loss.
             hyperparameters: Values for those that were declared to come with each push.
@@ -291,7 +314,11 @@ class Worker(WorkerHandle):
                 became of this push; the next push asks that first by itself.
         """
         flow = self._session.push(
-            gradients, weight=weight, metrics=metrics, hyperparameters=hyperparameters
+            gradients,
+            dtype=dtype,
+            weight=weight,
+            metrics=metrics,
+            hyperparameters=hyperparameters,
         )
         return self._client.run(flow)
 
@@ -299,13 +326,18 @@ class Worker(WorkerHandle):
         self,
         gradients: Mapping[str, Any],
         *,
+        dtype: str | None = None,
         weight: float = 1.0,
         metrics: Mapping[str, float] | None = None,
         hyperparameters: Hyperparameters | None = None,
     ) -> Parameters:
         """Push gradients and get the new parameters, in one round trip; see `push` and `pull`."""
         flow = self._session.push_pull(
-            gradients, weight=weight, metrics=metrics, hyperparameters=hyperparameters
+            gradients,
+            dtype=dtype,
+            weight=weight,
+            metrics=metrics,
+            hyperparameters=hyperparameters,
         )
         return self._client.run(flow)
 

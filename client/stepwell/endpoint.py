@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import httpx
 from stepwell_core import wire
@@ -93,6 +94,30 @@ class Endpoint:
             return ipaddress.ip_address(host).is_loopback
         except ValueError:
             return False
+
+    @property
+    def is_tls(self) -> bool:
+        """Whether the server speaks TLS."""
+        return urlsplit(self.url).scheme == "https"
+
+    @property
+    def host(self) -> str:
+        """Name and port as the header `Host` has them."""
+        host = urlsplit(self.url).netloc
+        return host if host.isascii() else host.encode("idna").decode()
+
+    @property
+    def has_proxy(self) -> bool:
+        """Whether the environment names a proxy on the way: HTTP_PROXY, NO_PROXY and their like.
+
+        A proxy of the company cannot reach this machine, so there is none to a local server.
+        """
+        if self.is_local:
+            return False
+        proxies = getproxies()
+        parts = urlsplit(self.url)
+        is_named = bool(proxies.get(parts.scheme) or proxies.get("all"))
+        return is_named and not proxy_bypass(parts.hostname or "")
 
     def client_arguments(self) -> dict[str, Any]:
         """Return what both of httpx's clients are made with."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,8 @@ from stepwell_core.names import check_identifier
 from stepwell import calls
 from stepwell.calls import Answer, Call, model_path
 from stepwell.optimizers import Hyperparameters, as_optimizer, callables_of
-from stepwell.results import Checkpoint, Parameters
+from stepwell.pulls import Pulls
+from stepwell.results import Checkpoint
 from stepwell.retry import Flow, Patience, repeatedly
 from stepwell.session import Session
 
@@ -52,7 +53,8 @@ class ServerFlows:
 
     def _model(self, answer: Answer, callables: Mapping[str, Callable[[], float]]) -> ModelFlows:
         layout = Layout.from_json(answer["tensors"])
-        return ModelFlows(answer["name"], layout, self.patience, callables)
+        pulls = Pulls(answer["name"], layout, self.patience)
+        return ModelFlows(answer["name"], layout, self.patience, callables, pulls)
 
     def models(self) -> Flow[list[str]]:
         """Return the names of all models."""
@@ -78,12 +80,14 @@ class ModelFlows:
         layout: Its tensors.
         patience: How long a call is repeated.
         callables: Hyperparameters that each push evaluates.
+        pulls: What pulls its parameters.
     """
 
     name: str
     layout: Layout
     patience: Patience
     callables: Mapping[str, Callable[[], float]]
+    pulls: Pulls
 
     def describe(self) -> Flow[dict[str, Any]]:
         """Return what the server says of the model."""
@@ -92,11 +96,6 @@ class ModelFlows:
     def optimizer(self) -> Flow[AnyOptimizer]:
         """Return the optimizer as it is now."""
         return keras_config.deserialize((yield from self._ask("GET", "optimizer")).fields)
-
-    def pull(self, names: Iterable[str] | None, slot: str | None) -> Flow[Parameters]:
-        """Pull parameters or a slot."""
-        call = calls.pull(self.name, self.layout, names, slot)
-        return calls.parameters_of((yield from repeatedly(call, self.patience)))
 
     def overwrite(self, parameters: Mapping[str, Any]) -> Flow[int]:
         """Replace all parameters; returns the version."""

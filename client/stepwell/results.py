@@ -12,8 +12,10 @@ import numpy.typing as npt
 class Parameters(Mapping[str, npt.NDArray[Any]]):
     """The parameters of one version, by name, in the model's order: a read-only mapping of arrays.
 
-    Each array is float32 or float64, in its parameter's shape, C order. All arrays of a dtype are
-    views of one buffer, which belongs to the caller, who may write to it; nothing else does.
+    Each array is float32 or float64, or of the dtype that was asked for, in its parameter's shape,
+    C order. All arrays of a dtype are views of one buffer, which belongs to the caller, who may
+    write to it; nothing else does while a view of it is alive. After that a later pull may use it
+    again. After `pull(out=...)` they are the caller's arrays, after `pull(into=...)` none.
 
     Attributes:
         version: At which these bytes came to be; say it with a gradient that was computed from
@@ -28,11 +30,19 @@ class Parameters(Mapping[str, npt.NDArray[Any]]):
         version: int,
         incarnation: str,
         loss_scale: float | None = None,
+        *,
+        etag: str | None = None,
     ) -> None:
         self._arrays = dict(arrays)
         self.version = version
         self.incarnation = incarnation
         self.loss_scale = loss_scale
+        self._etag = etag
+
+    @property
+    def etag(self) -> str | None:
+        """The name by which the server knows these bytes again; None if it has none for them."""
+        return self._etag
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
         return self._arrays[name]

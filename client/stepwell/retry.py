@@ -109,6 +109,8 @@ def repeatedly(call: Call, patience: Patience) -> Flow[Answer]:
 
 
 def _may_repeat(call: Call, error: StepwellError) -> bool:
+    if call.destination is not None and not call.destination.can_begin:
+        return False  # a part of the answer was delivered, and the next one may be another
     if isinstance(error, Unavailable):
         return True
     if isinstance(error, UnexpectedAnswer | CertificateRefused):

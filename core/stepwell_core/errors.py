@@ -33,7 +33,8 @@
     │   ├── PushInFlight         the session has another push under way
     │   ├── StaleIncarnation     the model's history was cut since the session was opened
     │   ├── PreconditionFailed   If-Match names an older state
-    │   └── NothingToFinalize    the moving average has seen no step yet
+    │   ├── NothingToFinalize    the moving average has seen no step yet
+    │   └── NoSharedMemory       this connection shares no memory, or there is none for it
     ├── HeaderTooLarge           more bytes or lines of HTTP header than the server takes
     ├── BodyTooLarge             more bytes than the server takes
     ├── BodyTooSlow              the body stalled or came too slowly
@@ -270,6 +271,12 @@ class NothingToFinalize(Conflict):
     """The moving average has seen no step yet."""
 
     code = "nothing_to_finalize"
+
+
+class NoSharedMemory(Conflict):
+    """This connection shares no memory with the server, or there is none for it."""
+
+    code = "no_shared_memory"
 
 
 class HeaderTooLarge(StepwellError):

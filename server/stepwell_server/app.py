@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+
 import structlog
 from fastapi import FastAPI
 from starlette.types import ASGIApp
@@ -46,10 +48,22 @@ class Application:
         api.state.registry = self.registry
         api.state.settings = self.settings
         api.state.is_ready = False
+        api.state.memory_socket = None
+        api.state.instance = secrets.token_hex(8)
         for router in ROUTERS:
             api.include_router(router)
         problems.install(api)
         return api
+
+    @property
+    def memory_socket(self) -> str | None:
+        """Where workers on this host ask for shared memory."""
+        path: str | None = self.api.state.memory_socket
+        return path
+
+    @memory_socket.setter
+    def memory_socket(self, path: str | None) -> None:
+        self.api.state.memory_socket = path
 
     async def start(self) -> None:
         """Recover the models; comes before the first request.

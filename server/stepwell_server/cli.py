@@ -73,6 +73,13 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on [127.0.0.1].")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one [8700].")] = None,
     uds: Annotated[Path | None, typer.Option(help="Listen on a Unix socket instead.")] = None,
+    shared_memory: Annotated[
+        bool | None,
+        typer.Option(
+            "--shared-memory/--no-shared-memory",
+            help="Exchange tensors in memory with workers on this host [yes].",
+        ),
+    ] = None,
     data_dir: Annotated[
         Path | None, typer.Option(help="Where models are kept [stepwell-data].")
     ] = None,
@@ -105,6 +112,7 @@ def serve(
         "host": host,
         "port": port,
         "uds": uds,
+        "shared_memory": shared_memory,
         "data_dir": data_dir,
         "durability": durability,
         "token_file": token_file,

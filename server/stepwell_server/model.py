@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import structlog
 from stepwell_core import keras_config
 from stepwell_core.definition import Definition
+from stepwell_core.encoding import rehearse_encoding
 from stepwell_core.engine import Engine
 from stepwell_core.errors import (
     ModelNotFound,
@@ -34,6 +35,8 @@ from stepwell_core.state import Counters, Snapshot, State
 from stepwell_core.store import Version
 
 from stepwell_server.lane import Lane
+from stepwell_server.readers import Readers
+from stepwell_server.shared_memory import RegionArenas, shared_arenas
 from stepwell_server.storage.checkpoint import Manifest
 from stepwell_server.storage.folders import ModelFolder
 from stepwell_server.waiters import Key, PushWaiters, Waiter
@@ -72,11 +75,12 @@ class HostedModel:
         self._lane = Lane(engine.definition.name, self._loop)
         self._push_wait_s = push_wait_s
         self._waiters = PushWaiters(self._lane)  # the lane's
-        self._readers: list[asyncio.Future[None]] = []  # the event loop's
-        self._incarnation = engine.incarnation
-        self._warm_dtypes = {"native"}
+        self.readers = Readers(engine)
+        self._warm_dtypes = {"native"}  # of pushes
+        self._warm_encodings = {"native"}  # of pulls
         self._checkpointing = asyncio.Lock()
         self._is_stopping = False
+        self._is_shared = False
 
     @property
     def definition(self) -> Definition:
@@ -169,40 +173,26 @@ class HostedModel:
         """
         return await self._run(lambda: function(self.engine))
 
-    async def hold(self) -> tuple[str, Version]:
-        """Hold the current version; waits for a step that is under way in place.
-
-        Returns:
-            The incarnation, and the version, which the caller gives to `release`. While history is
-            being cut it may be the version after the cut with the incarnation before it: whoever
-            pushes a gradient of it is refused. It is never the other way round.
-
-        Raises:
-            VersionsExhausted: Slow readers hold every buffer that can be spared.
-        """
-        while (held := self._try_hold()) is None:
-            future: asyncio.Future[None] = self._loop.create_future()
-            self._readers.append(future)
-            # Between the two looks the step may have ended, and with it the wake-up call.
-            if (held := self._try_hold()) is not None:
-                return held
-            await future
-        return held
-
-    def _try_hold(self) -> tuple[str, Version] | None:
-        incarnation = self._incarnation
-        version = self.engine.store.hold()
-        return None if version is None else (incarnation, version)
+    async def warm_encoding(self, dtype: str) -> None:
+        """Compile for a pull dtype that was not asked for yet; before a version is held for it."""
+        if dtype not in self._warm_encodings:
+            await asyncio.to_thread(rehearse_encoding, self.engine.layout, dtype)
+            self._warm_encodings.add(dtype)
 
     def release(self, version: Version) -> None:
-        """Give back what `hold` returned."""
+        """Give back what `Readers.hold` returned."""
         self.engine.store.release(version)
 
-    def _wake_readers(self) -> None:
-        readers, self._readers = self._readers, []
-        for future in readers:
-            if not future.done():
-                future.set_result(None)
+    async def share(self) -> None:
+        """Keep the parameters where other processes can read them, from now on."""
+        if not self._is_shared:
+            await self._run(self._move)
+            self._is_shared = True
+
+    def _move(self) -> None:
+        store = self.engine.store
+        if not isinstance(store.current, RegionArenas):
+            store.move(lambda: shared_arenas(store.layout))
 
     # Sessions
 
@@ -275,7 +265,7 @@ class HostedModel:
         def cut() -> tuple[str, Counters]:
             incarnation = new_incarnation()
             counters = function(incarnation)
-            self._incarnation = incarnation  # after the version is there; see `hold`
+            self.readers.incarnation = incarnation  # after the version is there; see `hold`
             self._forget_waiters()
             return incarnation, counters
 
@@ -346,10 +336,11 @@ class HostedModel:
 
     def stop_waiting(self) -> None:
         """Answer everyone who waits with 503 and take no more pushes; the first part of a stop."""
-        self._end(ShuttingDown("The server is stopping; the push was not admitted, send it again"))
+        self._end(ShuttingDown("The server is stopping; a push was not admitted, send it again"))
 
     def _end(self, error: StepwellError) -> None:
         self._is_stopping = True
+        self.readers.end(error)
         self._lane.submit(lambda: self._waiters.forget((), error))
 
     async def stop(self) -> None:
@@ -388,14 +379,14 @@ class HostedModel:
         return await self._run(function)
 
     async def _run(self, function: Callable[[], T]) -> T:
-        """Run `function` on the lane, which then wakes readers who found a step under way."""
+        """Run `function` on the lane, which then wakes readers who wait for what it does."""
 
         def run() -> T:
             try:
                 return function()
             finally:
-                if self._readers:
-                    self._lane.call_soon(self._wake_readers)
+                if self.readers.is_any_waiting:
+                    self._lane.call_soon(self.readers.wake)
 
         return await self._lane.run(run)
 

@@ -118,8 +118,8 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 
 
 async def _on_disconnect(request: Request, error: Exception) -> Response:
-    """The caller went away inside its body: nothing was done, and nobody reads an answer."""
-    log.info("body_cut_off", path=request.url.path[:200])
+    """The caller went away inside its body, or while it waited: nobody reads an answer."""
+    log.info("caller_gone", path=request.url.path[:200])
     return problem(errors.MalformedMessage("The body was cut off."))
 
 

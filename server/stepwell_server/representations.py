@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save
 from starlette.background import BackgroundTask
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -38,34 +37,42 @@ TLS_PIECE_BYTES = 1 << 20
 """How much of a payload is encrypted at a time."""
 
 
-def negotiate(accept: str, layout: Layout) -> str:
+def negotiate(accept: str, layout: Layout, dtype: str = "native") -> str:
     """Return the media type to answer with.
 
     Args:
         accept: The header; quality values are ignored, the first type that we have is taken.
         layout: What will be sent.
+        dtype: In which format; JSON and NumPy's files have no bfloat16.
 
     Raises:
         NotAcceptable: The caller accepts none that we have.
     """
+    has_numpy = dtype != "bfloat16"
+    is_small = has_numpy and layout.size <= MAX_DEFAULT_JSON_ELEMENTS
     for entry in accept.split(","):
         media_type = entry.split(";")[0].strip().lower()
         if media_type == JSON and layout.size > MAX_JSON_ELEMENTS:
             continue
+        if media_type in (JSON, NPZ) and not has_numpy:
+            continue
         if media_type in MEDIA_TYPES:
             return media_type
         if media_type in ("", "*/*", "application/*"):
-            return JSON if layout.size <= MAX_DEFAULT_JSON_ELEMENTS else wire.MEDIA_TYPE
+            return JSON if is_small else wire.MEDIA_TYPE
+    possible = [name for name in MEDIA_TYPES if has_numpy or name not in (JSON, NPZ)]
     raise NotAcceptable(
-        f"Parameters come as {', '.join(MEDIA_TYPES)}, JSON up to {MAX_JSON_ELEMENTS} elements. "
-        f"Received: Accept {accept[:80]!r}",
-        media_types=list(MEDIA_TYPES),
+        f"Parameters come as {', '.join(possible)}, JSON up to {MAX_JSON_ELEMENTS} elements and, "
+        f"as npz, in another dtype than bfloat16. Received: Accept {accept[:80]!r}, dtype {dtype}",
+        media_types=possible,
     )
 
 
-def etag(incarnation: str, version: int, layout: Layout, slot: str, media_type: str) -> str:
+def etag(
+    incarnation: str, version: int, layout: Layout, slot: str, media_type: str, dtype: str
+) -> str:
     """Return the ETag of one representation of one version."""
-    text = "\n".join((layout.hash, slot, media_type))
+    text = "\n".join((layout.hash, slot, media_type, dtype))
     digest = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
     return f'"{incarnation}:{version}:{digest}"'
 
@@ -150,9 +157,9 @@ def whole_body(media_type: str, fields: Mapping[str, Any], layout: Layout, arena
 
     Args:
         media_type: One of `MEDIA_TYPES` without msgpack.
-        fields: What is said beside the tensors: version, incarnation.
+        fields: What is said beside the tensors: version, incarnation, dtype.
         layout: Of `arenas`.
-        arenas: The tensors.
+        arenas: The tensors, in half width if `fields` say so.
     """
     tensors = layout.views(arenas)
     if media_type == JSON:
@@ -163,8 +170,25 @@ def whole_body(media_type: str, fields: Mapping[str, Any], layout: Layout, arena
         for name, value in fields.items()
     }
     if media_type == SAFETENSORS:
-        return save(tensors, notes)
+        return _safetensors(tensors, notes, is_bfloat16=fields.get("dtype") == "bfloat16")
     return _npz(tensors)
+
+
+def _safetensors(
+    tensors: Mapping[str, Array], notes: Mapping[str, str], *, is_bfloat16: bool
+) -> bytes:
+    """Return a safetensors file; its own library has bfloat16 for arrays of ml_dtypes alone."""
+    header: dict[str, Any] = {"__metadata__": notes}
+    stop = 0
+    for name, array in tensors.items():
+        start, stop = stop, stop + array.nbytes
+        dtype = "BF16" if is_bfloat16 else f"F{array.itemsize * 8}"
+        header[name] = {"dtype": dtype, "shape": array.shape, "data_offsets": [start, stop]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # so that the tensors are aligned
+    return b"".join(
+        [len(text).to_bytes(8, "little"), text, *(array.data for array in tensors.values())]
+    )
 
 
 def _npz(tensors: Mapping[str, Array]) -> bytes:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
+from pathlib import Path
 from types import FrameType
 
 import structlog
 import uvicorn
-from stepwell_core.errors import StepwellError
+from stepwell_core.errors import Conflict, StepwellError
 
 from stepwell_server import __version__
 from stepwell_server.app import Application
 from stepwell_server.http_protocol import StepwellProtocol
 from stepwell_server.settings import Settings
+from stepwell_server.shared_memory.listener import listen
 from stepwell_server.storage.folders import DataFolder
 from stepwell_server.tokens import Authenticator, TokenStore
 
@@ -47,6 +50,7 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, application: Application) -> None:
         super().__init__(config)
         self._application = application
+        self._memory_path: Path | None = None  # of the socket that is ours alone
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Recover the models, listen, and say where."""
@@ -56,13 +60,36 @@ class Server(uvicorn.Server):
         except BaseException:  # uvicorn exits if the port is taken; the models were opened already
             await self._application.stop()
             raise
+        self._application.memory_socket = await self._share_memory()
         log.info("ready", version=__version__, address=self.address, pid=os.getpid())
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Answer who waits, then stop as uvicorn does, then save the models."""
         self._application.stop_waiting()
         await super().shutdown(sockets)
+        if self._memory_path is not None:
+            self._memory_path.unlink(missing_ok=True)
         await self._application.stop()
+
+    async def _share_memory(self) -> str | None:
+        """Listen for workers on this host too; return where, or None."""
+        path = self._application.settings.memory_path
+        if path is None or self.config.uds:
+            return self.config.uds and str(path)
+        try:
+            listener = listen(path)
+        except (OSError, Conflict) as error:  # a folder that has no sockets, on some network
+            log.warning("no_shared_memory", path=str(path), error=str(error))
+            return None
+        server = await asyncio.get_running_loop().create_unix_server(
+            lambda: StepwellProtocol(
+                config=self.config, server_state=self.server_state, app_state={}
+            ),
+            sock=listener,
+        )
+        self.servers.append(server)
+        self._memory_path = path
+        return str(path)
 
     @property
     def address(self) -> str:

@@ -15,6 +15,9 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+SOCKET_NAME = "stepwell.sock"
+"""Of the Unix socket in the data folder, for workers on the same host."""
+
 Durability = Literal["memory", "everysec", "always"]
 
 
@@ -30,6 +33,8 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8700
     uds: Path | None = None
+    shared_memory: bool = True
+    memory_socket: Path | None = None
     data_dir: Path = Path("stepwell-data")
     durability: Durability = "memory"
     token_file: Path | None = None
@@ -77,6 +82,13 @@ class Settings(BaseSettings):
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return False
+
+    @property
+    def memory_path(self) -> Path | None:
+        """Where workers on this host find the Unix socket for shared memory; None if nowhere."""
+        if not self.shared_memory:
+            return None
+        return (self.uds or self.memory_socket or self.data_dir / SOCKET_NAME).absolute()
 
     @classmethod
     def settings_customise_sources(

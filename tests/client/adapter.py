@@ -10,9 +10,11 @@ import asyncio
 import inspect
 import threading
 from typing import Any
+from unittest import mock
 
 import stepwell
 from stepwell import AsyncClient, AsyncModel, AsyncWorker, Client
+from stepwell.transport import HttpxTransport
 
 DEADLINE_S = 60.0
 
@@ -28,6 +30,15 @@ class BlockingClients:
 
     def close(self) -> None:
         """There is nothing to end."""
+
+
+class HttpxClients(BlockingClients):
+    """Makes clients of `Client` as they are behind a proxy: calls go over httpx."""
+
+    def client(self, *arguments: Any, **options: Any) -> Any:
+        """Return a client."""
+        with mock.patch("stepwell.client.new_transport", HttpxTransport):
+            return Client(*arguments, **options)
 
 
 class AsyncClients:

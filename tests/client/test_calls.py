@@ -203,7 +203,7 @@ def test_an_answer_of_another_layout_is_told_apart(received):
 def test_parameters_are_views_of_the_received_arenas():
     """A pull allocates once."""
     arenas = LAYOUT.flatten(PARAMETERS)
-    answer = Answer({"version": 3, "incarnation": "one", "loss_scale": 2.0}, arenas, LAYOUT)
+    answer = Answer({"version": 3, "incarnation": "one", "loss_scale": 2.0}, LAYOUT.views(arenas))
 
     parameters = calls.parameters_of(answer)
 
@@ -223,9 +223,9 @@ def test_a_result_leaves_out_what_it_does_not_know():
     "read",
     [
         lambda: calls.result_of(Answer({"hello": "world"})),
-        lambda: calls.result_of(Answer({"version": 1}, LAYOUT.new_arenas(), LAYOUT)),
+        lambda: calls.result_of(Answer({"version": 1}, LAYOUT.views(LAYOUT.new_arenas()))),
         lambda: calls.parameters_of(Answer({"version": 1})),
-        lambda: calls.parameters_of(Answer({}, LAYOUT.new_arenas(), LAYOUT)),
+        lambda: calls.parameters_of(Answer({}, LAYOUT.views(LAYOUT.new_arenas()))),
         lambda: calls.read_checkpoint({"id": "x"}),
         lambda: calls.read_checkpoint("x"),
         lambda: calls.read_result(None),

@@ -171,7 +171,7 @@ def test_what_does_no_harm_twice_is_asked_again(flow):
 
 def test_a_pull_returns_parameters():
     """Header and payload become one mapping."""
-    answer = Answer({"version": 3, "incarnation": "one"}, LAYOUT.new_arenas(1.0), LAYOUT)
+    answer = Answer({"version": 3, "incarnation": "one"}, LAYOUT.views(LAYOUT.new_arenas(1.0)))
 
     parameters = Script(answer).run(model().pull(None, None))
 

@@ -76,7 +76,7 @@ def previous(epoch=1, last_sequence=0, **fields):
 def parameters_answer(version=3, incarnation="one", **fields):
     """Return the answer to a pull."""
     header = {"version": version, "incarnation": incarnation, **fields}
-    return Answer(header, LAYOUT.new_arenas(2.0), LAYOUT)
+    return Answer(header, LAYOUT.views(LAYOUT.new_arenas(2.0)))
 
 
 # What a push says

@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from stepwell.errors import DtypeMismatch, InvalidArgument, ShapeMismatch
-from stepwell.tensors import arrays_of, check_shape, common_dtype, in_travel_order
+from stepwell.tensors import arrays_of, check_shape, common_dtype, gradients_of, in_travel_order
 from stepwell_core.layout import Layout
 
 MIXED = Layout.of({"w": np.zeros(3, np.float32), "d": np.zeros((2, 1)), "s": np.zeros((), "f4")})
@@ -118,7 +118,7 @@ def dtypes(w, d, s):
 )
 def test_gradients_have_their_own_dtypes_or_all_one(received, expected):
     """float64 gradients of a float32 model are sent as float64, not rounded here."""
-    assert common_dtype(dtypes(*received), MIXED) == expected
+    assert common_dtype(gradients_of(dtypes(*received))[1], MIXED) == expected
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_gradients_have_their_own_dtypes_or_all_one(received, expected):
 def test_mixed_dtypes_are_refused_with_the_tensor_that_is_wrong(received, name):
     """The error has name, expected and received, and no numbers."""
     with pytest.raises(DtypeMismatch, match=r"or all of them one of bfloat16, float16") as caught:
-        common_dtype(dtypes(*received), MIXED)
+        common_dtype(gradients_of(dtypes(*received))[1], MIXED)
 
     details = caught.value.details
     assert details["tensor"] == name

@@ -77,7 +77,7 @@ async def push(model: HostedModel, worker: str = "w0", count: int = 1) -> list[i
 async def look(registry: Registry, name: str = "m") -> tuple[str, int, list[float]]:
     """Return incarnation, version and parameters."""
     model = registry.get(name)
-    incarnation, version = await model.hold()
+    incarnation, version = await model.readers.hold()
     values = version.arenas["float32"].tolist()
     model.release(version)
     return incarnation, model.engine.counters.version, values
@@ -322,7 +322,9 @@ def test_a_reader_never_takes_older_bytes_for_those_of_a_new_history(tmp_path):
         real = model.engine.overwrite
 
         def look_now():
-            incarnation, version = asyncio.run_coroutine_threadsafe(model.hold(), loop).result(60)
+            incarnation, version = asyncio.run_coroutine_threadsafe(
+                model.readers.hold(), loop
+            ).result(60)
             seen.append((incarnation, version.number))
             model.release(version)
 

@@ -16,12 +16,18 @@ from stepwell_core.push import Push
 
 from stepwell_server import bodies
 from stepwell_server.representations import negotiate
-from stepwell_server.routes.access import PREFIX, TheModel, answer
+from stepwell_server.routes.access import (
+    MAX_COUNT,
+    PREFIX,
+    PullDtype,
+    TheModel,
+    answer,
+    memory_of,
+)
 from stepwell_server.routes.parameters import check_layout, parameters_response
 
 router = APIRouter(tags=["gradients"])
 
-MAX_COUNT = (1 << 63) - 1
 Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -41,6 +47,7 @@ class PushHeader(BaseModel):
     layout: Annotated[str, Field(max_length=64)] | None = None
     dtype: Literal["native", "float16", "bfloat16", "float32", "float64"] = "native"
     tensors: list[str] | None = None
+    memory: bool = False
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     loss_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     hyperparameters: dict[str, Number] = Field(default_factory=dict, max_length=16)
@@ -62,17 +69,22 @@ class PushHeader(BaseModel):
 
 
 @router.post(PREFIX + "/gradients")
-async def push_gradients(request: Request, model: TheModel, pull: bool = False) -> Response:
+async def push_gradients(
+    request: Request, model: TheModel, pull: bool = False, dtype: PullDtype = "native"
+) -> Response:
     """Push a gradient.
 
     The body is a msgpack stream, or JSON with the header's fields and `"gradients": {name:
-    [[...]]}`. With `?pull=true` the answer has the new parameters. A repetition of a push is
-    answered as the first was, with `duplicate: true`. A push that waits for others for too long is
-    answered 202; ask for its result at `.../workers/{worker}/pushes/{sequence}`.
+    [[...]]}`. With `?pull=true` the answer has the new parameters, in half width with `&dtype=`. A
+    repetition of a push is answered as the first was, with `duplicate: true`. A push that waits for
+    others for too long is answered 202; ask for its result at
+    `.../workers/{worker}/pushes/{sequence}`. With `memory: true` in the header there is no payload:
+    the gradient lies in the memory that this connection got from `.../memory/gradients`, and is the
+    server's until the push is settled.
     """
     layout = model.engine.layout
     # Before the push has its effect: who accepts none of our formats is refused with nothing done.
-    accepted = negotiate(request.headers.get("accept", "*/*"), layout) if pull else None
+    accepted = negotiate(request.headers.get("accept", "*/*"), layout, dtype) if pull else None
     if bodies.is_json(request):
         fields = await bodies.read_json(request)
         header, gradient = await asyncio.to_thread(_from_json, fields, layout)
@@ -81,13 +93,18 @@ async def push_gradients(request: Request, model: TheModel, pull: bool = False) 
         header = bodies.parse(PushHeader, await reader.header())
         selection = _selection(header, layout)
         model.engine.check_session(header.worker, header.epoch, header.incarnation)
-        gradient = Gradient(selection, await reader.payload(selection, header.dtype), header.dtype)
+        if header.memory:
+            await reader.end()
+            arenas = memory_of(request).gradient(model.definition.name, selection, header.dtype)
+        else:
+            arenas = await reader.payload(selection, header.dtype)
+        gradient = Gradient(selection, arenas, header.dtype)
     result = await model.push(header.push(gradient))
     if result.outcome == "waiting":
         return answer(request, result.to_json(), 202)
     if accepted is None:
         return answer(request, result.to_json())
-    return await parameters_response(model, layout, accepted, result=result.to_json())
+    return await parameters_response(model, layout, accepted, dtype, result=result.to_json())
 
 
 def _selection(header: PushHeader, layout: Layout) -> Layout:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Literal
+from collections.abc import Coroutine
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from stepwell_core import wire
+from stepwell_core.encoding import HALF_DTYPES, encode
 from stepwell_core.engine import Engine
 from stepwell_core.errors import LayoutMismatch
 from stepwell_core.layout import Arenas, Layout
-from stepwell_core.store import Version
 
 from stepwell_server import bodies
 from stepwell_server.model import HostedModel
@@ -25,7 +27,10 @@ from stepwell_server.representations import (
     select_arenas,
     whole_body,
 )
-from stepwell_server.routes.access import PREFIX, TheModel, answer
+from stepwell_server.routes.access import MAX_COUNT, PREFIX, PullDtype, TheModel, answer
+
+MAX_WAIT_S = 60.0
+"""How long a pull waits for a version at most; it then comes again, and proxies see it alive."""
 
 router = APIRouter(tags=["parameters"])
 
@@ -36,46 +41,86 @@ async def pull(
     model: TheModel,
     names: Annotated[list[str] | None, Query()] = None,
     slot: str | None = None,
+    dtype: PullDtype = "native",
+    min_version: Annotated[int, Query(ge=0, le=MAX_COUNT)] = 0,
+    incarnation: Annotated[str | None, Query(max_length=64)] = None,
+    wait_s: Annotated[float, Query(ge=0, le=MAX_WAIT_S)] = 0.0,
 ) -> Response:
     """Pull the parameters, or one slot of the optimizer; one version of all tensors.
 
-    `names` (repeated) chooses tensors. Answers 304 if `If-None-Match` names the present version.
+    `names` (repeated) chooses tensors; `dtype` float16 or bfloat16 has them rounded, a slot too.
+    Waits up to `wait_s` seconds until the parameters are at `min_version` or later, then answers
+    with what there is; 409 `stale_incarnation` if `incarnation` is not, or while it waits becomes
+    not, the model's. Answers 304 if `If-None-Match` names the present version.
     """
     layout = model.engine.layout.select(names) if names else model.engine.layout
-    media_type = negotiate(request.headers.get("accept", "*/*"), layout)
+    media_type = negotiate(request.headers.get("accept", "*/*"), layout, dtype)
+    model.readers.check(incarnation)
+    if wait_s and not model.readers.has(min_version):
+        await _while_connected(request, model.readers.wait_for(min_version, wait_s, incarnation))
     if slot is not None:
-        return await _slot(model, layout, slot, media_type)
-    return await parameters_response(model, layout, media_type, request)
+        return await _slot(model, layout, slot, media_type, dtype)
+    return await parameters_response(model, layout, media_type, dtype, request)
+
+
+async def _while_connected(request: Request, waiting: Coroutine[Any, Any, None]) -> None:
+    """Wait, but not for a client that has gone away.
+
+    Raises:
+        ClientDisconnect: It has.
+    """
+    wait, gone = asyncio.ensure_future(waiting), asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait((wait, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not wait.done():
+            gone.result()  # it may know better why
+            raise ClientDisconnect()
+        wait.result()
+    finally:
+        wait.cancel()
+        gone.cancel()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass  # a pull has no body; what comes as one is thrown away
 
 
 @router.get(PREFIX + "/parameters/{name:path}")
-async def pull_one(request: Request, model: TheModel, name: str) -> Response:
+async def pull_one(
+    request: Request, model: TheModel, name: str, dtype: PullDtype = "native"
+) -> Response:
     """Pull a single tensor."""
     layout = model.engine.layout.select([name])
-    media_type = negotiate(request.headers.get("accept", "*/*"), layout)
-    return await parameters_response(model, layout, media_type, request)
+    media_type = negotiate(request.headers.get("accept", "*/*"), layout, dtype)
+    return await parameters_response(model, layout, media_type, dtype, request)
 
 
 async def parameters_response(
     model: HostedModel,
     layout: Layout,
     media_type: str,
+    dtype: str = "native",
     request: Request | None = None,
     **fields: object,
 ) -> Response:
-    """Return the current version's tensors; the version is held until its bytes have left.
+    """Return the current version's tensors.
+
+    The version is held until its bytes have left; if they are converted, until that is done.
 
     Args:
         model: Whose.
         layout: The model's, or a selection of it.
         media_type: One of `representations.MEDIA_TYPES`.
+        dtype: "native", or one of `HALF_DTYPES`.
         request: For its If-None-Match; None means the bytes are wanted in any case.
         fields: Said in the header beside the version.
     """
-    engine = model.engine
-    incarnation, version = await model.hold()
+    whole = model.engine.layout
+    await model.warm_encoding(dtype)
+    incarnation, version = await model.readers.hold()
     try:
-        tag = etag(incarnation, version.number, layout, "", media_type)
+        tag = etag(incarnation, version.number, layout, "", media_type, dtype)
         headers = {"ETag": tag, "Vary": "Accept, Authorization", "Cache-Control": "no-cache"}
         if request is not None and is_current(request.headers.get("if-none-match", ""), tag):
             model.release(version)
@@ -83,44 +128,63 @@ async def parameters_response(
         said = {
             "incarnation": incarnation,
             "version": version.number,
-            "loss_scale": engine.loss_scale,
+            "loss_scale": model.engine.loss_scale,
+            "dtype": dtype,
             **fields,
         }
-        if media_type == wire.MEDIA_TYPE:
-            payload = payload_of(engine.layout, version.arenas, layout)
-            header = {**_payload_header(engine.layout, layout), **said}
+        if media_type == wire.MEDIA_TYPE and dtype == "native":
+            payload = payload_of(whole, version.arenas, layout)
+            header = {**_payload_header(whole, layout), **said}
             return MessageResponse(header, payload, lambda: model.release(version), headers)
     except BaseException:
         model.release(version)
         raise
-    body = await asyncio.to_thread(_body_and_release, model, version, layout, media_type, said)
+
+    def converted() -> Response:
+        """Release the version in the same thread, even if its reader is gone."""
+        try:
+            return _converted(whole, version.arenas, layout, media_type, said, headers)
+        finally:
+            model.release(version)
+
+    return await asyncio.to_thread(converted)
+
+
+def _converted(
+    whole: Layout,
+    arenas: Arenas,
+    layout: Layout,
+    media_type: str,
+    said: dict[str, object],
+    headers: dict[str, str] | None = None,
+) -> Response:
+    """Return the tensors in the format that `said` and the media type name; O(bytes).
+
+    Where that is the one in which they are, the payload is views of `arenas`.
+    """
+    dtype = str(said["dtype"])
+    if dtype in HALF_DTYPES:
+        arenas, held = encode(whole, arenas, layout, dtype), layout
+    else:
+        held = whole
+    if media_type == wire.MEDIA_TYPE:
+        header = {**_payload_header(whole, layout), **said}
+        return MessageResponse(header, payload_of(held, arenas, layout), headers=headers)
+    body = whole_body(media_type, said, layout, select_arenas(held, arenas, layout))
     return Response(body, 200, headers, media_type)
 
 
-def _body_and_release(
-    model: HostedModel, version: Version, layout: Layout, media_type: str, said: dict[str, object]
-) -> bytes:
-    """Make a whole body and release its version, in one thread, even if its reader is gone."""
-    try:
-        arenas = select_arenas(model.engine.layout, version.arenas, layout)
-        return whole_body(media_type, said, layout, arenas)
-    finally:
-        model.release(version)
-
-
-async def _slot(model: HostedModel, layout: Layout, slot: str, media_type: str) -> Response:
+async def _slot(
+    model: HostedModel, layout: Layout, slot: str, media_type: str, dtype: str
+) -> Response:
     def copied(engine: Engine) -> tuple[dict[str, object], Arenas]:
         said = {"incarnation": engine.incarnation, "version": engine.counters.version, "slot": slot}
-        return said, engine.slot(slot)
+        return {**said, "dtype": dtype}, engine.slot(slot)
 
+    await model.warm_encoding(dtype)
     said, slots = await model.read(copied)
     whole = model.engine.layout
-    if media_type == wire.MEDIA_TYPE:
-        header = {**_payload_header(whole, layout), **said}
-        return MessageResponse(header, payload_of(whole, slots, layout))
-    arenas = select_arenas(whole, slots, layout)
-    body = await asyncio.to_thread(whole_body, media_type, said, layout, arenas)
-    return Response(body, media_type=media_type)
+    return await asyncio.to_thread(_converted, whole, slots, layout, media_type, said)
 
 
 def _payload_header(whole: Layout, selection: Layout) -> dict[str, object]:

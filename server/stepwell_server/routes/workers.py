@@ -12,8 +12,7 @@ from stepwell_core.ledger import Session
 from stepwell_core.names import check_identifier
 
 from stepwell_server import bodies
-from stepwell_server.routes.access import PREFIX, TheModel, answer
-from stepwell_server.routes.gradients import MAX_COUNT
+from stepwell_server.routes.access import MAX_COUNT, PREFIX, TheModel, answer
 
 router = APIRouter(tags=["workers"])
 

@@ -1,0 +1,58 @@
+"""Shared memory: regions for gradients, and parameters read where they are."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from stepwell_server.routes.access import PREFIX, TheMemory, TheModel, answer
+
+router = APIRouter(tags=["memory"])
+
+MAX_KNOWN = 64
+
+
+@router.post(PREFIX + "/memory/gradients", status_code=201)
+async def take_region(request: Request, model: TheModel, memory: TheMemory) -> Response:
+    """Take a region for gradients; its file descriptor comes with the answer.
+
+    The connection has one a model; an older one is forgotten. It lives as long as the connection.
+    """
+    region = memory.new_gradient(model.definition.name, model.engine.layout)
+    return answer(request, {"bytes": region.nbytes}, 201)
+
+
+@router.post(PREFIX + "/memory/parameters", status_code=201)
+async def hold_parameters(
+    request: Request,
+    model: TheModel,
+    memory: TheMemory,
+    known: Annotated[list[int] | None, Query(max_length=MAX_KNOWN)] = None,
+) -> Response:
+    """Hold the current version and say where it lies.
+
+    It does not change until it is let go of, or the connection ends. `known` (repeated) names the
+    regions that the worker has mapped; the file descriptor of another one comes with the answer.
+    """
+    await model.share()
+    incarnation, version = await model.readers.hold()
+    number, region = memory.keep(version, model.engine.store, known or ())
+    values = {
+        "held": number,
+        "region": region.serial,
+        "bytes": region.nbytes,
+        "incarnation": incarnation,
+        "version": version.number,
+        "loss_scale": model.engine.loss_scale,
+        "layout": model.engine.layout.hash,
+    }
+    return answer(request, values, 201)
+
+
+@router.delete(PREFIX + "/memory/parameters/{number}", status_code=204)
+async def let_go(memory: TheMemory, model: TheModel, number: int) -> Response:
+    """Let go of a version that this connection holds; once more does no harm."""
+    memory.let_go(number)
+    return Response(status_code=204)
