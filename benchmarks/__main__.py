@@ -29,13 +29,13 @@ SUITES = DEFAULT | {
     "federated": "benchmarks.federated.suite",
 }
 
-RESULTS = ROOT / "build" / "benchmarks.json"
+BUILD = ROOT / "build"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("suites", nargs="*", metavar="suite", help=f"of {', '.join(SUITES)}")
-    parser.add_argument("--json", type=Path, default=RESULTS, help="where the results go")
+    parser.add_argument("--json", type=Path, help="where the results go; default: build/")
     parser.add_argument("--picture", type=Path, help="where the picture goes; default: beside them")
     parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown too")
     arguments = parser.parse_args()
@@ -49,12 +49,13 @@ def main() -> None:
         report.show(name, results[name])
         if arguments.markdown:
             print(report.markdown(results[name]))
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    BUILD.mkdir(exist_ok=True)
+    path = arguments.json or BUILD / ("-".join(["benchmarks", *arguments.suites]) + ".json")
     document = report.to_json(results)
-    arguments.json.write_text(document)
-    print(f"results: {arguments.json}")
-    if picture.is_there(document):
-        path = arguments.picture or arguments.json.with_suffix(".png")
+    path.write_text(document)
+    print(f"results: {path}")
+    if picture.bars(document):
+        path = arguments.picture or path.with_suffix(".png")
         picture.draw(document, path)
         print(f"picture: {path}")
 

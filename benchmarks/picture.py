@@ -12,7 +12,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from benchmarks import contenders
 
@@ -50,9 +50,14 @@ class Bar:
     push_ms: float | None
 
 
-def is_there(document: str) -> bool:
-    """Return whether results, as JSON, have what the picture shows."""
-    return bool(_bars(json.loads(document)))
+def bars(document: str) -> list[Bar]:
+    """Return the bars that results, given as JSON, have times for; none if they are of others."""
+    suites = json.loads(document)["suites"]
+    for suite in SUITES:
+        if suite in suites:
+            seconds = suites[suite]["seconds"]
+            return [bar for name in ORDER if (bar := _bar(seconds, name)) is not None]
+    return []
 
 
 def draw(document: str, path: Path) -> None:
@@ -61,8 +66,8 @@ def draw(document: str, path: Path) -> None:
     from matplotlib.figure import Figure
 
     results = json.loads(document)
-    bars = _bars(results)
-    height = FRAME_PIXELS + BAR_PIXELS * len(bars)
+    drawn = bars(document)
+    height = FRAME_PIXELS + BAR_PIXELS * len(drawn)
     figure = Figure(figsize=(WIDTH_PIXELS / DPI, height / DPI), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     summary = (
@@ -74,18 +79,10 @@ def draw(document: str, path: Path) -> None:
     ):
         figure.text(0.03, 1 - above / height, text, va="center", parse_math=False, **style)
     axes = figure.add_axes((0.26, 120 / height, 0.66, 1 - FRAME_PIXELS / height))
-    _style(axes, bars)
-    for place, bar in enumerate(bars):
-        _draw_bar(axes, place, bar, max(each.total_ms for each in bars))
+    _style(axes, drawn)
+    for place, bar in enumerate(drawn):
+        _draw_bar(axes, place, bar, max(each.total_ms for each in drawn))
     figure.savefig(path, format="png", dpi=DPI)
-
-
-def _bars(results: dict[str, Any]) -> list[Bar]:
-    for suite in SUITES:
-        if suite in results["suites"]:
-            seconds = results["suites"][suite]["seconds"]
-            return [bar for name in ORDER if (bar := _bar(seconds, name)) is not None]
-    return []
 
 
 def _bar(seconds: dict[str, float], name: str) -> Bar | None:
@@ -95,10 +92,10 @@ def _bar(seconds: dict[str, float], name: str) -> Bar | None:
     return Bar(name, total * 1e3, None if push is None else push * 1e3)
 
 
-def _style(axes: Axes, bars: list[Bar]) -> None:
-    axes.set_ylim(len(bars) - 0.5, -0.5)
-    axes.set_xlim(0, max(bar.total_ms for bar in bars))
-    axes.set_yticks(range(len(bars)), [bar.name for bar in bars])
+def _style(axes: Axes, drawn: list[Bar]) -> None:
+    axes.set_ylim(len(drawn) - 0.5, -0.5)
+    axes.set_xlim(0, max(bar.total_ms for bar in drawn))
+    axes.set_yticks(range(len(drawn)), [bar.name for bar in drawn])
     axes.grid(axis="x", color=GRID, linewidth=0.9)
     axes.set_axisbelow(True)
     for side in ("top", "right", "bottom", "left"):

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,11 @@ def start(
         entry = json.loads(line) if line.startswith("{") else {}
         if entry.get("event") == "ready":
             # A pipe that nobody reads would hold the server up once it is full.
-            threading.Thread(target=said.extend, args=(process.stderr,), daemon=True).start()
+            threading.Thread(target=_read, args=(process.stderr, said), daemon=True).start()
             return process, str(entry["address"])
     raise RuntimeError(f"the server ended with status {process.wait()}: {''.join(said)}")
+
+
+def _read(stream: TextIO, said: collections.deque[str]) -> None:
+    with stream:
+        said.extend(stream)

@@ -8,6 +8,7 @@ of the others wait in their sockets.
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import shutil
 import statistics
@@ -27,7 +28,6 @@ from benchmarks.programs import Program
 from benchmarks.server import serving
 from benchmarks.shapes import Shapes, gpt2
 
-LAYERS = 36
 ROUNDS = 3
 BAR_S = 25.0
 BAR_MODELS = 4.5
@@ -38,9 +38,9 @@ TIME = "federated round, 6 workers x 3.35 GB up and down"
 MEMORY = "the server's resident peak in it"
 
 
-def run(layers: int = LAYERS, rounds: int = ROUNDS) -> Result:
-    """Measure everything."""
-    shapes = gpt2(layers=layers)
+def run(rounds: int = ROUNDS, **sizes: int) -> Result:
+    """Measure everything; `sizes` are those of the GPT-2, by default GPT-2 large."""
+    shapes = gpt2(**sizes)
     size = sum(map(math.prod, shapes.values()))
     free = resident.available() if resident.is_known() else 0
     if free < ROOM * 4 * size:
@@ -54,7 +54,9 @@ def run(layers: int = LAYERS, rounds: int = ROUNDS) -> Result:
         server = stack.enter_context(serving("--staging-bytes", str(int(STAGED * 4 * size))))
         _create_model(server.url, shapes, size)
         workers = [
-            stack.enter_context(Program("federated.worker", server.url, number, path, layers))
+            stack.enter_context(
+                Program("federated.worker", server.url, number, path, json.dumps(sizes))
+            )
             for number in range(len(gradient.WEIGHTS))
         ]
         resident.forget_peak(server.pid)

@@ -1,12 +1,13 @@
 """One worker of a federated round: pushes its gradient, pulls the parameters, hashes, drops them.
 
-    python -m benchmarks.federated.worker URL NUMBER FILE LAYERS
+    python -m benchmarks.federated.worker URL NUMBER FILE SIZES
 
 It never has a model in memory: the gradient is a mapped file, and what is pulled comes in windows.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 import time
@@ -24,9 +25,9 @@ MODEL = "federated"
 
 
 def main() -> None:
-    url, number, path, layers = sys.argv[1:]
+    url, number, path, sizes = sys.argv[1:]
     worker_number = int(number)
-    shapes = gpt2(layers=int(layers))
+    shapes = gpt2(**json.loads(sizes))
     size = sum(map(math.prod, shapes.values()))
     gradients = ours.split(gradient.window(path, size, worker_number), shapes)
     weight = gradient.WEIGHTS[worker_number]

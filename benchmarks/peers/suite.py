@@ -63,7 +63,17 @@ def run(
                 program = Program(f"peers.{each.name}", *sizes, python=each.interpreter)
                 turns |= _turns(stack.enter_context(program), NAMES[each.name])
         seconds = medians_told(turns, rounds)
-    return Result([*_large_rows(seconds, missing), *_small_rows(seconds, missing)], seconds)
+    return Result(rows(seconds, missing), seconds)
+
+
+def rows(seconds: dict[str, float], missing: dict[str, str]) -> list[Row]:
+    """Return the figures against their bars.
+
+    Args:
+        seconds: Medians; ours at least.
+        missing: Why a peer has none, by name.
+    """
+    return [*_large_rows(seconds, missing), *_small_rows(seconds, missing)]
 
 
 def _missing(environment: Environment) -> str | None:
