@@ -87,7 +87,7 @@ CORE_EXCEPTIONS: dict[str, dict[str, str]] = {
 # The client stays light: these rooms of core work without Numba, and nothing else of core is used.
 CLIENT_CORE_ROOMS = {
     "wire", "errors", "names", "layout", "optimizers", "schedules", "loss_scale", "consistency",
-    "keras_config",
+    "keras_config", "placement",
 }  # fmt: skip
 CLIENT_NEVER = {"numba", "fastapi", "pydantic", "uvicorn", "starlette"}
 # The script hands over to the server's command line once it has seen that it is installed.

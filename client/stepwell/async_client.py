@@ -6,14 +6,16 @@ import asyncio
 import contextlib
 import os
 import ssl
-from collections.abc import Iterable, Mapping
-from typing import Any, Self, TypeVar, Unpack
+from collections.abc import AsyncIterator, Iterable, Mapping
+from typing import Any, Literal, Self, TypeVar, Unpack
 
 from stepwell_core.consistency import Consistency
 from stepwell_core.errors import StepwellError
 from stepwell_core.keras_config import AnyOptimizer
+from stepwell_core.layout import Array, Layout
 
 from stepwell.calls import Answer, Call
+from stepwell.destinations import InPlace
 from stepwell.endpoint import Endpoint
 from stepwell.flows import ModelFlows, ServerFlows
 from stepwell.handles import ModelHandle, WorkerHandle
@@ -22,6 +24,7 @@ from stepwell.pulls import PullOptions
 from stepwell.results import Checkpoint, Parameters, PushResult
 from stepwell.retry import Flow, Patience, Sleep, Timeout
 from stepwell.session import Session
+from stepwell.shared_memory import SharedMemory, check_transport
 from stepwell.transport import AsyncHttpxTransport
 
 T = TypeVar("T")
@@ -42,8 +45,11 @@ class AsyncClient:
         timeout: Timeout | None = None,
         verify: bool | ssl.SSLContext = True,
         uds: str | os.PathLike[str] | None = None,
+        transport: Literal["auto", "http"] = "auto",
     ) -> None:
         endpoint = Endpoint.find(url, token, uds, timeout=timeout, verify=verify)
+        self._endpoint = endpoint
+        self._uses = check_transport(transport)
         self._transport = AsyncHttpxTransport(endpoint)
         self._flows = ServerFlows(Patience(endpoint.timeout))
 
@@ -83,14 +89,14 @@ class AsyncClient:
         """Close all connections."""
         await self._transport.close()
 
-    async def run(self, flow: Flow[T]) -> T:
-        """Drive a flow to its end and return its result."""
+    async def run(self, flow: Flow[T], memory: SharedMemory | None = None) -> T:
+        """Drive a flow to its end and return its result; through `memory` where it can."""
         with contextlib.closing(flow):
             try:
                 step = next(flow)
                 while True:
                     try:
-                        answer = await self._take(step)
+                        answer = await self._take(step, memory)
                     except StepwellError as error:
                         step = flow.throw(error)
                     else:
@@ -99,11 +105,28 @@ class AsyncClient:
                 result: T = stop.value
                 return result
 
-    async def _take(self, step: Call | Sleep) -> Answer:
+    async def _take(self, step: Call | Sleep, memory: SharedMemory | None) -> Answer:
         if isinstance(step, Call):
+            if step.shares and memory is not None and await self.finds(memory):
+                answer = await asyncio.to_thread(memory.send, step)
+                if answer is not None:
+                    return answer
             return await self._transport.send(step)
         await asyncio.sleep(step.seconds)
         return Answer({})
+
+    async def finds(self, memory: SharedMemory) -> bool:
+        """Return whether a worker may try to share memory, and let it know with whom."""
+        if memory.is_usable and not memory.is_found:
+            try:
+                memory.find((await self._transport.send(Call("GET", "/v1"))).fields)
+            except StepwellError:
+                memory.give_up()  # whatever it is, the wire will tell
+        return memory.is_usable
+
+    def memory_of(self, model: str, layout: Layout) -> SharedMemory:
+        """Return what a worker of a model shares with the server, as yet nothing."""
+        return SharedMemory(self._endpoint, model, layout, self._uses)
 
     async def __aenter__(self) -> Self:
         return self
@@ -163,14 +186,15 @@ class AsyncModel(ModelHandle):
 
     def worker(self, name: str, *, hyperparameters: Hyperparameters | None = None) -> AsyncWorker:
         """See `Model.worker`; `async with` opens the session."""
-        return AsyncWorker(self._client, self._flows.session(name, hyperparameters))
+        session = self._flows.session(name, hyperparameters)
+        return AsyncWorker(self._client, session, self._client.memory_of(self.name, self.layout))
 
 
 class AsyncWorker(WorkerHandle):
     """One worker's session; see `Worker`. One push at a time."""
 
-    def __init__(self, client: AsyncClient, session: Session) -> None:
-        super().__init__(session)
+    def __init__(self, client: AsyncClient, session: Session, memory: SharedMemory) -> None:
+        super().__init__(session, memory)
         self._client = client
 
     async def open(self) -> Self:
@@ -180,7 +204,7 @@ class AsyncWorker(WorkerHandle):
 
     async def pull(self, **options: Unpack[PullOptions]) -> Parameters:
         """See `Worker.pull`."""
-        return await self._client.run(self._session.pull(**options))
+        return await self._client.run(self._session.pull(**options), self._memory)
 
     async def push(
         self,
@@ -199,7 +223,7 @@ class AsyncWorker(WorkerHandle):
             metrics=metrics,
             hyperparameters=hyperparameters,
         )
-        return await self._client.run(flow)
+        return await self._client.run(flow, self._memory)
 
     async def push_pull(
         self,
@@ -218,7 +242,24 @@ class AsyncWorker(WorkerHandle):
             metrics=metrics,
             hyperparameters=hyperparameters,
         )
-        return await self._client.run(flow)
+        return await self._client.run(flow, self._memory)
+
+    async def gradient_buffer(self) -> dict[str, Array]:
+        """See `Worker.gradient_buffer`."""
+        await self._client.finds(self._memory)
+        return await asyncio.to_thread(self._memory.gradient_buffer)
+
+    @contextlib.asynccontextmanager
+    async def view(self) -> AsyncIterator[Parameters]:
+        """See `Worker.view`."""
+        destination = InPlace()
+        try:
+            flow = self._session.pull(destination)
+            parameters = await self._client.run(flow, self._memory)
+            with parameters.looked_at():
+                yield parameters
+        finally:
+            await asyncio.to_thread(destination.let_go)
 
     async def resolve(self) -> PushResult | None:
         """See `Worker.resolve`."""
@@ -229,6 +270,7 @@ class AsyncWorker(WorkerHandle):
         if self._session.is_open:
             with contextlib.suppress(Exception):  # nothing here may mask what ended the block
                 await self._client.run(self._session.close())
+        await asyncio.to_thread(self._memory.close)
 
     async def __aenter__(self) -> Self:
         return await self.open()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from enum import Enum
 from functools import cached_property
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -24,6 +25,13 @@ from stepwell.results import Checkpoint, Parameters, PushResult
 from stepwell.tensors import arrays_of, check_shape, common_dtype, gradients_of, in_travel_order
 
 
+class Shares(Enum):
+    """What a call exchanges that a server on the same host could be given in memory."""
+
+    GRADIENTS = "gradients"
+    PARAMETERS = "parameters"
+
+
 @dataclass(frozen=True)
 class Call:
     """One request.
@@ -39,6 +47,7 @@ class Call:
         dtype: Of that payload.
         destination: Where it goes; None means new arrays.
         etag: Of what the caller has: if it is still so, nothing comes back.
+        shares: What of it may be exchanged in shared memory instead.
         can_repeat: Whether it does no harm if the server gets it twice.
         timeout_s: For connecting and answering together, instead of the client's timeouts.
     """
@@ -53,6 +62,7 @@ class Call:
     dtype: str = "native"
     destination: Destination | None = None
     etag: str | None = None
+    shares: Shares | None = None
     can_repeat: bool = True
     timeout_s: float | None = None
 
@@ -216,9 +226,11 @@ def pull(
         query["slot"] = slot
     if dtype != "native":
         query["dtype"] = dtype
+    is_all = not query
     query |= options.pop("query", {})
     path = model_path(model, "parameters")
-    return Call("GET", path, query, layout=layout, dtype=dtype, **options)
+    shares = Shares.PARAMETERS if is_all else None
+    return Call("GET", path, query, layout=layout, dtype=dtype, shares=shares, **options)
 
 
 def selected(layout: Layout, names: Iterable[str] | None) -> Layout:
@@ -299,6 +311,7 @@ def push(
         header=said,
         payload=in_travel_order(selection, arrays),
         layout=layout if pulls else None,
+        shares=Shares.GRADIENTS,
         destination=destination,
     )
 

@@ -6,14 +6,16 @@ import contextlib
 import os
 import ssl
 import time
-from collections.abc import Iterable, Mapping
-from typing import Any, Self, TypeVar, Unpack
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal, Self, TypeVar, Unpack
 
 from stepwell_core.consistency import Consistency
 from stepwell_core.errors import StepwellError
 from stepwell_core.keras_config import AnyOptimizer
+from stepwell_core.layout import Array, Layout
 
 from stepwell.calls import Answer, Call
+from stepwell.destinations import InPlace
 from stepwell.endpoint import Endpoint
 from stepwell.flows import ModelFlows, ServerFlows
 from stepwell.handles import ModelHandle, WorkerHandle
@@ -22,6 +24,7 @@ from stepwell.pulls import PullOptions
 from stepwell.results import Checkpoint, Parameters, PushResult
 from stepwell.retry import Flow, Patience, Sleep, Timeout
 from stepwell.session import Session
+from stepwell.shared_memory import SharedMemory, check_transport
 from stepwell.transport import new_transport
 
 T = TypeVar("T")
@@ -38,9 +41,11 @@ class Client:
         timeout: How long to wait for what.
         verify: What to think of the server's certificate: True, False or an `ssl.SSLContext`.
         uds: Path of the server's Unix socket, instead of TCP.
+        transport: "auto": workers exchange tensors with a server on this host in shared memory,
+            if both can; "http": over the wire in any case.
 
     Raises:
-        InvalidArgument: The URL is no server's, or the token no token.
+        InvalidArgument: The URL is no server's, the token no token, or `transport` neither.
     """
 
     def __init__(
@@ -51,8 +56,11 @@ class Client:
         timeout: Timeout | None = None,
         verify: bool | ssl.SSLContext = True,
         uds: str | os.PathLike[str] | None = None,
+        transport: Literal["auto", "http"] = "auto",
     ) -> None:
         endpoint = Endpoint.find(url, token, uds, timeout=timeout, verify=verify)
+        self._endpoint = endpoint
+        self._uses = check_transport(transport)
         self._transport = new_transport(endpoint)
         self._flows = ServerFlows(Patience(endpoint.timeout))
 
@@ -118,14 +126,14 @@ class Client:
         """Close all connections."""
         self._transport.close()
 
-    def run(self, flow: Flow[T]) -> T:
-        """Drive a flow to its end and return its result."""
+    def run(self, flow: Flow[T], memory: SharedMemory | None = None) -> T:
+        """Drive a flow to its end and return its result; through `memory` where it can."""
         with contextlib.closing(flow):
             try:
                 step = next(flow)
                 while True:
                     try:
-                        answer = self._take(step)
+                        answer = self._take(step, memory)
                     except StepwellError as error:
                         step = flow.throw(error)
                     else:
@@ -134,11 +142,28 @@ class Client:
                 result: T = stop.value
                 return result
 
-    def _take(self, step: Call | Sleep) -> Answer:
+    def _take(self, step: Call | Sleep, memory: SharedMemory | None) -> Answer:
         if isinstance(step, Call):
+            if step.shares and memory is not None and self.finds(memory):
+                answer = memory.send(step)
+                if answer is not None:
+                    return answer
             return self._transport.send(step)
         time.sleep(step.seconds)
         return Answer({})
+
+    def finds(self, memory: SharedMemory) -> bool:
+        """Return whether a worker may try to share memory, and let it know with whom."""
+        if memory.is_usable and not memory.is_found:
+            try:
+                memory.find((self._transport.send(Call("GET", "/v1"))).fields)
+            except StepwellError:
+                memory.give_up()  # whatever it is, the wire will tell
+        return memory.is_usable
+
+    def memory_of(self, model: str, layout: Layout) -> SharedMemory:
+        """Return what a worker of a model shares with the server, as yet nothing."""
+        return SharedMemory(self._endpoint, model, layout, self._uses)
 
     def __enter__(self) -> Self:
         return self
@@ -248,14 +273,15 @@ class Model(ModelHandle):
             hyperparameters: Values or callables for those that were declared to come with each
                 push.
         """
-        return Worker(self._client, self._flows.session(name, hyperparameters))
+        session = self._flows.session(name, hyperparameters)
+        return Worker(self._client, session, self._client.memory_of(self.name, self.layout))
 
 
 class Worker(WorkerHandle):
     """One worker's session. A context manager; not thread-safe, and a forked process has none."""
 
-    def __init__(self, client: Client, session: Session) -> None:
-        super().__init__(session)
+    def __init__(self, client: Client, session: Session, memory: SharedMemory) -> None:
+        super().__init__(session, memory)
         self._client = client
 
     def open(self) -> Self:
@@ -278,7 +304,7 @@ class Worker(WorkerHandle):
         Raises:
             StaleIncarnation: With `min_version`: the model was restored or overwritten.
         """
-        return self._client.run(self._session.pull(**options))
+        return self._client.run(self._session.pull(**options), self._memory)
 
     def push(
         self,
@@ -320,7 +346,7 @@ class Worker(WorkerHandle):
             metrics=metrics,
             hyperparameters=hyperparameters,
         )
-        return self._client.run(flow)
+        return self._client.run(flow, self._memory)
 
     def push_pull(
         self,
@@ -339,7 +365,39 @@ class Worker(WorkerHandle):
             metrics=metrics,
             hyperparameters=hyperparameters,
         )
-        return self._client.run(flow)
+        return self._client.run(flow, self._memory)
+
+    def gradient_buffer(self) -> dict[str, Array]:
+        """Return a gradient to write into, which `push` then copies nowhere.
+
+        Ask for it again for each push: `push(worker.gradient_buffer())` after it was filled. It
+        keeps what was written before, and partial pushes of some of its tensors are allowed. It is
+        the server's while a push is under way. Where no memory is shared it is plain memory.
+
+        Returns:
+            Writable arrays by name, in the parameters' shapes and dtypes; zeros at first.
+        """
+        self._client.finds(self._memory)
+        return self._memory.gradient_buffer()
+
+    @contextlib.contextmanager
+    def view(self) -> Iterator[Parameters]:
+        """Look at the parameters where the server keeps them: `with worker.view() as parameters`.
+
+        The same as `pull`, but no copy is made if the server shares its memory. One version, that
+        does not change inside the block, whatever others push.
+
+        Returns:
+            Read-only arrays. They mean nothing after the block: do not keep them, nor views of
+            them. After it the mapping is empty.
+        """
+        destination = InPlace()
+        try:
+            parameters = self._client.run(self._session.pull(destination), self._memory)
+            with parameters.looked_at():
+                yield parameters
+        finally:
+            destination.let_go()
 
     def resolve(self) -> PushResult | None:
         """Learn what became of the last push, for one that raised or was interrupted.
@@ -357,6 +415,7 @@ class Worker(WorkerHandle):
         if self._session.is_open:
             with contextlib.suppress(Exception):  # nothing here may mask what ended the block
                 self._client.run(self._session.close())
+        self._memory.close()
 
     def __enter__(self) -> Self:
         return self.open()

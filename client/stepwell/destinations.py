@@ -99,6 +99,25 @@ class NewArrays:
         )
 
 
+class InPlace(NewArrays):
+    """Arrays where the server keeps them, in shared memory; new ones if they come over the wire."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._let_go: Callable[[], None] | None = None
+
+    def adopt(self, selection: Layout, arenas: Arenas, let_go: Callable[[], None]) -> None:
+        """Take arenas that somebody else owns, to be looked at until `let_go` is called."""
+        self._selection, self._arenas, self._let_go = selection, arenas, let_go
+
+    def let_go(self) -> None:
+        """Give back what was adopted, once."""
+        let_go, self._let_go = self._let_go, None
+        self._arenas = {}
+        if let_go is not None:
+            let_go()
+
+
 class CallersArrays:
     """Arrays that the caller gave: `pull(out=...)`.
 

@@ -32,6 +32,10 @@ MAX_DESCRIPTORS = 4
 _NEEDED_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
 
+class ConnectionBroke(Exception):
+    """The connection ended, or could not be made; an `OSError` of a callback is another thing."""
+
+
 class MemoryConnection(Connection):
     """A connection to the server's Unix socket.
 
@@ -42,7 +46,7 @@ class MemoryConnection(Connection):
         path: Of the socket.
 
     Raises:
-        OSError: Nobody listens there.
+        ConnectionBroke: Nobody listens there.
     """
 
     def __init__(self, endpoint: Endpoint, path: str) -> None:
@@ -50,7 +54,7 @@ class MemoryConnection(Connection):
         self._timeout = endpoint.timeout
         self._descriptors: list[int] = []
         self._unread = 0
-        with _short(path) as address:
+        with _broken(), _short(path) as address:
             super().__init__(replace(endpoint, url="http://localhost", uds=address))
             self._connect(self._timeout.connect_s)
 
@@ -65,23 +69,25 @@ class MemoryConnection(Connection):
             header: Of a message without payload, if there is a body.
 
         Raises:
-            OSError: The connection broke.
+            ConnectionBroke: The connection ended, or there was no answer in time.
             StepwellError: What the server says.
         """
-        while self._unread:
-            self._read_fields(Response(self._incoming, "DELETE"))
-            self._unread -= 1
         body = b"".join(wire.encode(header)) if header is not None else b""
-        response = self.exchange(method, self._head(method, target, body), [body], self._timeout)
-        return self._read_fields(response)
+        with _broken():
+            while self._unread:
+                self._read_fields(Response(self._incoming, "DELETE"))
+                self._unread -= 1
+            head = self._head(method, target, body)
+            return self._read_fields(self.exchange(method, head, [body], self._timeout))
 
     def tell(self, method: str, target: str) -> None:
         """Send a request without waiting; its answer is read before the next one is sent.
 
         Raises:
-            OSError: The connection broke.
+            ConnectionBroke: The connection ended, or there was no answer in time.
         """
-        self._send(self._head(method, target, b""), ())
+        with _broken():
+            self._send(self._head(method, target, b""), ())
         self._unread += 1
 
     def take_region(self, nbytes: int, *, is_writable: bool) -> memoryview:
@@ -148,6 +154,16 @@ class MemoryConnection(Connection):
         if response.status >= 400:
             raise from_problem(fields, response.status)
         return fields
+
+
+@contextlib.contextmanager
+def _broken() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConnectionBroke(
+            f"The connection to the server's Unix socket broke ({type(error).__name__})"
+        ) from error
 
 
 @contextlib.contextmanager

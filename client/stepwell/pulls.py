@@ -80,6 +80,7 @@ class Pulls:
         wait_s: float = WAIT_S,
         out: Mapping[str, Array] | None = None,
         into: Into | None = None,
+        destination: Destination | None = None,
     ) -> Flow[Parameters]:
         """Pull parameters or a slot.
 
@@ -87,11 +88,13 @@ class Pulls:
             names: Of the tensors; None means all.
             slot: Of the optimizer, instead of the parameters.
             incarnation: Of the history that `min_version` is of.
+            destination: Instead of `out` and `into`.
             dtype, cached, min_version, wait_s, out, into: See `PullOptions`.
         """
         _check(dtype, cached, min_version, wait_s)
         selection = calls.selected(self.layout, names)
-        options: dict[str, Any] = {"destination": self._destination(selection, dtype, out, into)}
+        chosen_destination = destination or self._destination(selection, dtype, out, into)
+        options: dict[str, Any] = {"destination": chosen_destination}
         if cached is not None:
             incarnation, options["etag"] = incarnation or cached.incarnation, cached.etag
         if min_version is not None:

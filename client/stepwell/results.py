@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -52,6 +53,16 @@ class Parameters(Mapping[str, npt.NDArray[Any]]):
 
     def __len__(self) -> int:
         return len(self._arrays)
+
+    @contextlib.contextmanager
+    def looked_at(self) -> Iterator[None]:
+        """Make the arrays read-only, and at the end of the block forget them."""
+        for array in self._arrays.values():
+            array.flags.writeable = False
+        try:
+            yield
+        finally:
+            self._arrays.clear()
 
     def __repr__(self) -> str:
         size = sum(array.size for array in self._arrays.values())

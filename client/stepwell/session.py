@@ -30,6 +30,7 @@ from stepwell_core.layout import Layout
 
 from stepwell import calls
 from stepwell.calls import Answer, Call, model_path
+from stepwell.destinations import Destination
 from stepwell.optimizers import Hyperparameters, values_of
 from stepwell.pulls import PullOptions, Pulls
 from stepwell.results import Parameters, PushResult
@@ -145,11 +146,15 @@ class Session:
 
     # Pulls and pushes
 
-    def pull(self, **options: Unpack[PullOptions]) -> Flow[Parameters]:
+    def pull(
+        self, destination: Destination | None = None, **options: Unpack[PullOptions]
+    ) -> Flow[Parameters]:
         """Pull all parameters; the next gradient counts as computed at them."""
         yield from self._ensure_open()
         cached = options.get("cached")
-        parameters = yield from self._pulls.pull(incarnation=self.incarnation, **options)
+        parameters = yield from self._pulls.pull(
+            incarnation=self.incarnation, destination=destination, **options
+        )
         if parameters is not cached:
             self.loss_scale = parameters.loss_scale  # that of `cached` may be an old one
         return self._note(parameters)

@@ -6,8 +6,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
+from stepwell_core import wire
 
+from stepwell_server.representations import etag
 from stepwell_server.routes.access import PREFIX, TheMemory, TheModel, answer
+from stepwell_server.routes.parameters import AnIncarnation, AVersion, AWait, wait_for_version
 
 router = APIRouter(tags=["memory"])
 
@@ -30,23 +33,30 @@ async def hold_parameters(
     model: TheModel,
     memory: TheMemory,
     known: Annotated[list[int] | None, Query(max_length=MAX_KNOWN)] = None,
+    min_version: AVersion = 0,
+    incarnation: AnIncarnation = None,
+    wait_s: AWait = 0.0,
 ) -> Response:
     """Hold the current version and say where it lies.
 
     It does not change until it is let go of, or the connection ends. `known` (repeated) names the
     regions that the worker has mapped; the file descriptor of another one comes with the answer.
+    Waits for a version as a pull does; `etag` is that of the message that a pull would be.
     """
+    await wait_for_version(request, model, min_version, incarnation, wait_s)
     await model.share()
-    incarnation, version = await model.readers.hold()
+    present, version = await model.readers.hold()
     number, region = memory.keep(version, model.engine.store, known or ())
+    layout = model.engine.layout
     values = {
         "held": number,
         "region": region.serial,
         "bytes": region.nbytes,
-        "incarnation": incarnation,
+        "incarnation": present,
         "version": version.number,
         "loss_scale": model.engine.loss_scale,
-        "layout": model.engine.layout.hash,
+        "layout": layout.hash,
+        "etag": etag(present, version.number, layout, "", wire.MEDIA_TYPE, "native"),
     }
     return answer(request, values, 201)
 

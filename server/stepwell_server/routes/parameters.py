@@ -32,6 +32,10 @@ from stepwell_server.routes.access import MAX_COUNT, PREFIX, PullDtype, TheModel
 MAX_WAIT_S = 60.0
 """How long a pull waits for a version at most; it then comes again, and proxies see it alive."""
 
+AVersion = Annotated[int, Query(ge=0, le=MAX_COUNT)]
+AnIncarnation = Annotated[str | None, Query(max_length=64)]
+AWait = Annotated[float, Query(ge=0, le=MAX_WAIT_S)]
+
 router = APIRouter(tags=["parameters"])
 
 
@@ -42,9 +46,9 @@ async def pull(
     names: Annotated[list[str] | None, Query()] = None,
     slot: str | None = None,
     dtype: PullDtype = "native",
-    min_version: Annotated[int, Query(ge=0, le=MAX_COUNT)] = 0,
-    incarnation: Annotated[str | None, Query(max_length=64)] = None,
-    wait_s: Annotated[float, Query(ge=0, le=MAX_WAIT_S)] = 0.0,
+    min_version: AVersion = 0,
+    incarnation: AnIncarnation = None,
+    wait_s: AWait = 0.0,
 ) -> Response:
     """Pull the parameters, or one slot of the optimizer; one version of all tensors.
 
@@ -55,12 +59,25 @@ async def pull(
     """
     layout = model.engine.layout.select(names) if names else model.engine.layout
     media_type = negotiate(request.headers.get("accept", "*/*"), layout, dtype)
-    model.readers.check(incarnation)
-    if wait_s and not model.readers.has(min_version):
-        await _while_connected(request, model.readers.wait_for(min_version, wait_s, incarnation))
+    await wait_for_version(request, model, min_version, incarnation, wait_s)
     if slot is not None:
         return await _slot(model, layout, slot, media_type, dtype)
     return await parameters_response(model, layout, media_type, dtype, request)
+
+
+async def wait_for_version(
+    request: Request, model: HostedModel, version: int, incarnation: str | None, wait_s: float
+) -> None:
+    """Wait until the parameters are at `version` or later, or the time is over.
+
+    Raises:
+        StaleIncarnation: `incarnation` is not the model's, or ceased to be while this waited.
+        ShuttingDown: The server stops.
+        ClientDisconnect: Nobody waits for the answer any more.
+    """
+    model.readers.check(incarnation)
+    if wait_s and not model.readers.has(version):
+        await _while_connected(request, model.readers.wait_for(version, wait_s, incarnation))
 
 
 async def _while_connected(request: Request, waiting: Coroutine[Any, Any, None]) -> None:
