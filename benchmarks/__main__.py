@@ -37,7 +37,6 @@ def main() -> None:
     parser.add_argument("suites", nargs="*", metavar="suite", help=f"of {', '.join(SUITES)}")
     parser.add_argument("--json", type=Path, help="where the results go; default: build/")
     parser.add_argument("--picture", type=Path, help="where the picture goes; default: beside them")
-    parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown too")
     arguments = parser.parse_args()
     try:
         chosen = [suite for name in arguments.suites for suite in _named(name)] or list(DEFAULT)
@@ -47,8 +46,6 @@ def main() -> None:
     for name in chosen:
         results[name] = importlib.import_module(SUITES[name]).run()
         report.show(name, results[name])
-        if arguments.markdown:
-            print(report.markdown(results[name]))
     BUILD.mkdir(exist_ok=True)
     path = arguments.json or BUILD / ("-".join(["benchmarks", *arguments.suites]) + ".json")
     document = report.to_json(results)

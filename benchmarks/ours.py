@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import stepwell
 
-from benchmarks import adam
+from benchmarks import adam, resident
+from benchmarks.server import Server
 from benchmarks.shapes import Shapes
 
 TENSOR = "w"
@@ -46,6 +47,17 @@ def working(
 def check(worker: stepwell.Worker, gradients: Mapping[str, Any]) -> None:
     """Check that what this worker pushes has its effect, and that what it pulls shows it."""
     adam.check(lambda: worker.push(gradients), lambda: flat(worker.pull()), flat(gradients))
+
+
+def check_shared(worker: stepwell.Worker, server: Server) -> None:
+    """Check that a worker on the server's host shares memory with it, and does not go by wire.
+
+    Models of less than 256 KiB do not.
+    """
+    nbytes = worker.pull()[TENSOR].nbytes
+    shared = resident.shared(server.pid)
+    if nbytes >= 1 << 18 and shared < nbytes:
+        raise AssertionError(f"{nbytes} bytes and more are shared. Received: {shared}")
 
 
 def pulls(worker: stepwell.Worker) -> Callable[[], None]:

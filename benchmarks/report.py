@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 
@@ -27,9 +27,9 @@ def show(name: str, result: Result) -> None:
     Console(width=170).print(table)
 
 
-def markdown(result: Result) -> str:
-    """Return a suite's rows as a table of Markdown, for the docs."""
-    lines = [HEADINGS, ["---"] * len(HEADINGS), *(_cells(row) for row in result.rows)]
+def markdown(rows: Iterable[Row]) -> str:
+    """Return rows as a table of Markdown, for the docs."""
+    lines = [HEADINGS, ["---"] * len(HEADINGS), *map(_cells, rows)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 

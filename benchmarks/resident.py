@@ -15,6 +15,11 @@ def now(pid: int) -> int:
     return _kib(f"{pid}/status", "RssAnon", "RssShmem") << 10
 
 
+def shared(pid: int) -> int:
+    """Return the bytes of it that other processes may have too and that are no file's."""
+    return _kib(f"{pid}/status", "RssShmem") << 10
+
+
 def peak(pid: int) -> int:
     """Return the most that was resident since `forget_peak`, in bytes, mapped files included."""
     return _kib(f"{pid}/status", "VmHWM") << 10

@@ -74,6 +74,7 @@ def start(
             # A pipe that nobody reads would hold the server up once it is full.
             threading.Thread(target=_read, args=(process.stderr, said), daemon=True).start()
             return process, str(entry["address"])
+    process.stderr.close()
     raise RuntimeError(f"the server ended with status {process.wait()}: {''.join(said)}")
 
 

@@ -28,22 +28,22 @@ def main(size: int, small_size: int) -> None:
         http = stack.enter_context(working(start, model="http"))
         memory = stack.enter_context(working(start, model="memory", transport="auto"))
         small_http = stack.enter_context(working(small_start, model="small"))
-        in_place = memory.gradient_buffer()
-        in_place[ours.TENSOR][...] = gradients[ours.TENSOR]
-        for worker, pushed in (
-            (http, gradients),
-            (memory, gradients),
-            (memory, in_place),
-            (small_http, small),
-        ):
+        for worker, pushed in ((http, gradients), (memory, gradients), (small_http, small)):
             ours.check(worker, pushed)
+        memory.gradient_buffer()[ours.TENSOR][...] = gradients[ours.TENSOR]
+        adam.check(
+            lambda: memory.push(memory.gradient_buffer()),
+            lambda: ours.flat(memory.pull()),
+            gradients[ours.TENSOR],
+        )
+        ours.check_shared(memory, server)
         turns.take(
             {
                 f"{HTTP}/push": turns.timed(lambda: http.push(gradients)),
                 f"{HTTP}/pull": turns.timed(ours.pulls(http)),
                 f"{MEMORY}/push": turns.timed(lambda: memory.push(gradients)),
                 f"{MEMORY}/pull": turns.timed(ours.pulls(memory)),
-                f"{IN_PLACE}/push": turns.timed(lambda: memory.push(in_place)),
+                f"{IN_PLACE}/push": turns.timed(lambda: memory.push(memory.gradient_buffer())),
                 f"{IN_PLACE}/pull": turns.timed(lambda: ours.look(memory)),
                 f"{HTTP}/small": turns.timed(lambda: small_http.push(small), 100),
             },

@@ -101,9 +101,8 @@ def http(stack: contextlib.ExitStack, size: int) -> Contenders:
     for worker in (wire, memory):
         ours.check(worker, full)
     ours.check(wire, half)
-    in_place = memory.gradient_buffer()
-    in_place[ours.TENSOR][...] = gradient
-    ours.check(memory, in_place)
+    memory.gradient_buffer()[ours.TENSOR][...] = gradient
+    ours.check_shared(memory, server)
     into = {ours.TENSOR: np.ones(size, np.float32)}
     return {
         f"{HTTP}/push": lambda: wire.push(full),
@@ -112,7 +111,7 @@ def http(stack: contextlib.ExitStack, size: int) -> Contenders:
         "out/pull": lambda: wire.pull(out=into),
         f"{MEMORY}/push": lambda: memory.push(full),
         f"{MEMORY}/pull": ours.pulls(memory),
-        f"{IN_PLACE}/push": lambda: memory.push(in_place),
+        f"{IN_PLACE}/push": lambda: memory.push(memory.gradient_buffer()),
         f"{IN_PLACE}/pull": lambda: ours.look(memory),
     }
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from benchmarks import report, shapes, startup, update
+from benchmarks import shapes, startup, update
 from benchmarks.federated import suite as federated
 from benchmarks.measure import Result
 from benchmarks.peers import suite as peers
@@ -34,7 +34,6 @@ def test_a_suite_runs_and_says_what_it_found(name: str) -> None:
     assert result.rows
     assert all(row.what and row.measured and row.bar for row in result.rows)
     assert all(value > 0 for value in result.seconds.values())
-    assert report.markdown(result).count("\n") == 1 + len(result.rows)
 
 
 @pytest.mark.slow
