@@ -102,8 +102,18 @@ class Program:
             f"benchmarks.{self.module} did not answer for {DEADLINE_S:g} s.\n{self._last_words()}"
         )
 
+    def pause(self) -> None:
+        """Stop it and all that it started, so that it takes nothing from others."""
+        os.killpg(self._process.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        os.killpg(self._process.pid, signal.SIGCONT)
+
     def close(self) -> None:
         """End it and all that it started."""
+        with contextlib.suppress(ProcessLookupError):
+            self.resume()
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()

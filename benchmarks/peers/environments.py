@@ -32,12 +32,15 @@ class Environment:
         requirements: By name, for pip.
         python: The only version that it runs with, such as "3.11"; None if ours will do.
         has_small_call: Whether its program is asked for 4 KB too.
+        polls: Whether it keeps a core busy with nothing to do, so that it has to be stopped while
+            others have their turn.
     """
 
     name: str
     requirements: tuple[str, ...]
     python: str | None = None
     has_small_call: bool = False
+    polls: bool = False
 
     @property
     def interpreter(self) -> Path:
@@ -79,7 +82,7 @@ def _run(*command: object) -> None:
 
 
 ENVIRONMENTS = (
-    Environment("torch_rpc", ("torch", "numpy"), has_small_call=True),
+    Environment("torch_rpc", ("torch", "numpy"), has_small_call=True, polls=True),
     Environment("mxnet_kvstore", ("mxnet", "numpy"), python="3.11"),
     Environment("tensorflow_ps", ("tensorflow-cpu",)),
     Environment("ray_actor", ("ray", "torch", "numpy"), has_small_call=True),

@@ -61,7 +61,8 @@ def run(
             if NAMES[each.name] not in missing:
                 sizes = (size, SMALL_SIZE) if each.has_small_call else (size,)
                 program = Program(f"peers.{each.name}", *sizes, python=each.interpreter)
-                turns |= _turns(stack.enter_context(program), NAMES[each.name])
+                found = _turns(stack.enter_context(program), NAMES[each.name])
+                turns |= _paused(program, found) if each.polls else found
         seconds = medians_told(turns, rounds)
     return Result(rows(seconds, missing), seconds)
 
@@ -87,6 +88,20 @@ def _missing(environment: Environment) -> str | None:
 
 def _turns(program: Program, name: str) -> Turns:
     return {f"{name}/{turn}": partial(program.seconds, turn) for turn in program.facts["turns"]}
+
+
+def _paused(program: Program, turns: Turns) -> Turns:
+    """Return turns of a program that is stopped while others have theirs."""
+
+    def taken(turn: Callable[[], float]) -> float:
+        program.resume()
+        try:
+            return turn()
+        finally:
+            program.pause()
+
+    program.pause()
+    return {name: partial(taken, turn) for name, turn in turns.items()}
 
 
 def _large_rows(seconds: dict[str, float], missing: dict[str, str]) -> Iterator[Row]:
