@@ -1,15 +1,19 @@
 """Run suites, print their tables, and leave JSON and a picture: `python -m benchmarks [suite ...]`.
 
-A figure that misses its bar is shown; only a workload that breaks makes the command fail.
+A figure that misses its bar is shown. A workload that breaks makes the command fail, in the end: what
+the other suites found is kept.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import sys
+import traceback
 from pathlib import Path
 
 from benchmarks import picture, report
+from benchmarks.measure import Result
 from benchmarks.programs import ROOT
 
 DEFAULT = {
@@ -42,10 +46,22 @@ def main() -> None:
         chosen = [suite for name in arguments.suites for suite in _named(name)] or list(DEFAULT)
     except KeyError as error:
         parser.error(f"there is no suite {error}; there are {', '.join(SUITES)}")
-    results = {}
+    results, broken = {}, []
     for name in chosen:
-        results[name] = importlib.import_module(SUITES[name]).run()
-        report.show(name, results[name])
+        try:
+            results[name] = importlib.import_module(SUITES[name]).run()
+        except Exception:
+            traceback.print_exc()
+            broken.append(name)
+        else:
+            report.show(name, results[name])
+    _leave(results, arguments)
+    if broken:
+        sys.exit(f"broken: {', '.join(broken)}")
+
+
+def _leave(results: dict[str, Result], arguments: argparse.Namespace) -> None:
+    """Write results and picture."""
     BUILD.mkdir(exist_ok=True)
     path = arguments.json or BUILD / ("-".join(["benchmarks", *arguments.suites]) + ".json")
     document = report.to_json(results)
