@@ -1,7 +1,7 @@
 """Run suites, print their tables, and leave JSON and a picture: `python -m benchmarks [suite ...]`.
 
-A figure that misses its bar is shown. A workload that breaks makes the command fail in the end; what
-the other suites found is kept.
+A figure that misses its bar is shown. A workload that breaks makes the command fail in the end, and
+what the other suites found is kept.
 """
 
 from __future__ import annotations
