@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SUITES = ("peers", "wire.large")
 """That have such times, the better one first."""
 
-ORDER = (
+CONTENDERS = (
     contenders.IN_PLACE,
     contenders.MEMORY,
     contenders.RAY,
@@ -38,7 +38,7 @@ WIDTH_PIXELS, BAR_PIXELS, FRAME_PIXELS, DPI = 2000, 100, 350, 200
 INK, TEXT, QUIET, GRID = "#1b2430", "#3d4857", "#7a8594", "#e6e9ed"
 ACCENT, PALE_ACCENT, GREY, PALE_GREY = "#3b7dd8", "#9dbeec", "#8d97a5", "#c6ccd4"
 TITLE = "Push a 102 MB gradient, make the Adam step, pull the parameters"
-LABELS_MS = 12  # parts shorter than this share of the longest bar, in percent, have no label
+LABELLED = 0.12  # parts shorter than this share of the longest bar have no label
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,13 @@ class Bar:
 
 
 def bars(document: str) -> list[Bar]:
-    """Return the bars that results, given as JSON, have times for; none if they are of others."""
+    """Return the bars that results, given as JSON, have times for, shortest first."""
     suites = json.loads(document)["suites"]
     for suite in SUITES:
         if suite in suites:
             seconds = suites[suite]["seconds"]
-            return [bar for name in ORDER if (bar := _bar(seconds, name)) is not None]
+            found = [_bar(seconds, name) for name in CONTENDERS]
+            return sorted((bar for bar in found if bar), key=lambda bar: bar.total_ms)
     return []
 
 
@@ -78,7 +79,7 @@ def draw(document: str, path: Path) -> None:
         (summary, 160, {"fontsize": 9.5, "color": QUIET}),
     ):
         figure.text(0.03, 1 - above / height, text, va="center", parse_math=False, **style)
-    axes = figure.add_axes((0.26, 120 / height, 0.66, 1 - FRAME_PIXELS / height))
+    axes = figure.add_axes((0.26, 120 / height, 0.65, 1 - FRAME_PIXELS / height))
     _style(axes, drawn)
     for place, bar in enumerate(drawn):
         _draw_bar(axes, place, bar, max(each.total_ms for each in drawn))
@@ -115,7 +116,7 @@ def _draw_bar(axes: Axes, place: int, bar: Bar, longest_ms: float) -> None:
         parts = (("push + step + pull", 0.0, bar.total_ms, dark),)
     for text, start, length, colour in parts:
         axes.barh(place, length, left=start, height=0.62, color=colour, linewidth=0)
-        if length > longest_ms * LABELS_MS / 100:
+        if length > longest_ms * LABELLED:
             axes.text(
                 start + length / 2,
                 place,
@@ -126,7 +127,7 @@ def _draw_bar(axes: Axes, place: int, bar: Bar, longest_ms: float) -> None:
                 color="white" if colour in (ACCENT, GREY) else TEXT,
             )
     axes.annotate(
-        f"{bar.total_ms:.3g} ms",
+        f"{_figure(bar.total_ms)} ms",
         (bar.total_ms, place),
         xytext=(6, 0),
         textcoords="offset points",
@@ -136,6 +137,10 @@ def _draw_bar(axes: Axes, place: int, bar: Bar, longest_ms: float) -> None:
         color=ACCENT if bar.name in OURS else TEXT,
         annotation_clip=False,
     )
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 if __name__ == "__main__":
