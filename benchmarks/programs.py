@@ -91,7 +91,7 @@ class Program:
         """
         assert self._process.stdout is not None
         deadline = time.monotonic() + DEADLINE_S
-        while select.select([self._process.stdout], [], [], deadline - time.monotonic())[0]:
+        while select.select([self._process.stdout], [], [], _left_s(deadline))[0]:
             line = self._process.stdout.readline()
             if not line:
                 raise ProgramFailed(f"benchmarks.{self.module} ended.\n{self._last_words()}")
@@ -134,3 +134,7 @@ class Program:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _left_s(deadline: float) -> float:
+    return max(0.0, deadline - time.monotonic())
