@@ -51,10 +51,10 @@ CORE_ARROWS: dict[str, set[str]] = {
     "state": {"definition", "ledger", "loss_scale", "pipeline", "store", "layout"},
     "push": {"gradient", "ledger", "optimizers", "scalars", "state"},
     "reduction": {"aggregation", "definition", "gradient", "loss_scale", "pipeline", "push"},
-    "staging": {"definition", "gradient", "ledger", "loss_scale", "pipeline", "push", "state"},
+    "decision": {"definition", "gradient", "ledger", "loss_scale", "pipeline", "push", "state"},
     "hyperparameters": {"definition", "pipeline", "schedules"},
     "engine": {
-        "push", "reduction", "staging", "state", "definition", "store", "ledger", "consistency",
+        "push", "reduction", "decision", "state", "definition", "store", "ledger", "consistency",
         "hyperparameters", "pipeline", "loss_scale", "layout",
     },
     "rehearsal": {

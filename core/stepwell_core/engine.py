@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from stepwell_core import staging
+from stepwell_core import decision
 from stepwell_core.consistency import Drop, Policy, Wait
 from stepwell_core.definition import Definition
 from stepwell_core.errors import (
@@ -166,13 +166,13 @@ class Engine:
         if dropped is not None:
             return dropped
         kept = self._reduction.kept(push)
-        decision = self.policy.offer(kept, self.counters.parameters_version)
-        if isinstance(decision, Drop):
-            return staging.drop(push, decision.outcome, self.counters)
+        offered = self.policy.offer(kept, self.counters.parameters_version)
+        if isinstance(offered, Drop):
+            return decision.drop(push, offered.outcome, self.counters)
         self._reduction.add(push)
-        if isinstance(decision, Wait):
+        if isinstance(offered, Wait):
             return Waiting(is_added=self._reduction.adds_on_arrival)
-        return self._stage_step(decision.pushes)
+        return self._stage_step(offered.pushes)
 
     def commit(self, staged: Staged) -> tuple[tuple[Push, Result], ...]:
         """Make a staged change; cannot fail. Returns its results, which may be answered now."""
@@ -256,14 +256,14 @@ class Engine:
                 "changed. Lower the learning rate, clip, or create the model with "
                 "on_nonfinite='drop'"
             )
-        return staging.drop(push, "skipped_nonfinite", self.counters)
+        return decision.drop(push, "skipped_nonfinite", self.counters)
 
     def _stage_step(self, pushes: Sequence[Push]) -> Staged:
         if self.counters.loss_scale is not None and not self._reduction.is_finite(pushes):
             self._reduction.clear()
-            return staging.skipped_step(pushes, self.counters)
+            return decision.skipped_step(pushes, self.counters)
         gradient = self._reduction.reduce(pushes)
-        return staging.step(pushes, gradient, self.counters, self.definition, self.pipeline)
+        return decision.step(pushes, gradient, self.counters, self.definition, self.pipeline)
 
     # Everything else that changes a model
 

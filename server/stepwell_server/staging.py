@@ -32,7 +32,8 @@ from stepwell_core.layout import Arenas, Array, Layout
 from stepwell_server.counts import Counts
 from stepwell_server.idle import IdleBlocks
 
-WAIT_S = 10.0  # a step of a large model is over by then, and a client has not given up yet
+WAIT_S = 10.0  # a step of a large model is over by then, so that others come to their turn
+LONGEST_WAIT_S = 25.0  # while others do come to theirs; then a client would give up its sending
 TRIM_S = 60.0  # buffers that nobody used for this long, or twice as long, are given back
 
 _IS_GONE = "The model is there no more; look, and try again"
@@ -46,12 +47,14 @@ class Part:
         capacity: In bytes.
         unit: The largest payload that may use it, in bytes.
         used: In bytes; never more than `capacity`, unless that was lowered meanwhile.
+        grants: How many leases there were.
         queue: Who waits, in the order of coming.
     """
 
     capacity: int
     unit: int
     used: int = 0
+    grants: int = 0
     queue: deque[_Request] = field(default_factory=deque)
 
 
@@ -74,12 +77,14 @@ class Lease:
         nbytes: How many.
         is_lent: Whether a lane uses it.
         is_waiting: Whether a push at a barrier keeps it; said when there is no room.
+        is_lasting: Whether it is kept for longer than a push takes.
     """
 
     def __init__(self, staging: Staging, request: _Request, block: Array | None) -> None:
         self.nbytes = request.nbytes
         self.is_lent = False
         self.is_waiting = False
+        self.is_lasting = False
         self._staging = staging
         self._request: _Request | None = request
         self._block = block
@@ -221,7 +226,7 @@ class Staging:
 
         Raises:
             BodyTooLarge: It is more than there can ever be.
-            StagingFull: There was no room for 10 s.
+            StagingFull: There was no room for 10 s, or for 25 s while others got some.
             Unavailable: The part was taken back: its model is deleted.
             ShuttingDown: The server stops.
         """
@@ -234,6 +239,20 @@ class Staging:
             self._loop.call_later(TRIM_S, self._trim)
         lease = None if part.queue else self._grant(request)
         return await self._wait(request) if lease is None else lease
+
+    def try_take(self, nbytes: int) -> Lease | None:
+        """Return a lease for memory of the caller's own that is used for long; None without room.
+
+        Together such leases take half of what is not reserved at most, so that payloads still come.
+        """
+        with self._lock:
+            lasting = sum(lease.nbytes for lease in self._leases if lease.is_lasting)
+        if self._is_closed or self._shared.queue or lasting + nbytes > self._shared.capacity // 2:
+            return None
+        lease = self._grant(_Request(nbytes, self._shared, None, has_block=False))
+        if lease is not None:
+            lease.is_lasting = True
+        return lease
 
     def _check(self, nbytes: int, part: Part) -> None:
         if self._is_closed:
@@ -255,7 +274,7 @@ class Staging:
         request.part.queue.append(request)
         self._serve()
         try:
-            await asyncio.wait([future], timeout=WAIT_S)
+            await self._while_it_moves(request, future)
         except BaseException:
             if future.done() and future.exception() is None:
                 future.result().release()
@@ -268,6 +287,16 @@ class Staging:
             return future.result()
         self._counts.staging_refused += 1
         raise self._full(request)
+
+    async def _while_it_moves(self, request: _Request, future: asyncio.Future[Lease]) -> None:
+        """Wait for a lease, unless none of the part is granted to anybody for too long."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + LONGEST_WAIT_S
+        while (left_s := end - loop.time()) > 0:
+            grants = request.part.grants
+            await asyncio.wait([future], timeout=min(WAIT_S, left_s))
+            if future.done() or request.part.grants == grants:
+                return
 
     def _full(self, request: _Request) -> StagingFull:
         with self._lock:
@@ -282,7 +311,7 @@ class Staging:
                 f"{waiting - len(leases)} pushes that wait for others"
             )
         return StagingFull(
-            f"No room came free in {WAIT_S:g} s for a payload of {request.nbytes} bytes: of "
+            f"No room came free in time for a payload of {request.nbytes} bytes: of "
             f"{request.part.capacity} bytes that it may use, out of {self.budget_bytes}, {reason}. "
             "Try again; if it lasts, start the server with a larger --staging-bytes",
             asked=request.nbytes,
@@ -305,6 +334,7 @@ class Staging:
             if request.holder is not None:
                 self._holders.add(request.holder)
             part.used += nbytes
+            part.grants += 1
             self._used += nbytes
             return lease
 
