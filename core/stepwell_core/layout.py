@@ -43,8 +43,6 @@ MAX_TENSORS = 1 << 16
 MAX_DIMENSIONS = 32
 MAX_BYTES = 1 << 46
 
-BLOCK_ALIGNMENT = 64  # a cache line, and the widest vector register
-
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
@@ -211,27 +209,6 @@ class Layout:
             for arena_dtype, size in self.sizes.items()
         }
 
-    def block_nbytes(self, dtype: str = "native") -> int:
-        """Return how large the block of a payload of `dtype` is; see `place_payload`."""
-        return sum(
-            _aligned(size * payload_itemsize(dtype, arena_dtype))
-            for arena_dtype, size in self.sizes.items()
-        )
-
-    def place_payload(self, block: Array, dtype: str = "native") -> Arenas:
-        """Return uninitialized arenas for a payload, as views into a block of bytes, no copy.
-
-        Args:
-            block: At least `block_nbytes(dtype)` bytes; the caller's.
-            dtype: As in `new_payload`.
-        """
-        arenas, start = {}, 0
-        for arena_dtype, size in self.sizes.items():
-            held = payload_dtype(dtype, arena_dtype)
-            arenas[arena_dtype] = block[start : start + size * held.itemsize].view(held)
-            start += _aligned(size * held.itemsize)
-        return arenas
-
     def flatten(self, arrays: Mapping[str, Array]) -> Arenas:
         """Return new arenas that hold copies of the named arrays.
 
@@ -328,10 +305,6 @@ def payload_dtype(dtype: str, arena_dtype: str) -> np.dtype[Any]:
 def payload_itemsize(dtype: str, arena_dtype: str) -> int:
     """Return the bytes of one element of a payload."""
     return payload_dtype(dtype, arena_dtype).itemsize
-
-
-def _aligned(nbytes: int) -> int:
-    return -(-nbytes // BLOCK_ALIGNMENT) * BLOCK_ALIGNMENT
 
 
 def check_array(array: Array, tensor: Tensor) -> None:

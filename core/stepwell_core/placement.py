@@ -1,14 +1,14 @@
-"""Where the arenas of a payload lie in one buffer that two processes share.
+"""Where the arenas of a payload lie in one buffer: in staging, or in memory that is shared.
 
-On the wire arenas follow each other without a gap. In shared memory each begins at a multiple of
-64 bytes, a line of the cache, so that both sides can compute in place.
+On the wire arenas follow each other without a gap. In a buffer each begins at a multiple of 64
+bytes: a line of the cache, and the widest vector register.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from stepwell_core.layout import Arenas, Layout, payload_dtype
+from stepwell_core.layout import Arenas, Array, Layout, payload_dtype
 
 ALIGNMENT = 64
 
@@ -23,12 +23,12 @@ def extent(layout: Layout, dtype: str = "native") -> int:
     return max(1, sum(map(_aligned, _sizes(layout, dtype).values())))
 
 
-def place(layout: Layout, buffer: memoryview, dtype: str = "native") -> Arenas:
+def place(layout: Layout, buffer: memoryview | Array, dtype: str = "native") -> Arenas:
     """Return the arenas of a payload as views into a buffer.
 
     Args:
         layout: What the payload holds.
-        buffer: At least `extent` bytes; the arenas are writable if it is, and keep it alive.
+        buffer: Bytes, `extent` at least; the arenas are writable if it is, and keep it alive.
         dtype: One of `layout.PAYLOAD_DTYPES`.
     """
     arenas: Arenas = {}

@@ -20,6 +20,7 @@ from stepwell_core.errors import (
 )
 from stepwell_core.layout import Arenas
 from stepwell_core.pipeline import Pipeline
+from stepwell_core.placement import extent
 from stepwell_core.rehearsal import rehearse
 
 from stepwell_server import memory
@@ -126,7 +127,7 @@ class Registry:
         Raises:
             DoesNotFit: With the arithmetic.
         """
-        unit = definition.layout.block_nbytes()
+        unit = extent(definition.layout)
         return self._staging.reserve(definition.name, definition.consistency.most_kept, unit)
 
     def _reserve_what_there_is(self, definition: Definition) -> Part:

@@ -28,6 +28,7 @@ from stepwell_core.errors import (
     Unavailable,
 )
 from stepwell_core.layout import Arenas, Array, Layout
+from stepwell_core.placement import place
 
 from stepwell_server.counts import Counts
 from stepwell_server.idle import IdleBlocks
@@ -104,7 +105,7 @@ class Lease:
             dtype: Of its elements.
         """
         assert self._block is not None, "the lease has a buffer, and was not released"
-        return layout.place_payload(self._block, dtype)
+        return place(layout, self._block, dtype)
 
     def release(self) -> None:
         """Give everything back; once is enough, and more do no harm. May be called on any thread.

@@ -204,26 +204,6 @@ def test_a_payload_has_the_bytes_of_its_dtype(dtype: str, nbytes: int) -> None:
     assert all(array.flags.aligned and array.dtype.byteorder in "=<" for array in payload.values())
 
 
-@pytest.mark.parametrize("dtype", PAYLOAD_DTYPES)
-def test_a_payload_is_placed_in_a_block_of_bytes_without_a_copy(dtype: str) -> None:
-    """Each arena is what `new_payload` gives, aligned, and no two share a byte."""
-    # Arrange
-    block = np.zeros(MIXED.block_nbytes(dtype), np.uint8)
-
-    # Act
-    payload = MIXED.place_payload(block, dtype)
-
-    # Assert
-    expected = MIXED.new_payload(dtype)
-    assert list(payload) == list(expected)
-    for arena_dtype, array in payload.items():
-        assert (array.dtype, array.shape) == (expected[arena_dtype].dtype, (array.size,))
-        assert (array.ctypes.data - block.ctypes.data) % 64 == 0
-        array.view(np.uint8)[...] += 1
-    assert block.sum() == MIXED.payload_nbytes(dtype)
-    assert block.max() == 1
-
-
 @pytest.mark.parametrize("dtype", ["float8", "int32", "", None, 7, ["float32"], "NATIVE"])
 def test_a_payload_of_another_dtype_is_refused(dtype: Any) -> None:
     """The formats are a closed list, named in the error."""

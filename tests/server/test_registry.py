@@ -29,6 +29,7 @@ from stepwell_core.errors import (
 from stepwell_core.layout import Layout, Tensor
 from stepwell_core.optimizers import SGD
 from stepwell_core.pipeline import Gradient
+from stepwell_core.placement import extent
 from stepwell_core.push import Push
 from stepwell_server.counts import Counts
 from stepwell_server.model import HostedModel
@@ -416,7 +417,7 @@ SYNC = Definition("s", LAYOUT, SGD(1.0, name="sgd"), consistency=Sync(2))
 
 def test_a_model_whose_barrier_does_not_fit_into_the_staging_is_refused(tmp_path):
     """One gradient for each worker and one of the largest model; nothing stays reserved."""
-    unit = LAYOUT.block_nbytes()
+    unit = extent(LAYOUT)
 
     async def create(registry: Registry) -> None:
         with pytest.raises(DoesNotFit) as refusal:
@@ -442,7 +443,7 @@ def test_a_model_that_does_not_fit_into_the_staging_any_more_is_recovered_with_a
         return [hosted.definition.name for hosted in registry]
 
     run(tmp_path, create)
-    found = run(tmp_path, use, budget=2 * LAYOUT.block_nbytes())
+    found = run(tmp_path, use, budget=2 * extent(LAYOUT))
 
     assert found == []
     assert "staging_too_small" in capsys.readouterr().out

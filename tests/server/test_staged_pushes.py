@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Iterator
 
 import pytest
+from stepwell_core.placement import extent
 from stepwell_server import deadlines
 from stepwell_server.idle import GRAIN_BYTES
 
@@ -182,4 +183,4 @@ def test_however_a_push_ends_its_memory_comes_back(place, monkeypatch, request_n
         wait_for(lambda: place.staging.leases == 0)
 
     assert place.staging.used_bytes == 0
-    assert place.staging.idle_bytes <= 2 * (LARGE.block_nbytes() + GRAIN_BYTES)
+    assert place.staging.idle_bytes <= 2 * (extent(LARGE) + GRAIN_BYTES)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stepwell_core.errors import BodyTooLarge, DoesNotFit, ShuttingDown, StagingFull, Unavailable
 from stepwell_core.layout import Layout, Tensor
+from stepwell_core.placement import extent
 from stepwell_server import staging as room
 from stepwell_server.counts import Counts
 from stepwell_server.idle import GRAIN_BYTES, IdleBlocks
@@ -59,10 +60,10 @@ def test_a_buffer_is_used_again_and_again():
     """Its pages are there already; that is what the pool is for."""
 
     async def scenario(staging: Staging) -> None:
-        with await staging.take(LAYOUT.block_nbytes()) as lease:
+        with await staging.take(extent(LAYOUT)) as lease:
             first = lease.arenas(LAYOUT, "native")["float32"]
             first[:] = 7
-        with await staging.take(LAYOUT.block_nbytes()) as lease:
+        with await staging.take(extent(LAYOUT)) as lease:
             again = lease.arenas(LAYOUT, "native")["float32"]
             assert again.ctypes.data == first.ctypes.data
         assert staging.idle_bytes == MIB

@@ -13,6 +13,7 @@ from stepwell_core.layout import Layout
 from stepwell_core.ledger import Result
 from stepwell_core.names import IDENTIFIER
 from stepwell_core.pipeline import Gradient
+from stepwell_core.placement import extent
 from stepwell_core.push import Push
 
 from stepwell_server import bodies
@@ -133,7 +134,7 @@ async def _receive(
     if model.is_known(key):
         await reader.skip()
         return await model.repeat(key)
-    nbytes, holder = selection.block_nbytes(header.dtype), (model, *key[:2])
+    nbytes, holder = extent(selection, header.dtype), (model, *key[:2])
     with await staging.take(nbytes, model.part, holder) as lease:
         arenas = lease.arenas(selection, header.dtype)
         await reader.payload(arenas)

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from stepwell_core import wire
 
 from stepwell_server.representations import etag
-from stepwell_server.routes.access import PREFIX, TheModel, answer, memory_of
+from stepwell_server.routes.access import PREFIX, TheModel, answer, memory_of, staging_of
 from stepwell_server.routes.parameters import VersionQuery, wait_for_version
 
 router = APIRouter(tags=["memory"])
@@ -30,7 +30,8 @@ async def take_region(request: Request, model: TheModel) -> Response:
 
     The connection has one a model; an older one is forgotten. It lives as long as the connection.
     """
-    region = memory_of(request).new_gradient(model.definition.name, model.engine.layout)
+    name, layout = model.definition.name, model.engine.layout
+    region = memory_of(request).new_gradient(name, layout, staging_of(request))
     return answer(request, {"bytes": region.nbytes}, 201)
 
 

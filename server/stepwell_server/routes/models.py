@@ -12,6 +12,7 @@ from stepwell_core import wire
 from stepwell_core.definition import Definition
 from stepwell_core.errors import InvalidInput, ShuttingDown
 from stepwell_core.layout import Arenas
+from stepwell_core.placement import extent
 
 from stepwell_server import bodies
 from stepwell_server.registry import check_memory
@@ -86,7 +87,7 @@ async def _receive(
 ) -> Arenas:
     """Receive initial values into arenas that will be the model's, hence not used again."""
     layout = definition.layout
-    with await staging.take(layout.block_nbytes(), has_block=False):
+    with await staging.take(extent(layout), has_block=False):
         arenas = layout.new_payload("native")
         await reader.payload(arenas)
         return arenas

@@ -15,6 +15,7 @@ from stepwell_core.encoding import HALF_DTYPES, encode
 from stepwell_core.engine import Engine
 from stepwell_core.errors import LayoutMismatch
 from stepwell_core.layout import Arenas, Layout
+from stepwell_core.placement import extent
 
 from stepwell_server import bodies
 from stepwell_server.drain import Drain
@@ -256,7 +257,7 @@ async def overwrite(request: Request, model: TheModel) -> Response:
         reader = bodies.MessageReader(request)
         header = bodies.parse(OverwriteHeader, await reader.header())
         check_layout(header.layout, layout)
-        with await staging_of(request).take(layout.block_nbytes()) as lease:
+        with await staging_of(request).take(extent(layout)) as lease:
             arenas = lease.arenas(layout, "native")
             await reader.payload(arenas)
             cut = await model.overwrite(arenas, lease)

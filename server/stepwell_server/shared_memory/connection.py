@@ -19,6 +19,7 @@ from stepwell_core.placement import extent, place
 from stepwell_core.store import Store, Version
 
 from stepwell_server.shared_memory.regions import Region, RegionArenas
+from stepwell_server.staging import Staging
 
 EXTENSION = "stepwell.memory"
 """`scope["extensions"][EXTENSION]` is the connection's `ConnectionMemory`."""
@@ -54,14 +55,25 @@ class ConnectionMemory:
         self._is_closed = False
         self.is_used = False
 
-    def new_gradient(self, model: str, layout: Layout) -> Region:
+    def new_gradient(self, model: str, layout: Layout, staging: Staging) -> Region:
         """Make the region for gradients of a model and send its descriptor; the older one goes.
+
+        It counts in the budget for payloads on their way until nobody here reads it any more.
 
         Raises:
             NoSharedMemory: There is no memory for it.
         """
         self._gradients.pop(model, None)
-        region = Region(extent(layout), is_writable_elsewhere=True)
+        nbytes = extent(layout)
+        lease = staging.try_take(nbytes)
+        if lease is None:
+            raise NoSharedMemory(
+                f"Gradients in memory would take {nbytes} bytes more than half of what the server "
+                "has for payloads on their way; send them instead"
+            )
+        with lease:
+            region = Region(nbytes, is_writable_elsewhere=True)
+            region.lend(lease)
         self.send(region)
         self._gradients[model] = region
         return region

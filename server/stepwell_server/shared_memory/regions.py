@@ -20,6 +20,8 @@ from stepwell_core.errors import NoSharedMemory
 from stepwell_core.layout import Arenas, Array, Layout
 from stepwell_core.placement import extent, place
 
+from stepwell_server.staging import Lease
+
 F_SEAL_FUTURE_WRITE = 0x0010
 """Nobody can map it writable from now on; Linux 5.1, not yet in Python's `fcntl`."""
 
@@ -62,11 +64,17 @@ class Region:
         weakref.finalize(self, os.close, self.descriptor)
         os.posix_fallocate(self.descriptor, 0, nbytes)
         flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
-        self.memory = memoryview(mmap.mmap(self.descriptor, nbytes, flags=flags))
+        self._mapping = mmap.mmap(self.descriptor, nbytes, flags=flags)
+        self.memory = memoryview(self._mapping)
         seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
         if not is_writable_elsewhere:
             seals |= F_SEAL_FUTURE_WRITE
         fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, seals)
+
+    def lend(self, lease: Lease) -> None:
+        """Release a lease when the last view of the memory is gone."""
+        lease.is_lent = True
+        weakref.finalize(self._mapping, lease.release)
 
 
 class RegionArenas(dict[str, Array]):

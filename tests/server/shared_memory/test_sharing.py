@@ -416,3 +416,24 @@ def test_without_memory_to_share_parameters_stay_where_they_are(http, neighbour,
     assert_filled(calls.pull(http, path, LAYOUT), 0.5)
     _, region = neighbour.hold(path)
     assert_filled(arrays(region), 0.5)
+
+
+def test_regions_for_gradients_take_half_of_the_staging_at_most(tmp_path):
+    """Those that do not fit are refused at once; what is let go of makes room again."""
+    layout = Layout([Tensor("w", (1 << 18,), "float32")])
+    with (
+        servers.hosted(tmp_path, staging_bytes=4 << 20) as server,
+        servers.http(server.url) as http,
+    ):
+        path = calls.create(http, layout=layout)
+        staging = server.application.staging
+        neighbours = [Neighbour(server.application.memory_socket) for _ in range(3)]
+        asked = [n.ask("POST", f"{path}/memory/gradients").status for n in neighbours]
+        used = staging.used_bytes
+        again = neighbours[0].ask("POST", f"{path}/memory/gradients").status
+        for neighbour in neighbours:
+            neighbour.close()
+        while staging.used_bytes:  # until the server has seen the ends of the three
+            http.get("/healthz")
+
+        assert (asked, used, again) == ([201, 201, 409], 2 << 20, 201)
