@@ -126,12 +126,16 @@ class Worker(WorkerHandle):
         """Look at the parameters where the server keeps them: `with worker.view() as parameters`.
 
         The same as `pull`, but no copy is made if the server shares its memory. One version, that
-        does not change inside the block, whatever others push. The server keeps a buffer for it as
-        long, and has one to spare for models of 1 GiB or more: keep the block short.
+        does not change inside the block, whatever others push. As long the server keeps a buffer
+        for it, of the three that it has to spare, or the only one for a model of 1 GiB or more:
+        keep the block short, and pull behind it.
 
         Returns:
             Read-only arrays. They mean nothing after the block: do not keep them, nor views of
             them. After it the mapping is empty.
+
+        Raises:
+            VersionsExhausted: Readers kept all those buffers for `retry_s`.
         """
         destination = InPlace()
         try:

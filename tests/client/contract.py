@@ -29,36 +29,13 @@ from stepwell.errors import (
 )
 
 from tests.client.adapter import ADAPTERS, PATIENT
+from tests.client.buffer_contract import BufferContract
 from tests.client.flaky_proxy import FlakyProxy
+from tests.client.models import ONES, PARAMETERS, assert_same, gradients_of
 from tests.servers import served, start
 
-PARAMETERS = {
-    "dense/kernel": np.arange(12, dtype=np.float32).reshape(3, 4),
-    "dense/bias": np.full(3, 0.5, np.float32),
-    "scale": np.float32(2),
-}
-ONES = {name: np.ones_like(array) for name, array in PARAMETERS.items()}
 
-
-def gradients_of(parameters, seed):
-    """Return drawn gradients in the parameters' shapes and dtypes."""
-    random = np.random.default_rng(seed)
-    return {
-        name: random.normal(size=array.shape).astype(array.dtype)
-        for name, array in parameters.items()
-    }
-
-
-def assert_same(received, expected):
-    """Compare two models to the bit."""
-    assert list(received) == list(expected)
-    for name, array in expected.items():
-        assert received[name].dtype == array.dtype
-        assert received[name].shape == array.shape
-        assert received[name].tobytes() == np.asarray(array).tobytes(), name
-
-
-class ClientContract:
+class ClientContract(BufferContract):
     """The scenarios."""
 
     kind: ClassVar[str]
@@ -69,6 +46,10 @@ class ClientContract:
         clients = ADAPTERS[self.kind]()
         yield clients
         clients.close()
+
+    def losing(self, server):
+        """Return something in between that can lose the server's answers."""
+        return FlakyProxy(server.url)
 
     @pytest.fixture
     def client(self, clients, server):
@@ -423,7 +404,7 @@ class ClientContract:
     ):
         """The server applied it; the client asks again and is told, and the version is plus 1."""
         with (
-            FlakyProxy(server.url) as proxy,
+            self.losing(server) as proxy,
             clients.client(proxy.url, timeout=PATIENT) as client,
         ):
             model = client.create_model(name, PARAMETERS, optimizer=stepwell.SGD(1.0))
@@ -445,7 +426,7 @@ class ClientContract:
     ):
         """Cut in the head, in the header or in the tensors: the parameters come all the same."""
         with (
-            FlakyProxy(server.url) as proxy,
+            self.losing(server) as proxy,
             clients.client(proxy.url, timeout=PATIENT) as client,
         ):
             model = client.create_model(name, PARAMETERS, optimizer=stepwell.SGD(1.0))
@@ -461,7 +442,7 @@ class ClientContract:
         """All answers are lost until the client gives up; later it learns, and counts on."""
         hasty = stepwell.Timeout(connect_s=30, read_s=30, retry_s=0.2)
         with (
-            FlakyProxy(server.url) as proxy,
+            self.losing(server) as proxy,
             clients.client(proxy.url, timeout=hasty) as client,
         ):
             model = client.create_model(name, PARAMETERS, optimizer=stepwell.SGD(1.0))

@@ -14,6 +14,7 @@ from stepwell.errors import (
     UnexpectedAnswer,
 )
 from stepwell.flows import ModelFlows, ServerFlows
+from stepwell.pulls import Pulls
 from stepwell.retry import Patience, Timeout
 from stepwell_core.layout import Layout
 
@@ -30,9 +31,16 @@ def server():
     return ServerFlows(Patience(Timeout(), was_reached=True))
 
 
+def model_with(callables):
+    """Return the flows of a model whose pushes evaluate callables."""
+    patience = server().patience
+    pulls = Pulls("digits", LAYOUT, patience)
+    return ModelFlows("digits", LAYOUT, patience, callables, pulls)
+
+
 def model():
     """Return the flows of one of its models."""
-    return ModelFlows("digits", LAYOUT, server().patience, {})
+    return model_with({})
 
 
 def create(exist_ok=False, optimizer=None):
@@ -173,7 +181,7 @@ def test_a_pull_returns_parameters():
     """Header and payload become one mapping."""
     answer = Answer({"version": 3, "incarnation": "one"}, LAYOUT.views(LAYOUT.new_arenas(1.0)))
 
-    parameters = Script(answer).run(model().pull(None, None))
+    parameters = Script(answer).run(model().pulls.pull(None, None))
 
     assert parameters["w"].tolist() == [1, 1, 1]
     assert parameters.version == 3
@@ -181,7 +189,7 @@ def test_a_pull_returns_parameters():
 
 def test_a_worker_of_a_model_has_its_callables_and_its_own():
     """What a worker is given wins over the model's."""
-    flows = ModelFlows("digits", LAYOUT, server().patience, {"learning_rate": lambda: 0.5})
+    flows = model_with({"learning_rate": lambda: 0.5})
 
     session = flows.session("w0", {"beta_1": 0.25})
 

@@ -324,15 +324,16 @@ def test_a_large_push_that_is_refused_early_gets_the_refusal(way):
     """The server answers after the head and closes; the client hears why instead of an error."""
     layout = Layout.of({"w": np.zeros(1 << 20, np.float32)})
     found = answers(response(message({**DESCRIBED, "tensors": layout.to_json()})))
+    shares_nothing = answers(response(message({"memory_socket": None})))
     refused = says(problem("fenced", 409))
 
-    with way.talking_to(found, OPENED, refused) as (server, client):
+    with way.talking_to(found, OPENED, shares_nothing, refused) as (server, client):
         worker = client.model("m").worker("w0")
         with pytest.raises(Fenced):
             worker.push({"w": np.ones(1 << 20, np.float32)})
 
-    assert server.requests[2].headers["content-length"] == str(len(server.requests[2].body))
-    assert "transfer-encoding" not in server.requests[2].headers
+    assert server.requests[3].headers["content-length"] == str(len(server.requests[3].body))
+    assert "transfer-encoding" not in server.requests[3].headers
 
 
 # Leaving
@@ -569,10 +570,11 @@ def test_a_forked_process_makes_connections_of_its_own(kind):
 
 def ports(client):
     """Return the local ports of a client's connections that are kept."""
-    if isinstance(client._transport, DirectTransport):
-        kept = client._transport._pools.get()._kept
+    transport = client._driver._transport
+    if isinstance(transport, DirectTransport):
+        kept = transport._pools.get()._kept
         return {connection._socket.getsockname()[1] for connection in kept}
-    pool = client._transport._clients.get()._transport._pool
+    pool = transport._clients.get()._transport._pool
     return {
         connection._connection._network_stream.get_extra_info("client_addr")[1]
         for connection in pool.connections

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import signal
@@ -346,3 +347,72 @@ def test_a_path_too_long_for_a_socket_address_is_no_hindrance(tmp_path):
 
     with servers.hosted(deep) as server:
         assert Path(server.application.memory_socket).is_socket()
+
+
+def test_the_socket_says_whose_it_is_without_a_token(tmp_path):
+    """So nobody says a token to a stranger; over TCP the name is for those who have one."""
+    token = TokenStore(tmp_path).create("read")
+    with servers.hosted(tmp_path) as server, servers.http(server.url, token) as http:
+        neighbour = Neighbour(server.application.memory_socket)
+
+        told = neighbour.ask("GET", "/healthz").fields
+
+        assert told == {"status": "ok", "instance": http.get("/v1").json()["instance"]}
+        assert http.get("/healthz").json() == {"status": "ok"}
+        neighbour.close()
+
+
+def test_a_version_of_a_deleted_model_is_let_go_of(http, neighbour):
+    """Its memory does not stay for as long as the worker lives."""
+    path = calls.create(http, layout=LAYOUT)
+    held, region = neighbour.hold(path)
+
+    http.delete(path)
+
+    assert_filled(arrays(region), 1.0)
+    neighbour.let_go(path, held)
+
+
+def test_a_stop_leaves_the_socket_of_another_server_alone(tmp_path):
+    """Two servers were told the same path, and the second one has replaced the first one's name."""
+    path = tmp_path / "socket"
+    with servers.hosted(tmp_path / "a", memory_socket=path):
+        path.unlink()
+        with servers.hosted(tmp_path / "b", memory_socket=path) as second:
+            assert second.application.memory_socket == str(path)
+            before = path.stat().st_ino
+            with servers.hosted(tmp_path / "c", memory_socket=path) as third:
+                assert third.application.memory_socket is None  # it is in use
+            assert path.stat().st_ino == before
+            path.rename(tmp_path / "kept")
+            path.touch()
+        assert path.exists()
+
+
+def test_no_memory_is_shared_inside_of_tls(tmp_path, certificate):
+    """Descriptors cannot travel there, so nobody is sent to look for them."""
+    cert, key = certificate
+    uds = tmp_path / "uds"
+    with servers.hosted(tmp_path, uds=uds, tls_cert=cert, tls_key=key) as server:
+        assert server.application.memory_socket is None
+
+
+def test_without_memory_to_share_parameters_stay_where_they_are(http, neighbour, monkeypatch):
+    """The pull is refused, so it goes over the wire; later it may be shared."""
+
+    def fail(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = calls.create(http, layout=LAYOUT)
+    worker = calls.Worker(http, path, layout=LAYOUT)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", fail)
+        refused = [
+            neighbour.ask("POST", f"{path}/memory/{what}") for what in ("gradients", "parameters")
+        ]
+    worker.push(1.0)
+
+    assert [answer.fields["code"] for answer in refused] == ["no_shared_memory"] * 2
+    assert_filled(calls.pull(http, path, LAYOUT), 0.5)
+    _, region = neighbour.hold(path)
+    assert_filled(arrays(region), 0.5)
