@@ -12,14 +12,13 @@ from stepwell_core.keras_config import AnyOptimizer
 
 from stepwell.async_driver import AsyncDriver
 from stepwell.async_worker import AsyncWorker
-from stepwell.endpoint import Endpoint
+from stepwell.endpoint import Endpoint, check_transport
 from stepwell.flows import ModelFlows, ServerFlows
 from stepwell.handles import ModelHandle
 from stepwell.optimizers import Hyperparameters
 from stepwell.pulls import PullOptions
 from stepwell.results import Checkpoint, Parameters
 from stepwell.retry import Patience, Timeout
-from stepwell.shared_memory import check_transport
 
 
 class AsyncClient:

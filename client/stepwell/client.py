@@ -11,14 +11,13 @@ from stepwell_core.consistency import Consistency
 from stepwell_core.keras_config import AnyOptimizer
 
 from stepwell.driver import Driver
-from stepwell.endpoint import Endpoint
+from stepwell.endpoint import Endpoint, check_transport
 from stepwell.flows import ModelFlows, ServerFlows
 from stepwell.handles import ModelHandle
 from stepwell.optimizers import Hyperparameters
 from stepwell.pulls import PullOptions
 from stepwell.results import Checkpoint, Parameters
 from stepwell.retry import Patience, Timeout
-from stepwell.shared_memory import check_transport
 from stepwell.transport import new_transport
 from stepwell.worker import Worker
 

@@ -14,7 +14,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import httpx
 from stepwell_core import wire
-from stepwell_core.errors import InvalidArgument
+from stepwell_core.errors import InvalidArgument, shown
 
 from stepwell.retry import Timeout
 
@@ -137,6 +137,17 @@ class Endpoint:
         needs_none = self.is_local and urlsplit(self.url).scheme == "http"
         verify = False if needs_none else self.verify  # to read all certificates takes 30 ms
         return {"verify": verify, "limits": httpx.Limits(keepalive_expiry=KEEP_ALIVE_S)}
+
+
+def check_transport(transport: str) -> str:
+    """Return `transport`, which a client was given.
+
+    Raises:
+        InvalidArgument: It is neither "auto" nor "http".
+    """
+    if transport not in ("auto", "http"):
+        raise InvalidArgument(f'`transport` is "auto" or "http". Received: {shown(transport)}')
+    return transport
 
 
 def _token_from_file() -> str:

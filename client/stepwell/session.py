@@ -5,7 +5,7 @@ later, since the server may still be reading it. Before the next push the sessio
 server does not know the push, the session takes a new epoch: from then on the old one can push no
 more, and the server's answer says for certain whether it ever did.
 
-Pure bookkeeping and flows; `client.py` and `async_client.py` drive them.
+Pure bookkeeping and flows; `driver.py` and `async_driver.py` drive them.
 """
 
 from __future__ import annotations

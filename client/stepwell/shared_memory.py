@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
-from stepwell_core.errors import InvalidArgument, NoSharedMemory, NotFound, StepwellError, shown
+from stepwell_core.errors import NoSharedMemory, NotFound, StepwellError
 from stepwell_core.layout import Arenas, Array, Layout, byte_views
 from stepwell_core.placement import extent, place
 
@@ -45,17 +45,6 @@ MAX_MAPPED = 8
 """Regions of parameters that stay mapped; a server uses five a model at most."""
 
 log = logging.getLogger("stepwell")
-
-
-def check_transport(transport: str) -> str:
-    """Return `transport`, which a client was given.
-
-    Raises:
-        InvalidArgument: It is neither "auto" nor "http".
-    """
-    if transport not in ("auto", "http"):
-        raise InvalidArgument(f'`transport` is "auto" or "http". Received: {shown(transport)}')
-    return transport
 
 
 @dataclass(frozen=True, eq=False)

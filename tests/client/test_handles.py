@@ -6,7 +6,6 @@ import numpy as np
 from stepwell.endpoint import Endpoint
 from stepwell.flows import ModelFlows
 from stepwell.handles import ModelHandle, WorkerHandle
-from stepwell.pulls import Pulls
 from stepwell.retry import Patience, Timeout
 from stepwell.shared_memory import SharedMemory
 from stepwell_core.layout import Layout
@@ -15,7 +14,7 @@ from tests.client.flow_driver import Script, opened
 
 LAYOUT = Layout.of({"w": np.zeros(3, np.float32)})
 PATIENCE = Patience(Timeout())
-FLOWS = ModelFlows("digits", LAYOUT, PATIENCE, {}, Pulls("digits", LAYOUT, PATIENCE))
+FLOWS = ModelFlows("digits", LAYOUT, PATIENCE, {})
 MEMORY = SharedMemory(Endpoint("http://localhost"), "digits", LAYOUT, "http")
 
 
