@@ -15,6 +15,8 @@ SHARES_NOTHING = {
     "test_models_are_opened_listed_and_deleted_by_name": "no worker",
     "test_the_server_says_what_it_is": "no worker",
     "test_pulled_arrays_belong_to_the_caller": "no worker",
+    "test_a_pull_may_go_into_arrays_or_a_callback": "no worker",
+    "test_a_pull_may_be_of_half_width": "no worker",
     "test_a_token_decides_what_may_be_done": "its only push is refused",
     "test_a_gradient_buffer_stays_readable_behind_its_worker": "nothing is pushed",
     "test_float64_gradients_of_a_float32_model_are_taken": "they are larger than the region",
