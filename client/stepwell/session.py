@@ -42,7 +42,7 @@ WAIT_S = 20.0
 CLOSE_S = 1.0
 """How long closing may take; a server that is gone must not hold up a program that ends."""
 
-REFUSALS = frozenset({400, 413, 415, 422})
+REFUSALS = frozenset({400, 415, 422})
 """Statuses that each repetition of the same bytes meets too: so no earlier one had an effect."""
 
 log = logging.getLogger("stepwell")

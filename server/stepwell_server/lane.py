@@ -119,12 +119,18 @@ class Lane:
 
     def _do(self, job: _Job) -> None:
         """Run one job, in a frame of its own: nor must a large result live until then."""
+        function, future = job.function, job.future
+        del job
         try:
-            result = job.function()
+            result = function()
         except BaseException as error:
-            self.call_soon(self._finish, _set_exception, job.future, error)
+            self.call_soon(self._finish, _set_exception, future, error)
         else:
-            self.call_soon(self._finish, _set_result, job.future, result)
+            self.call_soon(self._finish, _set_result, future, result)
+        finally:
+            # An error knows this frame. If the frame knew who is told of it, what the job used
+            # would live until the garbage collector comes.
+            del function, future
 
     def _finish(
         self, settle: Callable[[asyncio.Future[Any], Any], None], future: Any, value: Any

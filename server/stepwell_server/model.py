@@ -463,11 +463,16 @@ class HostedModel:
                     self._lane.call_soon(self.readers.wake)
 
         if is_short and self._lane.is_idle:
+            if lease is not None:
+                lease.is_lent = True
             return self._lane.run_inline(run)
         future = self._lane.submit(run)
         if lease is not None:
             lease.is_lent = True
-        return await future
+        try:
+            return await future
+        finally:
+            del future  # it knows its error, which knows this frame: see `Lane._do`
 
 
 def optimizer_tag(definition: Definition) -> str:

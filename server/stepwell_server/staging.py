@@ -14,6 +14,7 @@ the budget and make room as soon as somebody needs it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Hashable
@@ -114,6 +115,10 @@ class Lease:
         """
         self._staging._take_back(self)
 
+    def release_soon(self) -> None:
+        """Release it from a place where nothing may be locked, such as a finalizer."""
+        self._staging._take_back_soon(self)
+
 
 class Staging:
     """The budget of one server. On the event loop, but for `Lease.release`.
@@ -171,7 +176,7 @@ class Staging:
             DoesNotFit: The budget is too small.
         """
         reserved = sum(part.capacity for part in self._reserves)
-        largest = max([unit, *self._largest.values()])
+        largest = max(unit, self._largest_payload())
         needed = reserved + count * unit + largest
         if needed > self.budget_bytes:
             barrier = f"{count} x {unit} bytes for the gradients of one step, " if count else ""
@@ -191,6 +196,9 @@ class Staging:
         self._reserves.append(part)
         self._shared.capacity -= part.capacity
         return part
+
+    def _largest_payload(self) -> int:
+        return max(self._largest.values(), default=0)
 
     def adopt(self, model: Hashable) -> Part:
         """Take on a model that nothing can be reserved for: it shares what is not reserved."""
@@ -235,21 +243,27 @@ class Staging:
             part = self._shared
         self._check(nbytes, part)
         request = _Request(nbytes, part, holder, has_block)
+        self._know_loop()
+        lease = None if part.queue else self._grant(request)
+        return await self._wait(request) if lease is None else lease
+
+    def _know_loop(self) -> None:
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
             self._loop.call_later(TRIM_S, self._trim)
-        lease = None if part.queue else self._grant(request)
-        return await self._wait(request) if lease is None else lease
 
     def try_take(self, nbytes: int) -> Lease | None:
         """Return a lease for memory of the caller's own that is used for long; None without room.
 
-        Together such leases take half of what is not reserved at most, so that payloads still come.
+        Together such leases take half of what is not reserved at most, and leave room for the
+        largest payload of any model, so that payloads still come.
         """
         with self._lock:
             lasting = sum(lease.nbytes for lease in self._leases if lease.is_lasting)
-        if self._is_closed or self._shared.queue or lasting + nbytes > self._shared.capacity // 2:
+        most = min(self._shared.capacity // 2, self._shared.capacity - self._largest_payload())
+        if self._is_closed or self._shared.queue or lasting + nbytes > most:
             return None
+        self._know_loop()
         lease = self._grant(_Request(nbytes, self._shared, None, has_block=False))
         if lease is not None:
             lease.is_lasting = True
@@ -354,6 +368,11 @@ class Staging:
             is_awaited = any(part.queue for part in (self._shared, *self._reserves))
         if is_awaited and self._loop is not None:
             self._loop.call_soon_threadsafe(self._serve)
+
+    def _take_back_soon(self, lease: Lease) -> None:
+        assert self._loop is not None, "the loop is known since the first lease"
+        with contextlib.suppress(RuntimeError):  # it is closed, and the staging with it
+            self._loop.call_soon_threadsafe(self._take_back, lease)
 
     def _serve(self) -> None:
         """Give leases to those who wait, each part in its order."""

@@ -74,7 +74,7 @@ class Region:
     def lend(self, lease: Lease) -> None:
         """Release a lease when the last view of the memory is gone."""
         lease.is_lent = True
-        weakref.finalize(self._mapping, lease.release)
+        weakref.finalize(self._mapping, lease.release_soon)
 
 
 class RegionArenas(dict[str, Array]):
