@@ -15,8 +15,11 @@ BUFFER_BYTES = 1 << 16
 
 MAX_INTERIM = 100
 MAX_TRAILERS = 100
+MAX_DIGITS = 18
+"""Of a length: more bytes than there are."""
 
 _HEXADECIMAL = b"0123456789abcdefABCDEF"
+_NEVER = frozenset("\r\n\0")
 
 ReceiveInto = Callable[[memoryview], int]
 """Waits for bytes, writes them to the start of a view and returns how many; 0 at the end."""
@@ -163,7 +166,7 @@ class Response:
                 raise NoHttp("ambiguous framing")
             self._is_chunked = True
         elif length is not None:
-            if not (length.isascii() and length.isdigit()):
+            if not (length.isascii() and length.isdigit() and len(length) <= MAX_DIGITS):
                 raise NoHttp("no length")
             self._left = int(length)
         else:
@@ -187,8 +190,8 @@ class Response:
         if self._has_begun and self._incoming.until(b"\r\n"):
             raise NoHttp("a chunk that does not end")
         self._has_begun = True
-        size = self._incoming.until(b"\r\n").partition(b";")[0].strip()
-        if not size or size.strip(_HEXADECIMAL):
+        size = self._incoming.until(b"\r\n").partition(b";")[0].strip(b" \t")
+        if not size or size.strip(_HEXADECIMAL) or len(size) > MAX_DIGITS:
             raise NoHttp("no size of a chunk")
         self._left = int(size, 16)
         if not self._left:
@@ -223,6 +226,8 @@ def _read_head(incoming: Incoming) -> tuple[bytes, int, Mapping[str, str]]:
     headers: dict[str, str] = {}
     for line in lines:
         name, colon, value = line.decode("latin-1").partition(":")
+        if not _NEVER.isdisjoint(value):
+            raise NoHttp("a control character in a header line")
         if not colon or not name or name != name.strip():
             raise NoHttp("no header line")
         name, value = name.lower(), value.strip()

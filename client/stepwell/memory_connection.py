@@ -12,6 +12,7 @@ import json
 import mmap
 import os
 import socket
+import struct
 import sys
 import weakref
 from collections.abc import Iterator, Mapping
@@ -34,6 +35,8 @@ MAX_ANSWER_BYTES = 1 << 20
 MAX_DESCRIPTORS = 4
 """In one piece of an answer; the server sends one."""
 
+_CREDENTIALS = struct.Struct("3i")  # process, user, group of the other side; see unix(7)
+
 
 class MemoryConnection(Connection):
     """A connection to the server's Unix socket.
@@ -51,7 +54,7 @@ class MemoryConnection(Connection):
 
     Raises:
         OSError: Nobody listens there.
-        NoSharedMemory: Another server does.
+        NoSharedMemory: Another server does, or a process of another user.
     """
 
     def __init__(self, endpoint: Endpoint, path: str, instance: str) -> None:
@@ -65,6 +68,7 @@ class MemoryConnection(Connection):
         try:
             with _short(path) as self._uds:
                 self._connect(self._timeout.connect_s)
+            self._check_peer(path)
             # A port that is forwarded from elsewhere is local, and its server is not.
             if self.ask("GET", "/healthz").get("instance") != instance:
                 raise NoSharedMemory(f"Another server than that of the URL listens at {path}")
@@ -73,6 +77,14 @@ class MemoryConnection(Connection):
             raise
         if endpoint.token is not None:
             self._constant += f"Authorization: Bearer {endpoint.token}\r\n"
+
+    def _check_peer(self, path: str) -> None:
+        """Refuse a socket behind which is a process of somebody else, who would get the token."""
+        assert self._socket is not None, "it was connected just now"
+        packed = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        _, user, _ = _CREDENTIALS.unpack(packed)
+        if user not in (os.geteuid(), 0):
+            raise NoSharedMemory(f"Another user's process (user {user}) listens at {path}")
 
     def ask(
         self, method: str, target: str, header: Mapping[str, Any] | None = None

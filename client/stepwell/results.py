@@ -63,6 +63,7 @@ class Parameters(Mapping[str, npt.NDArray[Any]]):
             yield
         finally:
             self._arrays.clear()
+            self._etag = None  # what is not there any more cannot be `cached`
 
     def __repr__(self) -> str:
         size = sum(array.size for array in self._arrays.values())

@@ -31,7 +31,8 @@ class Timeout:
     Attributes:
         connect_s: For a connection.
         read_s: For the next bytes of an answer; the server answers a waiting push after 20 s.
-        retry_s: For an answer in all, repetitions included. A server that this client never reached
+        retry_s: For an answer in all, repetitions included. A push that waits for other workers was
+            answered, and waits as long as they take. A server that this client never reached
             is given up after `connect_s`.
 
     Raises:

@@ -41,8 +41,8 @@ RETRY_S = 5.0
 MAX_HELD = 4
 """Versions that the server lets a connection hold; views beyond that come over the wire."""
 
-MAX_MAPPED = 8
-"""Regions of parameters that stay mapped; a server uses five a model at most."""
+MAX_MAPPED, MAX_MAPPED_LARGE, LARGE_BYTES = 5, 3, 1 << 30
+"""Regions of parameters that stay mapped: as many as a server uses for a model of that size."""
 
 log = logging.getLogger("stepwell")
 
@@ -159,7 +159,7 @@ class SharedMemory:
 
     def give_up(self, reason: Exception) -> None:
         """Let go of everything and use the wire for a while."""
-        log.debug("Tensors go over the wire: %s", reason)
+        log.info("Tensors go over the wire: %s", reason)
         self._disconnect()
         self._path = ""
         self._tried_at = time.monotonic()
@@ -271,7 +271,8 @@ class SharedMemory:
         """Return the parameters in a region, which is mapped once."""
         if serial not in self._mapped:
             memory = connection.take_region(nbytes, is_writable=False)
-            while len(self._mapped) >= MAX_MAPPED:
+            is_large = self._layout.nbytes >= LARGE_BYTES
+            while len(self._mapped) >= (MAX_MAPPED_LARGE if is_large else MAX_MAPPED):
                 del self._mapped[next(iter(self._mapped))]
             self._mapped[serial] = place(self._layout, memory)
         return self._mapped[serial]

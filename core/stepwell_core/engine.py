@@ -251,10 +251,12 @@ class Engine:
         if self.counters.loss_scale is not None or action == "allow" or push.gradient.is_finite():
             return None
         if action == "reject":
+            name = push.gradient.first_nonfinite()
             raise NonFiniteGradient(
-                "The gradient has NaN or infinity in it and this model rejects those; nothing "
-                "changed. Lower the learning rate, clip, or create the model with "
-                "on_nonfinite='drop'"
+                f"The gradient of {name!r} has NaN or infinity in it and this model rejects those; "
+                "nothing changed. Lower the learning rate, clip, or create the model with "
+                "on_nonfinite='drop'",
+                tensor=name,
             )
         return decision.drop(push, "skipped_nonfinite", self.counters)
 

@@ -188,3 +188,12 @@ class BufferContract:
                 assert worker.push(ONES).version == step + 1
 
             assert_same(worker.pull(), minus(6))
+
+    def test_a_view_that_has_ended_is_no_cache(self, model):
+        """Its arrays are gone, so a pull brings them anew, also if nothing changed."""
+        with model.worker("w0") as worker:
+            with worker.view() as seen:
+                assert_same(seen, PARAMETERS)
+
+            assert_same(worker.pull(cached=seen), PARAMETERS)
+            assert worker.push(ONES).version == 1

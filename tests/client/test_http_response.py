@@ -137,11 +137,14 @@ def test_headers_are_found_by_their_lower_case_names():
         b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: " + b"1" * 5000 + b"\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nX: y\nContent-Length: 5\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nX: " + b"a" * BUFFER_BYTES + b"\r\n\r\n",
     ],
     ids=[
         "ssh", "tls", "2", "no status", "upgrade", "interim", "no colon", "folded", "space",
-        "two lengths", "negative", "two framings", "gzip", "endless",
+        "two lengths", "negative", "two framings", "gzip", "thousands of digits", "bare feed",
+        "endless",
     ],
 )  # fmt: skip
 def test_what_is_no_response_is_refused_at_once(data):
@@ -152,7 +155,15 @@ def test_what_is_no_response_is_refused_at_once(data):
 
 @pytest.mark.parametrize(
     "chunks",
-    [b"x\r\n", b"-1\r\nab", b"0x2\r\nab", b"\r\nab", b"2\r\nabc\r\n", b"0\r\n" + b"A: b\r\n" * 200],
+    [
+        b"x\r\n",
+        b"-1\r\nab",
+        b"0x2\r\nab",
+        b"2\x0b\r\nab",
+        b"\r\nab",
+        b"2\r\nabc\r\n",
+        b"0\r\n" + b"A: b\r\n" * 200,
+    ],
 )
 def test_chunks_that_cannot_be_are_refused(chunks):
     """A size is hexadecimal digits, and a chunk ends where it says."""

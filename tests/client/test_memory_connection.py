@@ -163,3 +163,23 @@ def test_what_is_no_answer_is_refused(connect, body):
 
     with pytest.raises(UnexpectedAnswer):
         connection.ask("GET", "/")
+
+
+def test_a_process_of_another_user_is_not_spoken_to(tmp_path, monkeypatch):
+    """It would be given the token."""
+
+    class Stranger:
+        size = 12
+
+        def unpack(self, packed):
+            return (1, os.geteuid() + 4242, 0)
+
+    monkeypatch.setattr("stepwell.memory_connection._CREDENTIALS", Stranger())
+
+    path = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+
+        with pytest.raises(NoSharedMemory, match="Another user's process"):
+            MemoryConnection(Endpoint("http://localhost", "sw_secret"), path, "mine")

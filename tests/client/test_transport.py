@@ -786,6 +786,17 @@ def tls_server(certificate, tmp_path_factory):
         yield server
 
 
+def test_a_certificate_of_another_name_says_so(clients, certificate, tls_server):
+    """It is trusted, and its advice is not how to trust it."""
+    trusted = ssl.create_default_context(cafile=str(certificate[0]))
+    url = tls_server.url.replace("127.0.0.1", "localhost")
+    with (
+        clients.client(url, verify=trusted) as client,
+        pytest.raises(CertificateRefused, match="of another name or address"),
+    ):
+        client.models()
+
+
 def test_a_certificate_that_is_not_trusted_is_refused_at_once(clients, tls_server):
     """The sentence says how to trust one's own; it is no connection that failed."""
     with (

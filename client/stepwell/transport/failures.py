@@ -9,6 +9,9 @@ import httpx
 from stepwell.errors import CertificateRefused, ConnectionFailed, TimedOut, TransportError
 from stepwell.http_response import CutOff, NoHttp
 
+_OTHER_NAME, _OTHER_ADDRESS = 62, 64
+"""OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH."""
+
 
 def of_socket(error: OSError, where: str, *, is_connected: bool, was_sent: bool) -> TransportError:
     """Return our exception for what a `Connection` raised.
@@ -21,7 +24,7 @@ def of_socket(error: OSError, where: str, *, is_connected: bool, was_sent: bool)
     """
     name = type(error).__name__
     if isinstance(error, ssl.SSLCertVerificationError):
-        return _certificate(where)
+        return _certificate(where, error)
     if not is_connected:
         return _no_tls(where) if isinstance(error, ssl.SSLError) else _unreachable(where, name)
     if isinstance(error, TimeoutError):
@@ -36,8 +39,9 @@ def of_httpx(error: httpx.HTTPError) -> TransportError:
     except RuntimeError:
         where = "the server"
     name = type(error).__name__
-    if _has_cause(error, ssl.SSLCertVerificationError):
-        return _certificate(where)
+    refusal = _cause(error, ssl.SSLCertVerificationError)
+    if refusal is not None:
+        return _certificate(where, refusal)
     if isinstance(error, httpx.ConnectError) and _has_cause(error, ssl.SSLError):
         return _no_tls(where)
     if isinstance(error, httpx.ConnectTimeout | httpx.ConnectError | httpx.PoolTimeout):
@@ -55,7 +59,13 @@ def of_httpx(error: httpx.HTTPError) -> TransportError:
     return TransportError(f"The call to {where} failed ({name})")
 
 
-def _certificate(where: str) -> TransportError:
+def _certificate(where: str, error: BaseException) -> TransportError:
+    if getattr(error, "verify_code", 0) in (_OTHER_NAME, _OTHER_ADDRESS):
+        return CertificateRefused(
+            f"The certificate of {where} is of another name or address. Use the one that is in "
+            "it in the URL",
+            was_sent=False,
+        )
     return CertificateRefused(
         f"The certificate of {where} is not trusted. If it is your own, give the client "
         "verify=ssl.create_default_context(cafile=...)",
@@ -88,7 +98,12 @@ def _broken(where: str, name: str, is_no_http: bool, was_sent: bool) -> Transpor
     )
 
 
-def _has_cause(error: BaseException | None, kind: type[BaseException]) -> bool:
+def _has_cause(error: BaseException, kind: type[BaseException]) -> bool:
+    return _cause(error, kind) is not None
+
+
+def _cause(error: BaseException | None, kind: type[BaseException]) -> BaseException | None:
+    """Return the error itself, or what it came from, that is of a kind."""
     while error is not None and not isinstance(error, kind):
         error = error.__cause__ or error.__context__
-    return error is not None
+    return error
