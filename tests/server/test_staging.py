@@ -288,6 +288,19 @@ def test_a_stop_refuses_who_waits_and_who_comes():
     run(scenario)
 
 
+def test_what_lasts_leaves_room_for_the_largest_payload_of_any_model():
+    """A worker that keeps its region for hours keeps nobody's pushes out."""
+
+    async def scenario(staging: Staging) -> None:
+        staging.reserve("large", 0, 3 * MIB)
+        assert staging.try_take(MIB + 1) is None
+        assert staging.try_take(MIB) is not None
+        assert staging.try_take(1) is None
+        (await staging.take(3 * MIB)).release()
+
+    run(scenario)
+
+
 @pytest.mark.parametrize("has_block", [True, False])
 def test_idle_buffers_make_room_for_what_is_wanted(has_block):
     """One of the right size is used; memory of somebody's own needs room beside all of them."""

@@ -235,3 +235,21 @@ def test_the_gradient_of_a_push_that_was_answered_202_stays_as_it_is(tmp_path):
 
         assert set(pull(http, path, LAYOUT)["w"].tolist()) == {1.0 - 0.5 * 3.0}
         assert server.application.staging.leases == 0
+
+
+def test_a_short_step_keeps_the_gradient_of_a_push_that_was_answered_202_too(tmp_path):
+    """The event loop itself makes the steps of small models; their memory is lent like any."""
+    layout = Layout([Tensor("w", (25_000,), "float32")])
+    with (
+        servers.hosted(tmp_path, push_wait_s=0.02) as server,
+        servers.http(server.url) as http,
+    ):
+        path = create(http, layout=layout, consistency=sync(2))
+        first, second = (Worker(http, path, name, layout) for name in ("w0", "w1"))
+
+        assert first.try_push(2.0).status_code == 202
+        assert server.application.staging.leases == 1
+        second.push(4.0)
+
+        assert set(pull(http, path, layout)["w"].tolist()) == {1.0 - 0.5 * 3.0}
+        assert server.application.staging.leases == 0
