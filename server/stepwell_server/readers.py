@@ -61,6 +61,12 @@ class Readers:
             await self._until(lambda: not self._engine.store.is_in_place)
         return held
 
+    @property
+    def present(self) -> tuple[str, int]:
+        """The incarnation and the version that `hold` would say now; it may find a later one."""
+        incarnation = self.incarnation
+        return incarnation, self._engine.store.number
+
     def _try_hold(self) -> tuple[str, Version] | None:
         incarnation = self.incarnation
         version = self._engine.store.hold()

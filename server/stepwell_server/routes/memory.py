@@ -31,7 +31,7 @@ async def take_region(request: Request, model: TheModel) -> Response:
     The connection has one a model; an older one is forgotten. It lives as long as the connection.
     """
     name, layout = model.definition.name, model.engine.layout
-    region = memory_of(request).new_gradient(name, layout, staging_of(request))
+    region = await memory_of(request).new_gradient(name, layout, staging_of(request))
     return answer(request, {"bytes": region.nbytes}, 201)
 
 
@@ -41,15 +41,17 @@ async def hold_parameters(
 ) -> Response:
     """Hold the current version and say where it lies.
 
-    It does not change until it is let go of, or the connection ends. `known` (repeated) names the
-    regions that the worker has mapped; the file descriptor of another one comes with the answer.
-    Waits for a version as a pull does; `etag` is that of the message that a pull would be.
+    It does not change from then on, whatever becomes of the connection. Let go of it soon: when
+    others need its place, one that is old is the worker's alone, and takes a buffer more. `known`
+    (repeated) names the regions that the worker has mapped; the file descriptor of another one
+    comes with the answer. Waits for a version as a pull does; `etag` is that of the message that a
+    pull would be.
     """
     memory = memory_of(request)
     await wait_for_version(request, model, query)
     await model.share()
     present, version = await model.hold()
-    number, region = memory.keep(version, model.engine.store, query.known)
+    number, region = memory.keep(version, model.engine.store, model.pulls, query.known)
     layout = model.engine.layout
     values = {
         "held": number,

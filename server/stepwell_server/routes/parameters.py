@@ -149,14 +149,14 @@ async def parameters_response(
         fields: Said in the header beside the version.
     """
     whole = model.engine.layout
+    if request is not None and (known := request.headers.get("if-none-match")):
+        tag = etag(*model.readers.present, layout, "", media_type, dtype)
+        if is_current(known, tag):  # nothing is read, so nothing need be held
+            return Response(status_code=304, headers=_cached(tag))
     await model.warm_encoding(dtype)
     incarnation, version = await model.hold()
     try:
-        tag = etag(incarnation, version.number, layout, "", media_type, dtype)
-        headers = {"ETag": tag, "Vary": "Accept, Authorization", "Cache-Control": "no-cache"}
-        if request is not None and is_current(request.headers.get("if-none-match", ""), tag):
-            model.release(version)
-            return Response(status_code=304, headers=headers)
+        headers = _cached(etag(incarnation, version.number, layout, "", media_type, dtype))
         said = {
             "incarnation": incarnation,
             "version": version.number,
@@ -218,6 +218,11 @@ async def _slot(
     said, slots = await model.read(copied)
     whole = model.engine.layout
     return await asyncio.to_thread(_converted, whole, slots, layout, media_type, said)
+
+
+def _cached(tag: str) -> dict[str, str]:
+    """Return the headers of an answer that a cache may keep, and has to ask for again."""
+    return {"ETag": tag, "Vary": "Accept, Authorization", "Cache-Control": "no-cache"}
 
 
 def _payload_header(whole: Layout, selection: Layout) -> dict[str, object]:
