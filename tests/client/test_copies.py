@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
-from stepwell.copies import copy, fill
+from stepwell.copies import LEAST_BYTES_FOR_TWO, PIECE_BYTES, copy, fill
 
 
 def new_region(*values):
@@ -59,3 +61,17 @@ def test_views_are_filled_across_all_borders(sizes, source_sizes):
 
     assert b"".join(views) == b"abcdef"
     assert missing == [6 - sum(sizes[: index + 1]) for index in range(len(sizes))]
+
+
+@pytest.mark.parametrize("size", [PIECE_BYTES - 1, LEAST_BYTES_FOR_TWO, LEAST_BYTES_FOR_TWO + 1])
+def test_two_threads_copy_every_byte_once(size):
+    """Whatever the sizes of the arrays are, and the last piece is."""
+    random = np.random.default_rng(size)
+    sources = [random.integers(0, 256, n, np.uint8) for n in (size, 3, 0, size // 2)]
+    region = np.zeros(sum(map(len, sources)), np.uint8)
+    targets = np.split(region, np.cumsum([len(source) for source in sources])[:-1])
+
+    copy([memoryview(source) for source in sources], targets, memoryview(region))
+
+    assert region.tobytes() == b"".join(source.tobytes() for source in sources)
+    assert not any(thread.name == "stepwell-copy" for thread in threading.enumerate())
