@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 from stepwell_core import wire
 from stepwell_core.errors import NotAcceptable
 from stepwell_core.layout import Arenas, Array, Layout, byte_views
+from stepwell_core.placement import extent
 
 JSON = "application/json"
 SAFETENSORS = "application/vnd.safetensors"
@@ -30,8 +31,8 @@ MAX_DEFAULT_JSON_ELEMENTS = 10_000
 """A caller who takes anything (a person with curl) gets JSON up to this size, and msgpack above."""
 
 MAX_JSON_ELEMENTS = 1_000_000
-"""JSON costs some 60 bytes of memory an element while it is made, so it is not for large models."""
-
+JSON_ELEMENT_BYTES = 60
+"""So much memory it costs while it is made, so it is not for large models."""
 
 SMALL_MESSAGE_BYTES = 1 << 15
 """Up to here a copy costs less than one more message to the transport."""
@@ -98,33 +99,37 @@ def payload_of(whole: Layout, arenas: Mapping[str, Array], selection: Layout) ->
     return views
 
 
-class MessageResponse(Response):
-    """A msgpack stream whose payload is sent as it lies in memory.
+class PartsResponse(Response):
+    """A body in parts that are sent as they lie in memory.
 
     The last, empty message is what makes it safe: the one before it was only given to the
     transport, and when the send of the last returns, the transport has no byte of it left (see
     `http_protocol.py`).
 
     Args:
-        header: Of the message.
-        payload: Views that stay unchanged until `on_sent` is called.
-        on_sent: Called once, when the bytes have left the process or never will.
+        parts: The body.
+        media_type: Of the body.
+        on_sent: Called once, when the bytes have left the process or never will; until then the
+            parts stay unchanged.
         headers: Of the HTTP response.
+
+    Attributes:
+        on_sent: As above; may be set until it is sent.
     """
 
     def __init__(
         self,
-        header: Mapping[str, Any],
-        payload: Sequence[memoryview] = (),
+        parts: Sequence[bytes | memoryview],
+        media_type: str,
         on_sent: Callable[[], None] | None = None,
         headers: Mapping[str, str] | None = None,
         status_code: int = 200,
     ) -> None:
-        self._parts = wire.encode(header, payload)
-        self._nbytes = wire.nbytes(self._parts)
-        self._on_sent = on_sent
+        self._parts = parts
+        self._nbytes = wire.nbytes(parts)
+        self.on_sent = on_sent
         self.status_code = status_code
-        self.media_type = wire.MEDIA_TYPE
+        self.media_type = media_type
         self.background: BackgroundTask | None = None
         self.init_headers({**(headers or {}), "Content-Length": str(self._nbytes)})
 
@@ -148,15 +153,15 @@ class MessageResponse(Response):
                 )
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
-            if self._on_sent is not None:
-                self._on_sent()
+            if self.on_sent is not None:
+                self.on_sent()
 
     async def _send_small(self, send: Send) -> None:
         try:
             body = b"".join(self._parts)
         finally:
-            if self._on_sent is not None:
-                self._on_sent()
+            if self.on_sent is not None:
+                self.on_sent()
         start = {"status": self.status_code, "headers": self.raw_headers}
         await send({"type": "http.response.start", **start})
         await send({"type": "http.response.body", "body": body, "more_body": False})
@@ -167,6 +172,44 @@ class MessageResponse(Response):
             for start in range(0, len(part), step):
                 piece = part[start : start + step]
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
+
+
+class MessageResponse(PartsResponse):
+    """A msgpack stream.
+
+    Args:
+        header: Of the message.
+        payload: Views that stay unchanged until `on_sent` is called.
+        on_sent: See `PartsResponse`.
+        headers: Of the HTTP response.
+        status_code: Of the HTTP response.
+    """
+
+    def __init__(
+        self,
+        header: Mapping[str, Any],
+        payload: Sequence[memoryview] = (),
+        on_sent: Callable[[], None] | None = None,
+        headers: Mapping[str, str] | None = None,
+        status_code: int = 200,
+    ) -> None:
+        parts = wire.encode(header, payload)
+        super().__init__(parts, wire.MEDIA_TYPE, on_sent, headers, status_code)
+
+
+def converted_bytes(layout: Layout, media_type: str, dtype: str) -> int:
+    """Return how much memory making a representation takes at most, in bytes.
+
+    Args:
+        layout: Of what is sent.
+        media_type: One of `MEDIA_TYPES`.
+        dtype: In which format.
+    """
+    is_native, tensors = dtype == "native", extent(layout, dtype)
+    if media_type == wire.MEDIA_TYPE:
+        return 0 if is_native else tensors
+    body = JSON_ELEMENT_BYTES * layout.size if media_type == JSON else tensors
+    return tensors + body
 
 
 def whole_body(media_type: str, fields: Mapping[str, Any], layout: Layout, arenas: Arenas) -> bytes:

@@ -66,6 +66,7 @@ class _Request:
     part: Part
     holder: Hashable | None
     has_block: bool
+    is_answer: bool = False
     future: asyncio.Future[Lease] | None = None
 
 
@@ -80,6 +81,7 @@ class Lease:
         is_lent: Whether a lane uses it.
         is_waiting: Whether a push at a barrier keeps it; said when there is no room.
         is_lasting: Whether it is kept for longer than a push takes.
+        is_answer: Whether it is for what is sent.
     """
 
     def __init__(self, staging: Staging, request: _Request, block: Array | None) -> None:
@@ -87,6 +89,7 @@ class Lease:
         self.is_lent = False
         self.is_waiting = False
         self.is_lasting = False
+        self.is_answer = request.is_answer
         self._staging = staging
         self._request: _Request | None = request
         self._block = block
@@ -241,10 +244,26 @@ class Staging:
         """
         if part is None or nbytes > part.unit:
             part = self._shared
-        self._check(nbytes, part)
-        request = _Request(nbytes, part, holder, has_block)
+        return await self._take(_Request(nbytes, part, holder, has_block))
+
+    async def take_for_answer(self, nbytes: int) -> Lease:
+        """Return a lease for an answer's own copy of tensors, or for all there is if that is less.
+
+        A slow reader keeps it for long, so answers together leave room for the largest payload of
+        any model; but one at a time is always made.
+
+        Raises:
+            StagingFull, ShuttingDown: As `take`.
+        """
+        nbytes = min(nbytes, self._shared.capacity)
+        return await self._take(
+            _Request(nbytes, self._shared, None, has_block=False, is_answer=True)
+        )
+
+    async def _take(self, request: _Request) -> Lease:
+        self._check(request.nbytes, request.part)
         self._know_loop()
-        lease = None if part.queue else self._grant(request)
+        lease = None if request.part.queue else self._grant(request)
         return await self._wait(request) if lease is None else lease
 
     def _know_loop(self) -> None:
@@ -339,7 +358,7 @@ class Staging:
             is_room = part.used + nbytes <= part.capacity
             if not is_room or self._used + nbytes > self.budget_bytes:
                 return None
-            if request.holder in self._holders:
+            if request.holder in self._holders or self._is_crowded(request):
                 return None
             left = self.budget_bytes - self._used - nbytes
             self._idle.shrink(left, wanted=nbytes if request.has_block else 0)
@@ -352,6 +371,13 @@ class Staging:
             part.grants += 1
             self._used += nbytes
             return lease
+
+    def _is_crowded(self, request: _Request) -> bool:
+        """Whether an answer would take the room of payloads; under the lock."""
+        if not (request.is_answer and any(lease.is_answer for lease in self._leases)):
+            return False
+        used = sum(lease.nbytes for lease in self._leases if lease.is_answer or lease.is_lasting)
+        return used + request.nbytes > self._shared.capacity - self._largest_payload()
 
     def _take_back(self, lease: Lease) -> None:
         with self._lock:
@@ -383,8 +409,13 @@ class Staging:
                     part.queue.remove(request)
                     assert request.future is not None, "who is in a queue waits"
                     request.future.set_result(lease)
-                elif request.holder not in self._holders:
-                    break  # who waits for a body of its own session lets others by
+                elif not self._lets_others_by(request):
+                    break
+
+    def _lets_others_by(self, request: _Request) -> bool:
+        """Whether it waits for a body of its own session, or for other answers, not for room."""
+        with self._lock:
+            return request.holder in self._holders or self._is_crowded(request)
 
     # The end
 

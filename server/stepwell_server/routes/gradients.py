@@ -25,7 +25,6 @@ from stepwell_server.routes.access import (
     PullDtype,
     TheModel,
     answer,
-    drain_of,
     memory_of,
     staging_of,
 )
@@ -118,7 +117,7 @@ async def push_gradients(
     if accepted is None:
         return answer(request, result.to_json())
     return await parameters_response(
-        model, layout, accepted, query.dtype, drain_of(request), result=result.to_json()
+        request, model, layout, accepted, query.dtype, result=result.to_json()
     )
 
 

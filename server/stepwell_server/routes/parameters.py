@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine
 from typing import Annotated, Any, Literal
 
@@ -18,10 +19,11 @@ from stepwell_core.layout import Arenas, Layout
 from stepwell_core.placement import extent
 
 from stepwell_server import bodies
-from stepwell_server.drain import Drain
 from stepwell_server.model import HostedModel
 from stepwell_server.representations import (
     MessageResponse,
+    PartsResponse,
+    converted_bytes,
     etag,
     is_current,
     negotiate,
@@ -38,9 +40,13 @@ from stepwell_server.routes.access import (
     drain_of,
     staging_of,
 )
+from stepwell_server.staging import Staging
 
 MAX_WAIT_S = 60.0
 """How long a pull waits for a version at most; it then comes again, and proxies see it alive."""
+
+ACCOUNTED_BYTES = 1 << 20
+"""An answer that is copied takes part in the budget from here on; less waits for nobody."""
 
 router = APIRouter(tags=["parameters"])
 
@@ -75,8 +81,8 @@ async def pull(request: Request, model: TheModel, query: Annotated[PullQuery, Qu
     media_type = negotiate(request.headers.get("accept", "*/*"), layout, dtype)
     await wait_for_version(request, model, query)
     if query.slot is not None:
-        return await _slot(model, layout, query.slot, media_type, dtype)
-    return await parameters_response(model, layout, media_type, dtype, drain_of(request), request)
+        return await _slot(request, model, layout, query.slot, media_type, dtype)
+    return await parameters_response(request, model, layout, media_type, dtype)
 
 
 async def wait_for_version(request: Request, model: HostedModel, query: VersionQuery) -> None:
@@ -123,60 +129,81 @@ async def pull_one(
     """Pull a single tensor."""
     layout = model.engine.layout.select([name])
     media_type = negotiate(request.headers.get("accept", "*/*"), layout, dtype)
-    return await parameters_response(model, layout, media_type, dtype, drain_of(request), request)
+    return await parameters_response(request, model, layout, media_type, dtype)
 
 
 async def parameters_response(
+    request: Request,
     model: HostedModel,
     layout: Layout,
     media_type: str,
     dtype: str,
-    drain: Drain | None,
-    request: Request | None = None,
     **fields: object,
 ) -> Response:
-    """Return the current version's tensors.
+    """Return the current version's tensors; to a GET 304, if it names that version.
 
     The version is held until its bytes have left; if they are converted, until that is done.
 
     Args:
+        request: Who asks.
         model: Whose.
         layout: The model's, or a selection of it.
         media_type: One of `representations.MEDIA_TYPES`.
         dtype: "native", or one of `HALF_DTYPES`.
-        drain: Of the connection.
-        request: For its If-None-Match; None means the bytes are wanted in any case.
         fields: Said in the header beside the version.
     """
-    whole = model.engine.layout
-    if request is not None and (known := request.headers.get("if-none-match")):
+    known = request.headers.get("if-none-match") if request.method == "GET" else None
+    if known is not None:
         tag = etag(*model.readers.present, layout, "", media_type, dtype)
         if is_current(known, tag):  # nothing is read, so nothing need be held
             return Response(status_code=304, headers=_cached(tag))
     await model.warm_encoding(dtype)
-    incarnation, version = await model.hold()
+    if media_type != wire.MEDIA_TYPE or dtype != "native":
+        nbytes = converted_bytes(layout, media_type, dtype)
+        converting = _converted_parameters(model, layout, media_type, dtype, fields)
+        return await _accounted(staging_of(request), nbytes, converting)
+    whole, (incarnation, version) = model.engine.layout, await model.hold()
     try:
-        headers = _cached(etag(incarnation, version.number, layout, "", media_type, dtype))
-        said = {
-            "incarnation": incarnation,
-            "version": version.number,
-            "loss_scale": model.engine.loss_scale,
-            "dtype": dtype,
-            **fields,
-        }
-        if media_type == wire.MEDIA_TYPE and dtype == "native":
-            payload = payload_of(whole, version.arenas, layout)
-            header = {**_payload_header(whole, layout), **said}
-            on_sent = model.pulls.begin(drain, lambda: model.release(version))
-            return MessageResponse(header, payload, on_sent, headers)
+        said, headers = _said(model, layout, media_type, dtype, incarnation, version.number)
+        header = {**_payload_header(whole, layout), **said, **fields}
+        payload = payload_of(whole, version.arenas, layout)
+        on_sent = model.pulls.begin(drain_of(request), lambda: model.release(version))
+        return MessageResponse(header, payload, on_sent, headers)
     except BaseException:
         model.release(version)
         raise
 
-    def converted() -> Response:
+
+async def _accounted(
+    staging: Staging, nbytes: int, converting: Coroutine[Any, Any, PartsResponse]
+) -> Response:
+    """Return an answer that is a copy of its own, for which there is room until it has left.
+
+    Args:
+        staging: Where the room is taken from; not for small ones.
+        nbytes: How much is copied.
+        converting: Makes the answer, when there is room.
+    """
+    with contextlib.ExitStack() as room, contextlib.closing(converting):
+        if nbytes >= ACCOUNTED_BYTES:
+            room.enter_context(await staging.take_for_answer(nbytes))
+        response = await converting
+        response.on_sent = room.pop_all().close
+        return response
+
+
+async def _converted_parameters(
+    model: HostedModel, layout: Layout, media_type: str, dtype: str, fields: dict[str, object]
+) -> PartsResponse:
+    incarnation, version = await model.hold()
+
+    def converted() -> PartsResponse:
         """Release the version in the same thread, even if its reader is gone."""
         try:
-            return _converted(whole, version.arenas, layout, media_type, said, headers)
+            said, headers = _said(model, layout, media_type, dtype, incarnation, version.number)
+            return _converted(
+                model.engine.layout, version.arenas, layout, media_type, {**said, **fields}, headers
+            )
         finally:
             model.release(version)
 
@@ -190,7 +217,7 @@ def _converted(
     media_type: str,
     said: dict[str, object],
     headers: dict[str, str] | None = None,
-) -> Response:
+) -> PartsResponse:
     """Return the tensors in the format that `said` and the media type name; O(bytes).
 
     Where that is the one in which they are, the payload is views of `arenas`.
@@ -204,20 +231,38 @@ def _converted(
         header = {**_payload_header(whole, layout), **said}
         return MessageResponse(header, payload_of(held, arenas, layout), headers=headers)
     body = whole_body(media_type, said, layout, select_arenas(held, arenas, layout))
-    return Response(body, 200, headers, media_type)
+    return PartsResponse([body], media_type, headers=headers)
 
 
 async def _slot(
-    model: HostedModel, layout: Layout, slot: str, media_type: str, dtype: str
+    request: Request, model: HostedModel, layout: Layout, slot: str, media_type: str, dtype: str
 ) -> Response:
+    whole = model.engine.layout
+
     def copied(engine: Engine) -> tuple[dict[str, object], Arenas]:
         said = {"incarnation": engine.incarnation, "version": engine.counters.version, "slot": slot}
         return {**said, "dtype": dtype}, engine.slot(slot)
 
+    async def converting() -> PartsResponse:
+        said, slots = await model.read(copied)
+        return await asyncio.to_thread(_converted, whole, slots, layout, media_type, said)
+
     await model.warm_encoding(dtype)
-    said, slots = await model.read(copied)
-    whole = model.engine.layout
-    return await asyncio.to_thread(_converted, whole, slots, layout, media_type, said)
+    nbytes = extent(whole) + converted_bytes(layout, media_type, dtype)
+    return await _accounted(staging_of(request), nbytes, converting())
+
+
+def _said(
+    model: HostedModel, layout: Layout, media_type: str, dtype: str, incarnation: str, version: int
+) -> tuple[dict[str, object], dict[str, str]]:
+    """Return what is said of a version beside its tensors, in the body and in the headers."""
+    said = {
+        "incarnation": incarnation,
+        "version": version,
+        "loss_scale": model.engine.loss_scale,
+        "dtype": dtype,
+    }
+    return said, _cached(etag(incarnation, version, layout, "", media_type, dtype))
 
 
 def _cached(tag: str) -> dict[str, str]:
