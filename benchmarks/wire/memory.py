@@ -1,4 +1,4 @@
-"""What the server keeps: its resident memory after several workers have pushed and pulled, idle.
+"""What the server keeps: its resident memory after several workers pushed and pulled at once, idle.
 
 Adam keeps two slots beside the parameters, each as large as they. Parameters may be there twice,
 since a step does not write where somebody reads. What is on its way has the staging pool, whose
@@ -32,16 +32,15 @@ def run(size: int = SIZE, workers: int = WORKERS, load_s: float = LOAD_S) -> Res
         server = stack.enter_context(serving("--staging-bytes", str(STAGED * 4 * size)))
         before = resident.now(server.pid) / 1e6
         with contextlib.ExitStack() as load:
-            pushers = [
+            trainers = [
                 load.enter_context(Program("wire.pusher", "ours", size, f"worker-{n}", server.url))
                 for n in range(workers)
             ]
             now = time.monotonic()
-            for pusher in pushers:
-                pusher.tell("push", begins=now, ends=now + load_s)
-            for pusher in pushers:
-                pusher.hear()
-                pusher.ask("pull")
+            for trainer in trainers:
+                trainer.tell("train", begins=now, ends=now + load_s)
+            for trainer in trainers:
+                trainer.hear()
         after = resident.now(server.pid) / 1e6
     shares = f"2 x parameters, 2 slots, {STAGED} payloads of staging: {model_mb:.0f} MB each"
     detail = f"{shares}; {before:.0f} MB before the first model"

@@ -1,5 +1,7 @@
 """One of several workers at once: pushes the same gradient again and again until a given time.
 
+Or trains: pushes and pulls in turns, so that with several of them some push while others pull.
+
 python -m benchmarks.wire.pusher ours SIZE NAME URL
 python -m benchmarks.wire.pusher raw SIZE NAME PORT
 """
@@ -20,7 +22,8 @@ MODEL = "shared"
 def until(push: Callable[[], object]) -> turns.Turn:
     """Return a turn that pushes from one time to another of the monotonic clock, which all share.
 
-    It makes one at least, and says how many, and in how many seconds.
+    It makes one at least, and says how many, and in how many seconds. What is called a push may do
+    more than that.
     """
 
     def turn(*, begins: float, ends: float) -> Mapping[str, Any]:
@@ -45,8 +48,12 @@ def main() -> None:
     with ours.working(address, start, model=MODEL, name=name) as worker:
         worker.pull()
         gradients = {ours.TENSOR: gradient}
-        push = until(lambda: worker.push(gradients))
-        turns.take({"push": push, "pull": turns.timed(worker.pull)})
+
+        def train() -> None:
+            worker.push(gradients)
+            worker.pull()
+
+        turns.take({"push": until(lambda: worker.push(gradients)), "train": until(train)})
 
 
 if __name__ == "__main__":
