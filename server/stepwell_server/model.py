@@ -7,12 +7,10 @@ not: reading a version that is held, and files, which have threads of their own.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import json
 import secrets
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, TypeVar
 
 import structlog
@@ -23,16 +21,13 @@ from stepwell_core.engine import Engine
 from stepwell_core.errors import (
     ModelNotFound,
     PreconditionFailed,
-    PushInFlight,
-    PushNotFound,
     ShuttingDown,
     StepwellError,
-    Unavailable,
     WorkerNotFound,
 )
 from stepwell_core.layout import Arenas
 from stepwell_core.ledger import Result, Session
-from stepwell_core.push import Push, Staged, Waiting
+from stepwell_core.push import Push
 from stepwell_core.rehearsal import rehearse
 from stepwell_core.state import Counters, State
 from stepwell_core.store import Version
@@ -40,13 +35,12 @@ from stepwell_core.store import Version
 from stepwell_server.checkpoints import Checkpoints
 from stepwell_server.lane import Lane
 from stepwell_server.pulls import Pulls
+from stepwell_server.pushes import Pushes
 from stepwell_server.readers import Readers
 from stepwell_server.shared_memory import RegionArenas, shared_arenas
-from stepwell_server.short_steps import is_small
 from stepwell_server.staging import Lease, Part
 from stepwell_server.storage.checkpoint import Manifest
 from stepwell_server.storage.folders import ModelFolder
-from stepwell_server.waiters import Key, PushWaiters, Waiter
 
 T = TypeVar("T")
 
@@ -85,149 +79,25 @@ class HostedModel:
         self.pulls = Pulls()
         self._loop = asyncio.get_running_loop()
         self._lane = Lane(engine.definition.name, self._loop)
-        self._push_wait_s = push_wait_s
-        self._waiters = PushWaiters(self._lane)  # the lane's
+        self.pushes = Pushes(engine, self._lane, self._submit, self._check_running, push_wait_s)
         self.readers = Readers(engine)
         self._warm_dtypes = {"native"}  # of pushes
         self._warm_encodings = {"native"}  # of pulls
         self._checkpoints = Checkpoints(engine, folder, self._run, saved)
         self._is_stopping = False
-        self._is_small = is_small(engine.definition)
 
     @property
     def definition(self) -> Definition:
         """What the model is now."""
         return self.engine.definition
 
-    # Pushes
-
     async def push(self, push: Push, lease: Lease | None = None) -> Result:
-        """Make a push: stage, commit, publish, answer.
-
-        Args:
-            push: As it came.
-            lease: Of its gradient's memory, if that is staged. Lent from here until the push is
-                settled or refused.
-
-        Returns:
-            What became of it; the outcome `waiting` if it still waits for others.
-
-        Raises:
-            StepwellError: See `Engine.stage`.
-            ShuttingDown: The server stops; the push was not admitted.
-        """
+        """Make a push; see `Pushes.push`. Compiles before, if its dtype has not come yet."""
         self._check_running()
         await self._warm(push.gradient.dtype)
-        waiter: Waiter = self._loop.create_future()
-        await self._submit(partial(self._push, push, waiter, lease), lease, self._is_small)
+        pushed = self.pushes.push(push, lease)
         del push  # while it waits nobody holds its gradient but who will read it
-        return await self._settled(waiter, self._push_wait_s)
-
-    def _push(self, push: Push, waiter: Waiter, lease: Lease | None) -> None:
-        """The lane's part of `push`.
-
-        The engine has read the gradient for good when the push is settled, when it waits no more,
-        or at once when it `is_added` to a running sum.
-        """
-        with contextlib.ExitStack() as done:
-            if lease is not None:
-                done.callback(lease.release)
-            self._check_running()
-            outcome = self._stage(push)
-            if isinstance(outcome, Result):
-                self._lane.answer(waiter, outcome)
-                return
-            self._waiters.add(push.key, waiter)
-            if isinstance(outcome, Staged):
-                self._commit(outcome)
-            elif outcome.is_added:
-                self._waiters.keep(push.key, None)
-            else:
-                self._waiters.keep(push.key, lease)
-                done.pop_all()
-
-    def _stage(self, push: Push) -> Staged | Waiting | Result:
-        try:
-            return self.engine.stage(push)
-        except StepwellError:
-            raise
-        except BaseException:  # no memory for a mean: the pushes in it wait no more
-            self._forget_waiters()
-            raise
-
-    def is_known(self, key: Key) -> bool:
-        """Return whether a push was settled or waits, so that its gradient need not come again.
-
-        Raises:
-            PushInFlight: An earlier push of the session waits.
-            Fenced, UnknownSession, SessionExpired: The session may not push.
-        """
-        worker, epoch, sequence = key
-        if sequence <= self.engine.ledger.find(worker, epoch).last_sequence:
-            return True
-        waiting = self._waiters.of_worker(worker)
-        if waiting is None or waiting[1] != epoch:
-            return False
-        if waiting[2] < sequence:
-            raise PushInFlight(
-                f"Push {waiting[2]} of worker {worker!r} is still waiting. Received: {sequence}"
-            )
-        return True
-
-    async def repeat(self, key: Key) -> Result:
-        """Return what `push` would for a repetition of a push that `is_known`.
-
-        Raises:
-            StepwellError: As `push`.
-        """
-        self._check_running()
-        try:
-            return await self.wait_for_push(key, self._push_wait_s)
-        except PushNotFound:
-            raise Unavailable(_WAITS_NO_MORE) from None
-
-    def _commit(self, staged: Staged) -> None:
-        for push, result in self.engine.commit(staged):
-            self._waiters.answer(push.key, result)
-
-    async def wait_for_push(self, key: Key, wait_s: float) -> Result:
-        """Return the result of an earlier push, waiting for it if it waits.
-
-        Raises:
-            PushNotFound: The session neither stores nor awaits such a push.
-        """
-        waiter: Waiter = self._loop.create_future()
-        await self._run(lambda: self._find_push(key, waiter))
-        return await self._settled(waiter, min(wait_s, self._push_wait_s))
-
-    def _find_push(self, key: Key, waiter: Waiter) -> None:
-        worker, epoch, sequence = key
-        session = self.engine.ledger.find(worker, epoch)
-        if sequence <= session.last_sequence:
-            result = self.engine.ledger.check(*key)
-            assert result is not None, "an admitted push has a result"
-            self._lane.answer(waiter, result)
-        elif key in self._waiting:
-            self._check_running()
-            self._waiters.add(key, waiter)
-        else:
-            raise PushNotFound(
-                f"Worker {worker!r} has made no push {sequence} in session {epoch}; send it again",
-                expected=session.last_sequence + 1,
-            )
-
-    @property
-    def _waiting(self) -> set[Key]:
-        return {push.key for push in self.engine.policy.waiting}
-
-    async def _settled(self, waiter: Waiter, wait_s: float) -> Result:
-        if not waiter.done():
-            await asyncio.wait([waiter], timeout=wait_s)
-        if waiter.done():
-            return waiter.result()
-        waiter.cancel()
-        counters = self.engine.counters
-        return Result("waiting", counters.version, counters.parameters_version)
+        return await pushed
 
     async def _warm(self, dtype: str) -> None:
         """Compile for a payload dtype that has not come yet, off the lane."""
@@ -291,7 +161,7 @@ class HostedModel:
 
         def open_session() -> tuple[Session, Session | None, str, Counters]:
             session, previous = self.engine.open_session(worker)
-            self._forget_waiters()
+            self.pushes.forget()
             return session, previous, self.engine.incarnation, self.engine.counters
 
         return await self._change(open_session)
@@ -309,14 +179,10 @@ class HostedModel:
                 raise WorkerNotFound(f"The model knows no worker {worker!r}", worker=worker)
             staged = self.engine.close_session(worker, session.epoch if epoch is None else epoch)
             if staged is not None:
-                self._commit(staged)
-            self._forget_waiters()
+                self.pushes.commit(staged)
+            self.pushes.forget()
 
         await self._change(close)
-
-    def _forget_waiters(self) -> None:
-        """Answer those whose push waits no more: when they send it again they are told why."""
-        self._waiters.forget(self._waiting, Unavailable(_WAITS_NO_MORE))
 
     # Changes by an administrator
 
@@ -325,7 +191,7 @@ class HostedModel:
 
         def finalize() -> Counters:
             counters = self.engine.finalize()
-            self._forget_waiters()
+            self.pushes.forget()
             return counters
 
         return await self._change(finalize)
@@ -364,7 +230,7 @@ class HostedModel:
                 if lease is not None:
                     lease.release()
             self.readers.incarnation = incarnation  # after the version is there; see `hold`
-            self._forget_waiters()
+            self.pushes.forget()
             return incarnation, counters
 
         self._check_running()
@@ -415,7 +281,7 @@ class HostedModel:
     def _end(self, error: StepwellError) -> None:
         self._is_stopping = True
         self.readers.end(error)
-        self._lane.submit(lambda: self._waiters.forget((), error))
+        self._lane.submit(lambda: self.pushes.end(error))
 
     async def stop(self) -> None:
         """Write a last checkpoint, unless nothing changed; mark the stop as clean; end the lane."""

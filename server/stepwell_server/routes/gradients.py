@@ -130,9 +130,9 @@ async def _receive(
 ) -> Result:
     """Receive a gradient into staged memory and push it, unless the push is known already."""
     key = header.worker, header.epoch, header.sequence
-    if model.is_known(key):
+    if model.pushes.is_known(key):
         await reader.skip()
-        return await model.repeat(key)
+        return await model.pushes.repeat(key)
     nbytes, holder = extent(selection, header.dtype), (model, *key[:2])
     with await staging.take(nbytes, model.part, holder) as lease:
         arenas = lease.arenas(selection, header.dtype)

@@ -72,7 +72,7 @@ async def get_push(
 ) -> Response:
     """Say what became of a push, waiting for it if it waits for others."""
     key = (check_identifier(worker, "worker"), epoch, sequence)
-    result = await model.wait_for_push(key, wait_s)
+    result = await model.pushes.result(key, wait_s)
     return answer(request, result.to_json(), 202 if result.outcome == "waiting" else 200)
 
 
