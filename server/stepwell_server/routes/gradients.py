@@ -76,6 +76,8 @@ class PushHeader(BaseModel):
 class PushQuery(BaseModel):
     """What a push may ask for, in the query of its URL."""
 
+    model_config = ConfigDict(extra="forbid")
+
     pull: bool = False
     dtype: PullDtype = "native"
 

@@ -54,6 +54,8 @@ router = APIRouter(tags=["parameters"])
 class VersionQuery(BaseModel):
     """Which version a reader waits for, and for how long, in the query of a URL."""
 
+    model_config = ConfigDict(extra="forbid")
+
     min_version: Annotated[int, Field(ge=0, le=MAX_COUNT)] = 0
     incarnation: Annotated[str | None, Field(max_length=64)] = None
     wait_s: Annotated[float, Field(ge=0, le=MAX_WAIT_S)] = 0.0

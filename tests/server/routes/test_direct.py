@@ -76,6 +76,7 @@ CALLS = [
     ("POST", "parameters", b""),
     ("POST", "gradients", b""),
     ("POST", "gradients?pull=perhaps", b""),
+    ("POST", "gradients?pul=true", b""),
     ("POST", "gradients", packed({"worker": "w0"})),
     ("POST", "gradients/", b""),
 ]
@@ -97,6 +98,22 @@ def test_a_direct_call_is_answered_as_fastapi_answers_it(tmp_path, method, call,
         assert ours.json()["code"] == theirs.json()["code"]
     else:
         assert ours.content == theirs.content
+
+
+@pytest.mark.parametrize(
+    ("method", "call"),
+    [("GET", "parameters?min_versoin=3"), ("POST", "gradients?min_versoin=3")],
+)
+def test_a_query_that_we_do_not_know_is_refused_by_its_name(tmp_path, method, call):
+    """A misspelt one would be as good as none."""
+
+    async def scenario(clients, model):
+        return [await client.request(method, f"/m/{call}") for client in clients]
+
+    for answer in run(tmp_path, scenario):
+        document = assert_problem(answer, 422, "invalid_input")
+        (place,) = document["fields"]
+        assert place["field"].endswith("min_versoin")
 
 
 def test_a_push_is_made_and_pulls_either_way(tmp_path):

@@ -60,16 +60,20 @@ def test_a_hold_that_is_not_old_stays_and_the_pull_is_told_to_come_again(http, c
     assert crowd.neighbours[0].ask("POST", f"{crowd.path}/memory/parameters").status == 503
 
 
-def test_the_oldest_hold_gives_way_and_its_worker_reads_on(http, crowd, monkeypatch):
+def test_the_oldest_hold_gives_way_and_its_worker_reads_on(server, http, crowd, monkeypatch):
     """A stopped worker stops nobody; when it goes on, it sees what it saw."""
     monkeypatch.setattr(limits, "FAIR_AFTER_S", 0.0)
+    reader = Neighbour(server.application.memory_socket)
 
-    pulled = [calls.pull(http, crowd.path, LAYOUT)["w"][0]]
+    pulled = []
     for _ in range(8):
-        crowd.worker.push(1.0)
+        held, _ = reader.hold(crowd.path)
+        crowd.worker.push(1.0)  # into another buffer
+        reader.let_go(crowd.path, held)
         pulled.append(calls.pull(http, crowd.path, LAYOUT)["w"][0])
 
-    assert pulled == [1.0 - step / 2 for step in range(3, 12)]
+    assert pulled == [1.0 - step / 2 for step in range(4, 12)]
+    reader.close()
     assert [set(values.tolist()) for values in crowd.seen] == [{1.0}, {0.5}, {0.0}]
 
 
@@ -98,6 +102,13 @@ def test_what_was_abandoned_counts_among_what_a_connection_holds(http, crowd, mo
     answer = neighbour.ask("POST", f"{path}/memory/parameters")
 
     assert (answer.status, answer.fields["code"]) == (409, "conflict")
+
+
+def test_a_hold_whose_query_we_do_not_know_is_refused(crowd):
+    """It holds nothing."""
+    answer = crowd.neighbours[0].ask("POST", f"{crowd.path}/memory/parameters?names=w")
+
+    assert (answer.status, answer.fields["code"]) == (422, "invalid_input")
 
 
 def test_a_pull_of_what_the_caller_has_needs_no_version(http, crowd):
