@@ -34,11 +34,11 @@ from stepwell_core.store import Version
 
 from stepwell_server.checkpoints import Checkpoints
 from stepwell_server.lane import Lane
+from stepwell_server.leases import Lease, Part
 from stepwell_server.pulls import Pulls
 from stepwell_server.pushes import Pushes
 from stepwell_server.readers import Readers
 from stepwell_server.shared_memory import RegionArenas, shared_arenas
-from stepwell_server.staging import Lease, Part
 from stepwell_server.storage.checkpoint import Manifest
 from stepwell_server.storage.folders import ModelFolder
 

@@ -17,8 +17,8 @@ from stepwell_core.ledger import Result
 from stepwell_core.push import Push, Staged, Waiting
 
 from stepwell_server.lane import Lane
+from stepwell_server.leases import Lease
 from stepwell_server.short_steps import is_small
-from stepwell_server.staging import Lease
 from stepwell_server.waiters import Key, PushWaiters, Waiter
 
 _WAITS_NO_MORE = "The push waited for others and does so no more; send it again"

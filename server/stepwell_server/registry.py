@@ -24,8 +24,9 @@ from stepwell_core.placement import extent
 from stepwell_core.rehearsal import rehearse
 
 from stepwell_server import memory
+from stepwell_server.leases import Part
 from stepwell_server.model import HostedModel, new_incarnation
-from stepwell_server.staging import Part, Staging
+from stepwell_server.staging import Staging
 from stepwell_server.storage.checkpoint import Manifest
 from stepwell_server.storage.folders import DataFolder, ModelFolder
 

@@ -16,111 +16,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections import deque
 from collections.abc import Hashable
-from dataclasses import dataclass, field
 
 from stepwell_core.errors import (
     BodyTooLarge,
     DoesNotFit,
     ShuttingDown,
     StagingFull,
-    StepwellError,
     Unavailable,
 )
-from stepwell_core.layout import Arenas, Array, Layout
-from stepwell_core.placement import place
 
 from stepwell_server.counts import Counts
 from stepwell_server.idle import IdleBlocks
+from stepwell_server.leases import Lease, Part, Request
 
 WAIT_S = 10.0  # a step of a large model is over by then, so that others come to their turn
 LONGEST_WAIT_S = 25.0  # while others do come to theirs; then a client would give up its sending
 TRIM_S = 60.0  # buffers that nobody used for this long, or twice as long, are given back
 
 _IS_GONE = "The model is there no more; look, and try again"
-
-
-@dataclass(eq=False)
-class Part:
-    """A share of the budget, with a queue of its own.
-
-    Attributes:
-        capacity: In bytes.
-        unit: The largest payload that may use it, in bytes.
-        used: In bytes; never more than `capacity`, unless that was lowered meanwhile.
-        grants: How many leases there were.
-        queue: Who waits, in the order of coming.
-    """
-
-    capacity: int
-    unit: int
-    used: int = 0
-    grants: int = 0
-    queue: deque[_Request] = field(default_factory=deque)
-
-
-@dataclass(eq=False)
-class _Request:
-    nbytes: int
-    part: Part
-    holder: Hashable | None
-    has_block: bool
-    is_answer: bool = False
-    future: asyncio.Future[Lease] | None = None
-
-
-class Lease:
-    """Some bytes of the budget, and a buffer of that size unless none was wanted.
-
-    As a context manager it is released at the end, unless it was lent to a lane meanwhile, which
-    then releases it: also if who lent it is cancelled, for a lane that has begun goes on.
-
-    Attributes:
-        nbytes: How many.
-        is_lent: Whether a lane uses it.
-        is_waiting: Whether a push at a barrier keeps it; said when there is no room.
-        is_lasting: Whether it is kept for longer than a push takes.
-        is_answer: Whether it is for what is sent.
-    """
-
-    def __init__(self, staging: Staging, request: _Request, block: Array | None) -> None:
-        self.nbytes = request.nbytes
-        self.is_lent = False
-        self.is_waiting = False
-        self.is_lasting = False
-        self.is_answer = request.is_answer
-        self._staging = staging
-        self._request: _Request | None = request
-        self._block = block
-
-    def __enter__(self) -> Lease:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if not self.is_lent:
-            self.release()
-
-    def arenas(self, layout: Layout, dtype: str) -> Arenas:
-        """Return uninitialized arenas for a payload; the lease's, and not to be used after it.
-
-        Args:
-            layout: What the payload holds; at most `nbytes`.
-            dtype: Of its elements.
-        """
-        assert self._block is not None, "the lease has a buffer, and was not released"
-        return place(layout, self._block, dtype)
-
-    def release(self) -> None:
-        """Give everything back; once is enough, and more do no harm. May be called on any thread.
-
-        Nothing writes to the buffer and nothing reads it from now on.
-        """
-        self._staging._take_back(self)
-
-    def release_soon(self) -> None:
-        """Release it from a place where nothing may be locked, such as a finalizer."""
-        self._staging._take_back_soon(self)
 
 
 class Staging:
@@ -214,7 +128,7 @@ class Staging:
         if part is not self._shared:
             self._reserves.remove(part)
             self._shared.capacity += part.capacity
-            _refuse(part, Unavailable, _IS_GONE)
+            part.refuse(Unavailable, _IS_GONE)
         self._serve()
 
     # Leases
@@ -244,7 +158,7 @@ class Staging:
         """
         if part is None or nbytes > part.unit:
             part = self._shared
-        return await self._take(_Request(nbytes, part, holder, has_block))
+        return await self._take(Request(nbytes, part, holder, has_block))
 
     async def take_for_answer(self, nbytes: int) -> Lease:
         """Return a lease for an answer's own copy of tensors, or for all there is if that is less.
@@ -257,10 +171,10 @@ class Staging:
         """
         nbytes = min(nbytes, self._shared.capacity)
         return await self._take(
-            _Request(nbytes, self._shared, None, has_block=False, is_answer=True)
+            Request(nbytes, self._shared, None, has_block=False, is_answer=True)
         )
 
-    async def _take(self, request: _Request) -> Lease:
+    async def _take(self, request: Request) -> Lease:
         self._check(request.nbytes, request.part)
         self._know_loop()
         lease = None if request.part.queue else self._grant(request)
@@ -283,7 +197,7 @@ class Staging:
         if self._is_closed or self._shared.queue or lasting + nbytes > most:
             return None
         self._know_loop()
-        lease = self._grant(_Request(nbytes, self._shared, None, has_block=False))
+        lease = self._grant(Request(nbytes, self._shared, None, has_block=False))
         if lease is not None:
             lease.is_lasting = True
         return lease
@@ -302,7 +216,7 @@ class Staging:
                 limit=part.capacity,
             )
 
-    async def _wait(self, request: _Request) -> Lease:
+    async def _wait(self, request: Request) -> Lease:
         future: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
         request.future = future
         request.part.queue.append(request)
@@ -322,7 +236,7 @@ class Staging:
         self._counts.staging_refused += 1
         raise self._full(request)
 
-    async def _while_it_moves(self, request: _Request, future: asyncio.Future[Lease]) -> None:
+    async def _while_it_moves(self, request: Request, future: asyncio.Future[Lease]) -> None:
         """Wait for a lease, unless none of the part is granted to anybody for too long."""
         loop = asyncio.get_running_loop()
         end = loop.time() + LONGEST_WAIT_S
@@ -332,7 +246,7 @@ class Staging:
             if future.done() or request.part.grants == grants:
                 return
 
-    def _full(self, request: _Request) -> StagingFull:
+    def _full(self, request: Request) -> StagingFull:
         with self._lock:
             leases = [lease for lease in self._leases if not lease.is_waiting]
             flowing, waiting = sum(lease.nbytes for lease in leases), len(self._leases)
@@ -352,7 +266,7 @@ class Staging:
             budget=self.budget_bytes,
         )
 
-    def _grant(self, request: _Request) -> Lease | None:
+    def _grant(self, request: Request) -> Lease | None:
         part, nbytes = request.part, request.nbytes
         with self._lock:
             is_room = part.used + nbytes <= part.capacity
@@ -372,19 +286,19 @@ class Staging:
             self._used += nbytes
             return lease
 
-    def _is_crowded(self, request: _Request) -> bool:
+    def _is_crowded(self, request: Request) -> bool:
         """Whether an answer would take the room of payloads; under the lock."""
         if not (request.is_answer and any(lease.is_answer for lease in self._leases)):
             return False
         used = sum(lease.nbytes for lease in self._leases if lease.is_answer or lease.is_lasting)
         return used + request.nbytes > self._shared.capacity - self._largest_payload()
 
-    def _take_back(self, lease: Lease) -> None:
+    def take_back(self, lease: Lease) -> None:
+        """See `Lease.release`."""
         with self._lock:
-            request, lease._request = lease._request, None
+            request, block = lease.end()
             if request is None:
                 return
-            block, lease._block = lease._block, None
             self._leases.remove(lease)
             self._holders.discard(request.holder)
             self._used -= request.nbytes
@@ -395,10 +309,11 @@ class Staging:
         if is_awaited and self._loop is not None:
             self._loop.call_soon_threadsafe(self._serve)
 
-    def _take_back_soon(self, lease: Lease) -> None:
+    def take_back_soon(self, lease: Lease) -> None:
+        """See `Lease.release_soon`."""
         assert self._loop is not None, "the loop is known since the first lease"
         with contextlib.suppress(RuntimeError):  # it is closed, and the staging with it
-            self._loop.call_soon_threadsafe(self._take_back, lease)
+            self._loop.call_soon_threadsafe(self.take_back, lease)
 
     def _serve(self) -> None:
         """Give leases to those who wait, each part in its order."""
@@ -412,7 +327,7 @@ class Staging:
                 elif not self._lets_others_by(request):
                     break
 
-    def _lets_others_by(self, request: _Request) -> bool:
+    def _lets_others_by(self, request: Request) -> bool:
         """Whether it waits for a body of its own session, or for other answers, not for room."""
         with self._lock:
             return request.holder in self._holders or self._is_crowded(request)
@@ -423,7 +338,7 @@ class Staging:
         """Refuse who waits and who comes; what is leased stays leased until it is released."""
         self._is_closed = True
         for part in (self._shared, *self._reserves):
-            _refuse(part, ShuttingDown, "The server is stopping; try again")
+            part.refuse(ShuttingDown, "The server is stopping; try again")
 
     def _trim(self) -> None:
         """Give back what was not used since the last time, and come again."""
@@ -431,11 +346,3 @@ class Staging:
             self._idle.trim()
         if self._loop is not None and not self._is_closed:
             self._loop.call_later(TRIM_S, self._trim)
-
-
-def _refuse(part: Part, error: type[StepwellError], message: str) -> None:
-    """Tell all who wait for a part that they wait in vain."""
-    while part.queue:
-        future = part.queue.popleft().future
-        assert future is not None, "who is in a queue waits"
-        future.set_exception(error(message))

@@ -16,7 +16,7 @@ from stepwell_core.errors import StepwellError
 from stepwell_core.ledger import Result
 
 from stepwell_server.lane import Lane
-from stepwell_server.staging import Lease
+from stepwell_server.leases import Lease
 
 Key = tuple[str, int, int]
 """Worker, epoch, sequence: what names a push."""

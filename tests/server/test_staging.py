@@ -16,7 +16,8 @@ from stepwell_core.placement import extent
 from stepwell_server import staging as room
 from stepwell_server.counts import Counts
 from stepwell_server.idle import GRAIN_BYTES, IdleBlocks
-from stepwell_server.staging import Lease, Staging
+from stepwell_server.leases import Lease
+from stepwell_server.staging import Staging
 
 MIB = 1 << 20
 LAYOUT = Layout([Tensor("w", (MIB // 4,), "float32")])

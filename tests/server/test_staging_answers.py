@@ -12,6 +12,7 @@ import httpx
 import pytest
 from stepwell_core.layout import Layout, Tensor
 from stepwell_server import staging as room
+from stepwell_server.leases import Request
 from stepwell_server.staging import Staging
 
 from tests import servers
@@ -153,7 +154,7 @@ def test_a_copy_that_cannot_be_made_gives_its_room_back(narrow, http_client, wha
 def test_a_small_answer_waits_for_nobody(narrow, http_client):
     """A person who looks at a small model sees it, however busy the server is."""
     path, staging = create(http_client, layout=SMALL), narrow.application.staging
-    lease = staging._grant(room._Request(staging.budget_bytes, staging.shared, None, False))
+    lease = staging._grant(Request(staging.budget_bytes, staging.shared, None, False))
     assert lease is not None
 
     answer = http_client.get(f"{path}/parameters", headers={"Accept": "application/json"})
@@ -165,7 +166,7 @@ def test_a_small_answer_waits_for_nobody(narrow, http_client):
 def test_who_finds_no_room_is_refused_and_holds_no_version(narrow, http_client):
     """So that steps go on in place."""
     path, staging = create(http_client, layout=LARGE), narrow.application.staging
-    lease = staging._grant(room._Request(staging.budget_bytes, staging.shared, None, False))
+    lease = staging._grant(Request(staging.budget_bytes, staging.shared, None, False))
     assert lease is not None
 
     answer = http_client.get(f"{path}/parameters?dtype=float16", headers={"Accept": MSGPACK})

@@ -9,6 +9,7 @@ import pytest
 from stepwell_core.layout import Layout, Tensor
 from stepwell_server import deadlines
 from stepwell_server import staging as room
+from stepwell_server.leases import Lease, Request
 
 from tests import servers
 from tests.server.calls import (
@@ -44,10 +45,10 @@ def http(narrow):
         yield client
 
 
-def fill(narrow) -> room.Lease:
+def fill(narrow) -> Lease:
     """Take all the room there is."""
     staging = narrow.application.staging
-    lease = staging._grant(room._Request(4 * MIB, staging.shared, None, False))
+    lease = staging._grant(Request(4 * MIB, staging.shared, None, False))
     assert lease is not None
     return lease
 

@@ -20,7 +20,7 @@ from stepwell_core.errors import NoSharedMemory
 from stepwell_core.layout import Arenas, Array, Layout
 from stepwell_core.placement import extent, place
 
-from stepwell_server.staging import Lease
+from stepwell_server.leases import Lease
 
 F_SEAL_FUTURE_WRITE = 0x0010
 """Nobody can map it writable from now on; Linux 5.1, not yet in Python's `fcntl`."""
