@@ -10,10 +10,10 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_BENCH := $(VENV)/.installed-bench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check serve bench clean
+.PHONY: help setup demo test check serve bench bench-peers clean
 
 help: ## Show this list.
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) ## Make .venv and install Stepwell into it, editable, with all extras.
 
@@ -34,8 +34,11 @@ serve: $(INSTALLED) ## Start a server on http://127.0.0.1:8700.
 bench: $(INSTALLED_BENCH) ## Run the benchmarks.
 	$(BIN)/python -m benchmarks $(ARGS)
 
-clean: ## Remove .venv, caches and build output, but no data.
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+bench-peers: $(INSTALLED) ## Run the same work on other systems, each in an environment of its own.
+	$(BIN)/python -m benchmarks peers $(ARGS)
+
+clean: ## Remove all environments, caches and build output, but no data.
+	rm -rf $(VENV) .venv-peers build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find core server client tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Debian's Python without its python3-venv package makes environments without pip;

@@ -1,61 +1,89 @@
-"""Run suites and print their tables: `python -m benchmarks [suite ...]`."""
+"""Run suites, print their tables, and leave JSON and a picture: `python -m benchmarks [suite ...]`.
+
+A figure that misses its bar is shown. A workload that breaks makes the command fail in the end, and
+what the other suites found is kept.
+"""
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import json
-import os
-import platform
-from dataclasses import asdict
-from datetime import UTC, datetime
+import sys
+import traceback
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
+from benchmarks import picture, report
+from benchmarks.measure import Result
+from benchmarks.programs import ROOT
 
-from benchmarks.measure import Row
+DEFAULT = {
+    "update": "benchmarks.update",
+    "startup": "benchmarks.startup",
+    "wire.large": "benchmarks.wire.large",
+    "wire.tensors": "benchmarks.wire.tensors",
+    "wire.small": "benchmarks.wire.small",
+    "wire.workers": "benchmarks.wire.workers",
+    "wire.memory": "benchmarks.wire.memory",
+    "wire.tls": "benchmarks.wire.tls",
+}
+"""Suites that run if none is named."""
 
-SUITES = ("update", "startup")
+SUITES = DEFAULT | {
+    "peers": "benchmarks.peers.suite",
+    "federated": "benchmarks.federated.suite",
+}
+
+BUILD = ROOT / "build"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("suites", nargs="*", metavar="suite", help=f"of {', '.join(SUITES)}")
-    parser.add_argument("--json", type=Path, help="write the rows to this file too")
+    parser.add_argument("--json", type=Path, help="where the results go; default: build/")
+    parser.add_argument("--picture", type=Path, help="where the picture goes; default: beside them")
     arguments = parser.parse_args()
-    unknown = set(arguments.suites) - set(SUITES)
-    if unknown:
-        parser.error(
-            f"there is no suite {', '.join(sorted(unknown))}; there are {', '.join(SUITES)}"
-        )
-    rows = {
-        name: importlib.import_module(f"benchmarks.{name}").run()
-        for name in arguments.suites or SUITES
-    }
-    for name, found in rows.items():
-        show(name, found)
-    if arguments.json:
-        result = {
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "machine": machine(),
-            "suites": {name: [asdict(row) for row in found] for name, found in rows.items()},
-        }
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    try:
+        chosen = [suite for name in arguments.suites for suite in _named(name)] or list(DEFAULT)
+    except KeyError as error:
+        parser.error(f"there is no suite {error}; there are {', '.join(SUITES)}")
+    results, broken = {}, []
+    for name in chosen:
+        try:
+            results[name] = importlib.import_module(SUITES[name]).run()
+        except Exception:
+            traceback.print_exc()
+            broken.append(name)
+        else:
+            report.show(name, results[name])
+    _leave(results, arguments)
+    if broken:
+        sys.exit(f"broken: {', '.join(broken)}")
 
 
-def machine() -> str:
-    python = platform.python_version()
-    return f"{os.cpu_count()} cores, {platform.machine()}, Python {python}"
+def _leave(results: dict[str, Result], arguments: argparse.Namespace) -> None:
+    """Write results and picture."""
+    BUILD.mkdir(exist_ok=True)
+    path = arguments.json or BUILD / ("-".join(["benchmarks", *arguments.suites]) + ".json")
+    document = report.to_json(results)
+    path.write_text(document)
+    print(f"results: {path}")
+    if picture.bars(document):
+        path = arguments.picture or path.with_suffix(".png")
+        picture.draw(document, path)
+        print(f"picture: {path}")
 
 
-def show(name: str, rows: list[Row]) -> None:
-    table = Table(title=name, title_justify="left", title_style="bold")
-    for heading in ("what", "measured", "bar", "met", "times"):
-        table.add_column(heading)
-    for row in rows:
-        table.add_row(row.what, row.measured, row.bar, "yes" if row.is_met else "NO", row.detail)
-    Console(width=150).print(table)
+def _named(name: str) -> list[str]:
+    """Return the suites that a name stands for: itself, or all below it, as in `wire`.
+
+    Raises:
+        KeyError: There is none.
+    """
+    found = [suite for suite in SUITES if suite == name or suite.startswith(f"{name}.")]
+    if not found:
+        raise KeyError(name)
+    return found
 
 
-main()
+if __name__ == "__main__":
+    main()

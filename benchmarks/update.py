@@ -8,10 +8,6 @@ leaves the caches cold.
 from __future__ import annotations
 
 import os
-
-os.environ.setdefault("KERAS_BACKEND", "numpy")
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 from collections.abc import Callable
 
 import numpy as np
@@ -19,7 +15,7 @@ from stepwell_core.layout import Layout, Tensor
 from stepwell_core.optimizers import Adam
 from stepwell_core.pipeline import Gradient, Pipeline
 
-from benchmarks.measure import Row, at_least, at_most, medians, shown, within
+from benchmarks.measure import Result, at_least, at_most, medians, ms, shown, within
 
 LARGE = 25_600_000
 SMALL_TENSORS, SMALL_SIZE = 20, 500
@@ -27,10 +23,10 @@ ROUNDS = 15
 SMALL_STEPS = 2_000
 
 
-def run() -> list[Row]:
-    """Measure everything and return the rows."""
-    large = Layout([Tensor("w", (LARGE,), "float32")])
-    gradient = np.random.default_rng(0).standard_normal(LARGE).astype(np.float32) * 0.01
+def run(size: int = LARGE, rounds: int = ROUNDS, small_steps: int = SMALL_STEPS) -> Result:
+    """Measure everything."""
+    large = Layout([Tensor("w", (size,), "float32")])
+    gradient = np.random.default_rng(0).standard_normal(size).astype(np.float32) * 0.01
     all_options = Adam(
         1e-3, global_clipnorm=1.0, weight_decay=1e-4, use_ema=True, ema_overwrite_frequency=None
     )
@@ -42,8 +38,9 @@ def run() -> list[Row]:
     torch_step = torch_of(gradient)
     if torch_step is not None:
         contenders["torch fused"] = torch_step
-    times = medians(contenders, ROUNDS)
+    times = medians(contenders, rounds)
     keras_time = medians({"keras": keras_of(gradient)}, 3)["keras"]
+    small_us = small_step_us(small_steps)
     plain = times["ours"]
     rows = []
     if "torch fused" in times:
@@ -52,7 +49,7 @@ def run() -> list[Row]:
                 "Adam step, 25.6 M float32, against torch fused (1 thread)",
                 plain / times["torch fused"],
                 1.1,
-                f"{_ms(plain)} against {_ms(times['torch fused'])}",
+                f"{ms(plain)} against {ms(times['torch fused'])}",
             )
         )
     rows += [
@@ -60,22 +57,22 @@ def run() -> list[Row]:
             "the same against Keras on NumPy",
             keras_time / plain,
             20,
-            f"{_ms(plain)} against {_ms(keras_time)}",
+            f"{ms(plain)} against {ms(keras_time)}",
         ),
         at_most(
             "clip scale + weight decay + EMA against the plain step",
             times["ours, clip scale + decay + EMA"] / plain,
             1.6,
-            f"{_ms(times['ours, clip scale + decay + EMA'])} against {_ms(plain)}",
+            f"{ms(times['ours, clip scale + decay + EMA'])} against {ms(plain)}",
         ),
         shown(
             "the same with the pass for the norm (global_clipnorm)",
             times["ours, clip + decay + EMA"] / plain,
-            f"{_ms(times['ours, clip + decay + EMA'])} against {_ms(plain)}",
+            f"{ms(times['ours, clip + decay + EMA'])} against {ms(plain)}",
         ),
-        within("Adam step, 10,000 parameters in 20 tensors, in all", small_step_us(), 40, "us"),
+        within("Adam step, 10,000 parameters in 20 tensors, in all", small_us, 40, "us"),
     ]
-    return rows
+    return Result(rows, times | {"keras": keras_time, "small": small_us * 1e-6})
 
 
 class GivenNorm(Pipeline):
@@ -102,17 +99,17 @@ def step_of(
     return step
 
 
-def small_step_us() -> float:
+def small_step_us(steps: int) -> float:
     """Return the microseconds of one step of a small model, over many."""
     layout = Layout(Tensor(f"t{i}", (SMALL_SIZE,), "float32") for i in range(SMALL_TENSORS))
     gradient = np.full(layout.size, 0.01, np.float32)
     step = step_of(layout, Adam(1e-3), gradient)
 
     def many() -> None:
-        for _ in range(SMALL_STEPS):
+        for _ in range(steps):
             step()
 
-    return medians({"small": many}, 7)["small"] / SMALL_STEPS * 1e6
+    return medians({"small": many}, 7)["small"] / steps * 1e6
 
 
 def torch_of(gradient: np.ndarray) -> Callable[[], object] | None:
@@ -122,7 +119,7 @@ def torch_of(gradient: np.ndarray) -> Callable[[], object] | None:
     except ImportError:
         return None
     torch.set_num_threads(1)
-    parameter = torch.nn.Parameter(torch.ones(LARGE))
+    parameter = torch.nn.Parameter(torch.ones(len(gradient)))
     parameter.grad = torch.from_numpy(gradient)
     optimizer = torch.optim.Adam([parameter], lr=1e-3, eps=1e-7, fused=True)
     return optimizer.step
@@ -130,12 +127,9 @@ def torch_of(gradient: np.ndarray) -> Callable[[], object] | None:
 
 def keras_of(gradient: np.ndarray) -> Callable[[], object]:
     """Return a step of Keras's Adam on its NumPy backend."""
+    os.environ.setdefault("KERAS_BACKEND", "numpy")
     import keras
 
-    variable = keras.Variable(np.ones(LARGE, np.float32))
+    variable = keras.Variable(np.ones_like(gradient))
     optimizer = keras.optimizers.Adam(1e-3)
     return lambda: optimizer.apply([gradient], [variable])
-
-
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1e3:.1f} ms"

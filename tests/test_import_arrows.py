@@ -36,6 +36,7 @@ CORE_ARROWS: dict[str, set[str]] = {
     "kernels": set(),
     "gradient": {"kernels", "layout"},
     "plan": {"optimizers", "layout"},
+    "encoding": {"plan", "kernels", "layout"},
     "clipping": {"gradient", "plan", "kernels", "optimizers", "layout"},
     "scalars": {"kernels", "optimizers", "schedules", "layout"},
     "aggregation": {"gradient", "plan", "kernels", "layout"},
@@ -43,16 +44,22 @@ CORE_ARROWS: dict[str, set[str]] = {
         "gradient", "plan", "clipping", "scalars", "aggregation", "kernels", "optimizers", "layout",
     },
     "store": {"layout"},
+    "placement": {"layout"},
     "consistency": {"layout"},
     "wire": set(),
     "definition": {"keras_config", "consistency", "loss_scale", "optimizers", "layout", "names"},
     "state": {"definition", "ledger", "loss_scale", "pipeline", "store", "layout"},
     "push": {"gradient", "ledger", "optimizers", "scalars", "state"},
+    "reduction": {"aggregation", "definition", "gradient", "loss_scale", "pipeline", "push"},
+    "decision": {"definition", "gradient", "ledger", "loss_scale", "pipeline", "push", "state"},
+    "hyperparameters": {"definition", "pipeline", "schedules"},
     "engine": {
-        "push", "state", "definition", "store", "ledger", "consistency", "pipeline", "schedules",
-        "optimizers", "loss_scale", "layout", "keras_config",
+        "push", "reduction", "decision", "state", "definition", "store", "ledger", "consistency",
+        "hyperparameters", "pipeline", "loss_scale", "layout",
     },
-    "rehearsal": {"engine", "push", "definition", "consistency", "pipeline", "layout"},
+    "rehearsal": {
+        "engine", "push", "definition", "consistency", "pipeline", "layout", "ledger",
+    },
 }  # fmt: skip
 
 # Core is pure: these parts of the standard library and no others. None of them opens a file or
@@ -85,7 +92,7 @@ CORE_EXCEPTIONS: dict[str, dict[str, str]] = {
 # The client stays light: these rooms of core work without Numba, and nothing else of core is used.
 CLIENT_CORE_ROOMS = {
     "wire", "errors", "names", "layout", "optimizers", "schedules", "loss_scale", "consistency",
-    "keras_config",
+    "keras_config", "placement",
 }  # fmt: skip
 CLIENT_NEVER = {"numba", "fastapi", "pydantic", "uvicorn", "starlette"}
 # The script hands over to the server's command line once it has seen that it is installed.

@@ -18,10 +18,13 @@ from stepwell_core.loss_scale import LossScaleOptimizer
 from stepwell_core.optimizers import SGD, Adagrad, Adam
 
 from stepwell import errors, schedules
-from stepwell.async_client import AsyncClient, AsyncModel, AsyncWorker
-from stepwell.client import Client, Model, Worker
+from stepwell.async_client import AsyncClient, AsyncModel
+from stepwell.async_worker import AsyncWorker
+from stepwell.client import Client, Model
+from stepwell.pulls import PullOptions
 from stepwell.results import Checkpoint, Parameters, PushResult
 from stepwell.retry import Timeout
+from stepwell.worker import Worker
 
 __version__ = "0.1.0"
 
@@ -38,6 +41,7 @@ __all__ = [
     "LossScaleOptimizer",
     "Model",
     "Parameters",
+    "PullOptions",
     "PushResult",
     "StepwellError",
     "Sync",

@@ -1,29 +1,24 @@
-"""The asyncio client: the same flows as `client.py`, driven with `await`."""
+"""The asyncio client and its models: the same flows as `client.py`, driven with `await`."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import os
 import ssl
 from collections.abc import Iterable, Mapping
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, Unpack
 
 from stepwell_core.consistency import Consistency
-from stepwell_core.errors import StepwellError
 from stepwell_core.keras_config import AnyOptimizer
 
-from stepwell.calls import Answer, Call
-from stepwell.endpoint import Endpoint
+from stepwell.async_driver import AsyncDriver
+from stepwell.async_worker import AsyncWorker
+from stepwell.endpoint import Endpoint, check_transport
 from stepwell.flows import ModelFlows, ServerFlows
-from stepwell.handles import ModelHandle, WorkerHandle
+from stepwell.handles import ModelHandle
 from stepwell.optimizers import Hyperparameters
-from stepwell.results import Checkpoint, Parameters, PushResult
-from stepwell.retry import Flow, Patience, Sleep, Timeout
-from stepwell.session import Session
-from stepwell.transport import AsyncHttpTransport
-
-T = TypeVar("T")
+from stepwell.pulls import PullOptions
+from stepwell.results import Checkpoint, Parameters
+from stepwell.retry import Patience, Timeout
 
 
 class AsyncClient:
@@ -41,9 +36,10 @@ class AsyncClient:
         timeout: Timeout | None = None,
         verify: bool | ssl.SSLContext = True,
         uds: str | os.PathLike[str] | None = None,
+        transport: Literal["auto", "http"] = "auto",
     ) -> None:
         endpoint = Endpoint.find(url, token, uds, timeout=timeout, verify=verify)
-        self._transport = AsyncHttpTransport(endpoint)
+        self._driver = AsyncDriver(endpoint, check_transport(transport))
         self._flows = ServerFlows(Patience(endpoint.timeout))
 
     async def create_model(
@@ -60,49 +56,27 @@ class AsyncClient:
         flow = self._flows.create_model(
             name, parameters, optimizer, consistency, on_nonfinite, exist_ok=exist_ok
         )
-        return AsyncModel(self, await self.run(flow))
+        return AsyncModel(self._driver, await self._driver.run(flow))
 
     async def model(self, name: str) -> AsyncModel:
         """See `Client.model`."""
-        return AsyncModel(self, await self.run(self._flows.open_model(name)))
+        return AsyncModel(self._driver, await self._driver.run(self._flows.open_model(name)))
 
     async def models(self) -> list[str]:
         """See `Client.models`."""
-        return await self.run(self._flows.models())
+        return await self._driver.run(self._flows.models())
 
     async def delete_model(self, name: str) -> None:
         """See `Client.delete_model`."""
-        await self.run(self._flows.delete_model(name))
+        await self._driver.run(self._flows.delete_model(name))
 
     async def about(self) -> dict[str, Any]:
         """See `Client.about`."""
-        return await self.run(self._flows.about())
+        return await self._driver.run(self._flows.about())
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._transport.close()
-
-    async def run(self, flow: Flow[T]) -> T:
-        """Drive a flow to its end and return its result."""
-        with contextlib.closing(flow):
-            try:
-                step = next(flow)
-                while True:
-                    try:
-                        answer = await self._take(step)
-                    except StepwellError as error:
-                        step = flow.throw(error)
-                    else:
-                        step = flow.send(answer)
-            except StopIteration as stop:
-                result: T = stop.value
-                return result
-
-    async def _take(self, step: Call | Sleep) -> Answer:
-        if isinstance(step, Call):
-            return await self._transport.send(step)
-        await asyncio.sleep(step.seconds)
-        return Answer({})
+        await self._driver.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -114,109 +88,53 @@ class AsyncClient:
 class AsyncModel(ModelHandle):
     """A model on the server; see `Model`."""
 
-    def __init__(self, client: AsyncClient, flows: ModelFlows) -> None:
+    def __init__(self, driver: AsyncDriver, flows: ModelFlows) -> None:
         super().__init__(flows)
-        self._client = client
+        self._driver = driver
 
     async def optimizer(self) -> AnyOptimizer:
         """See `Model.optimizer`."""
-        return await self._client.run(self._flows.optimizer())
+        return await self._driver.run(self._flows.optimizer())
 
     async def describe(self) -> dict[str, Any]:
         """See `Model.describe`."""
-        return await self._client.run(self._flows.describe())
+        return await self._driver.run(self._flows.describe())
 
     async def pull(
-        self, names: Iterable[str] | None = None, *, slot: str | None = None
+        self,
+        names: Iterable[str] | None = None,
+        *,
+        slot: str | None = None,
+        **options: Unpack[PullOptions],
     ) -> Parameters:
         """See `Model.pull`."""
-        return await self._client.run(self._flows.pull(names, slot))
+        return await self._driver.run(self._flows.pulls.pull(names, slot, **options))
 
     async def overwrite(self, parameters: Mapping[str, Any]) -> int:
         """See `Model.overwrite`."""
-        return await self._client.run(self._flows.overwrite(parameters))
+        return await self._driver.run(self._flows.overwrite(parameters))
 
     async def set_hyperparameters(self, **values: Any) -> None:
         """See `Model.set_hyperparameters`."""
-        await self._client.run(self._flows.set_hyperparameters(values))
+        await self._driver.run(self._flows.set_hyperparameters(values))
 
     async def finalize(self) -> int:
         """See `Model.finalize`."""
-        return await self._client.run(self._flows.finalize())
+        return await self._driver.run(self._flows.finalize())
 
     async def checkpoint(self) -> Checkpoint:
         """See `Model.checkpoint`."""
-        return await self._client.run(self._flows.checkpoint())
+        return await self._driver.run(self._flows.checkpoint())
 
     async def checkpoints(self) -> list[Checkpoint]:
         """See `Model.checkpoints`."""
-        return await self._client.run(self._flows.checkpoints())
+        return await self._driver.run(self._flows.checkpoints())
 
     async def restore(self, checkpoint: str | Checkpoint) -> int:
         """See `Model.restore`."""
-        return await self._client.run(self._flows.restore(checkpoint))
+        return await self._driver.run(self._flows.restore(checkpoint))
 
     def worker(self, name: str, *, hyperparameters: Hyperparameters | None = None) -> AsyncWorker:
         """See `Model.worker`; `async with` opens the session."""
-        return AsyncWorker(self._client, self._flows.session(name, hyperparameters))
-
-
-class AsyncWorker(WorkerHandle):
-    """One worker's session; see `Worker`. One push at a time."""
-
-    def __init__(self, client: AsyncClient, session: Session) -> None:
-        super().__init__(session)
-        self._client = client
-
-    async def open(self) -> Self:
-        """See `Worker.open`."""
-        await self._client.run(self._session.open())
-        return self
-
-    async def pull(self) -> Parameters:
-        """See `Worker.pull`."""
-        return await self._client.run(self._session.pull())
-
-    async def push(
-        self,
-        gradients: Mapping[str, Any],
-        *,
-        weight: float = 1.0,
-        metrics: Mapping[str, float] | None = None,
-        hyperparameters: Hyperparameters | None = None,
-    ) -> PushResult:
-        """See `Worker.push`."""
-        flow = self._session.push(
-            gradients, weight=weight, metrics=metrics, hyperparameters=hyperparameters
-        )
-        return await self._client.run(flow)
-
-    async def push_pull(
-        self,
-        gradients: Mapping[str, Any],
-        *,
-        weight: float = 1.0,
-        metrics: Mapping[str, float] | None = None,
-        hyperparameters: Hyperparameters | None = None,
-    ) -> Parameters:
-        """See `Worker.push_pull`."""
-        flow = self._session.push_pull(
-            gradients, weight=weight, metrics=metrics, hyperparameters=hyperparameters
-        )
-        return await self._client.run(flow)
-
-    async def resolve(self) -> PushResult | None:
-        """See `Worker.resolve`."""
-        return await self._client.run(self._session.resolve())
-
-    async def close(self) -> None:
-        """See `Worker.close`."""
-        if self._session.is_open:
-            with contextlib.suppress(Exception):  # nothing here may mask what ended the block
-                await self._client.run(self._session.close())
-
-    async def __aenter__(self) -> Self:
-        return await self.open()
-
-    async def __aexit__(self, *exception: object) -> None:
-        await self.close()
+        session = self._flows.session(name, hyperparameters)
+        return AsyncWorker(self._driver, session, self._driver.memory_of(self.name, self.layout))

@@ -5,20 +5,31 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from enum import Enum
+from functools import cached_property
 from typing import Any
+from urllib.parse import quote, urlencode
 
 import numpy as np
 from stepwell_core import keras_config, wire
 from stepwell_core.consistency import Async, Consistency
 from stepwell_core.errors import InvalidArgument, InvalidInput, LayoutMismatch, shown
 from stepwell_core.keras_config import AnyOptimizer
-from stepwell_core.layout import Arenas, Layout
+from stepwell_core.layout import Array, Layout
 from stepwell_core.schedules import LearningRateSchedule
 
+from stepwell.destinations import Destination
 from stepwell.errors import UnexpectedAnswer
 from stepwell.optimizers import rule_of, without_callables
 from stepwell.results import Checkpoint, Parameters, PushResult
-from stepwell.tensors import arrays_of, check_shape, common_dtype, in_travel_order
+from stepwell.tensors import arrays_of, check_shape, common_dtype, gradients_of, in_travel_order
+
+
+class Shares(Enum):
+    """What a call exchanges that a server on the same host could be given in memory."""
+
+    GRADIENTS = "gradients"
+    PARAMETERS = "parameters"
 
 
 @dataclass(frozen=True)
@@ -29,9 +40,14 @@ class Call:
         method: Of HTTP.
         path: Below the server's URL.
         query: Names and values; a list repeats its name.
-        body: The parts of a msgpack message; views are read while the call is under way.
+        header: Of a msgpack message; None if there is none.
+        payload: The bytes behind the header, as views that are read while the call is under way.
         json: A JSON body instead.
-        layout: Of the payload that may come back.
+        layout: Of the model whose tensors may come back.
+        dtype: Of that payload.
+        destination: Where it goes; None means new arrays.
+        etag: Of what the caller has: if it is still so, nothing comes back.
+        shares: What of it may be exchanged in shared memory instead.
         can_repeat: Whether it does no harm if the server gets it twice.
         timeout_s: For connecting and answering together, instead of the client's timeouts.
     """
@@ -39,11 +55,32 @@ class Call:
     method: str
     path: str
     query: Mapping[str, Any] = field(default_factory=dict)
-    body: tuple[wire.Part, ...] = ()
+    header: Mapping[str, Any] | None = None
+    payload: tuple[memoryview, ...] = ()
     json: Mapping[str, Any] | None = None
     layout: Layout | None = None
+    dtype: str = "native"
+    destination: Destination | None = None
+    etag: str | None = None
+    shares: Shares | None = None
     can_repeat: bool = True
     timeout_s: float | None = None
+
+    @cached_property
+    def body(self) -> list[wire.Part]:
+        """The message in parts, header and payload; empty if there is none.
+
+        Raises:
+            MalformedMessage: The header is larger than a server takes.
+        """
+        return [] if self.header is None else wire.encode(self.header, self.payload)
+
+    @cached_property
+    def target(self) -> str:
+        """Path and query, quoted."""
+        path = quote(self.path)
+        query = urlencode(self.query, doseq=True, quote_via=quote)
+        return f"{path}?{query}" if query else path
 
 
 @dataclass(frozen=True)
@@ -52,13 +89,15 @@ class Answer:
 
     Attributes:
         fields: The header of the message, or the JSON object.
-        arenas: The payload, in arenas of `layout` that nobody else uses.
-        layout: Of `arenas`.
+        tensors: The payload; None if there was none.
+        etag: Of `tensors`.
+        is_current: Whether what the call's `etag` names is still so; then nothing else is said.
     """
 
     fields: Mapping[str, Any]
-    arenas: Arenas | None = None
-    layout: Layout | None = None
+    tensors: Mapping[str, Array] | None = None
+    etag: str | None = None
+    is_current: bool = False
 
     def __getitem__(self, name: str) -> Any:
         """Return a field.
@@ -85,12 +124,12 @@ def required(values: Any, name: str) -> Any:
 
 
 def expected_payload(call: Call, header: Mapping[str, Any]) -> Layout | None:
-    """Return the layout of the payload behind a header, or None if there is none.
+    """Return which tensors are behind a header, or None if there are none.
 
     Raises:
         LayoutMismatch: The payload is of another layout than the call expects.
         InvalidInput: It is of tensors that the layout does not have.
-        UnexpectedAnswer: The header does not say which tensors it is of.
+        UnexpectedAnswer: It is of another dtype, or the header does not say of which tensors.
     """
     if "layout" not in header or call.layout is None:
         return None
@@ -100,6 +139,12 @@ def expected_payload(call: Call, header: Mapping[str, Any]) -> Layout | None:
             "it again",
             expected=call.layout.hash,
             received=shown(header["layout"]),
+        )
+    dtype = header.get("dtype", "native")
+    if dtype != call.dtype:
+        raise UnexpectedAnswer(
+            f"Asked for {call.dtype} elements. Received: {shown(dtype)}; an older server sends "
+            "parameters in their own dtypes alone"
         )
     names = header.get("tensors")
     if not isinstance(names, list | None):
@@ -146,28 +191,61 @@ def create_model(
         "on_nonfinite": on_nonfinite,
         "exist_ok": bool(exist_ok),
     }
-    body = wire.encode(header, in_travel_order(layout, arrays))
-    return Call("POST", "/v1/models", body=tuple(body), can_repeat=exist_ok)
+    payload = in_travel_order(layout, arrays)
+    return Call("POST", "/v1/models", header=header, payload=payload, can_repeat=exist_ok)
 
 
 def pull(
-    model: str, layout: Layout, names: Iterable[str] | None = None, slot: str | None = None
+    model: str,
+    layout: Layout,
+    names: Iterable[str] | None = None,
+    slot: str | None = None,
+    *,
+    dtype: str = "native",
+    **options: Any,
 ) -> Call:
     """Pull parameters or a slot.
+
+    Args:
+        model: Its name.
+        layout: Of the model.
+        names: Of the tensors; None means all.
+        slot: Of the optimizer, instead of the parameters.
+        dtype: Of what comes: "native", "float16" or "bfloat16".
+        options: More of a `Call`; a `query` is added to.
 
     Raises:
         UnknownTensor: The model has no tensor of such a name.
         InvalidInput: `names` has none.
     """
     query: dict[str, Any] = {}
+    selection = selected(layout, names)
     if names is not None:
-        wanted = [names] if isinstance(names, str) else list(names)
-        if not wanted:
-            raise InvalidInput("A pull is of at least one tensor. Received: no names")
-        query["names"] = list(layout.select(wanted).names)
+        query["names"] = list(selection.names)
     if slot is not None:
         query["slot"] = slot
-    return Call("GET", model_path(model, "parameters"), query, layout=layout)
+    if dtype != "native":
+        query["dtype"] = dtype
+    is_all = not query
+    query |= options.pop("query", {})
+    path = model_path(model, "parameters")
+    shares = Shares.PARAMETERS if is_all else None
+    return Call("GET", path, query, layout=layout, dtype=dtype, shares=shares, **options)
+
+
+def selected(layout: Layout, names: Iterable[str] | None) -> Layout:
+    """Return the layout of the named tensors; a single name is a name, and None means all.
+
+    Raises:
+        UnknownTensor: The model has no tensor of such a name.
+        InvalidInput: `names` has none.
+    """
+    if names is None:
+        return layout
+    wanted = [names] if isinstance(names, str) else list(names)
+    if not wanted:
+        raise InvalidInput("A pull is of at least one tensor. Received: no names")
+    return layout.select(wanted)
 
 
 def parameters_of(answer: Answer) -> Parameters:
@@ -176,13 +254,14 @@ def parameters_of(answer: Answer) -> Parameters:
     Raises:
         UnexpectedAnswer: There are none.
     """
-    if answer.arenas is None or answer.layout is None:
+    if answer.tensors is None:
         raise UnexpectedAnswer("The answer to a pull has tensors behind its header. Received: none")
     return Parameters(
-        answer.layout.views(answer.arenas),
+        answer.tensors,
         answer["version"],
         answer["incarnation"],
         answer.fields.get("loss_scale"),
+        etag=answer.etag,
     )
 
 
@@ -193,6 +272,8 @@ def push(
     header: Mapping[str, Any],
     *,
     pulls: bool,
+    dtype: str | None = None,
+    destination: Destination | None = None,
 ) -> Call:
     """Push gradients; those that are None are left out.
 
@@ -202,12 +283,14 @@ def push(
         gradients: By name; read until the call is answered, not copied.
         header: Who pushes, and what it says beside the gradients.
         pulls: Whether the answer is to have the new parameters.
+        dtype: What gradients of uint16 hold the bits of: "bfloat16" or "float16".
+        destination: Where the new parameters go.
 
     Raises:
         UnknownTensor, ShapeMismatch, DtypeMismatch: A gradient does not fit its parameter.
         InvalidInput: There is none at all.
     """
-    arrays = arrays_of(gradients, skips_none=True)
+    arrays, dtypes = gradients_of(gradients, dtype)
     if not arrays:
         raise InvalidInput("A push has a gradient of at least one tensor. Received: none")
     selection = layout.select(arrays)
@@ -217,7 +300,7 @@ def push(
         "protocol": wire.PROTOCOL,
         **header,
         "layout": layout.hash,
-        "dtype": common_dtype(arrays, selection),
+        "dtype": common_dtype(dtypes, selection),
     }
     if selection is not layout:
         said["tensors"] = list(selection.names)
@@ -225,8 +308,11 @@ def push(
         "POST",
         model_path(model, "gradients"),
         query={"pull": "true"} if pulls else {},
-        body=tuple(wire.encode(said, in_travel_order(selection, arrays))),
+        header=said,
+        payload=in_travel_order(selection, arrays),
         layout=layout if pulls else None,
+        shares=Shares.GRADIENTS,
+        destination=destination,
     )
 
 
@@ -239,8 +325,8 @@ def overwrite(model: str, layout: Layout, parameters: Mapping[str, Any]) -> Call
     arrays = arrays_of(parameters)
     layout.check(arrays)
     header = {"protocol": wire.PROTOCOL, "layout": layout.hash}
-    body = wire.encode(header, in_travel_order(layout, arrays))
-    return Call("PUT", model_path(model, "parameters"), body=tuple(body))
+    payload = in_travel_order(layout, arrays)
+    return Call("PUT", model_path(model, "parameters"), header=header, payload=payload)
 
 
 def set_hyperparameters(model: str, values: Mapping[str, Any]) -> Call:
@@ -273,7 +359,7 @@ def result_of(answer: Answer) -> PushResult:
     Raises:
         UnexpectedAnswer: The answer does not say.
     """
-    if answer.arenas is None:
+    if answer.tensors is None:
         return read_result(answer.fields)
     return replace(read_result(answer["result"]), parameters=parameters_of(answer))
 

@@ -1,29 +1,25 @@
-"""The blocking client: thin shells around flows."""
+"""The blocking client and its models: thin shells around flows."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import ssl
-import time
 from collections.abc import Iterable, Mapping
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, Unpack
 
 from stepwell_core.consistency import Consistency
-from stepwell_core.errors import StepwellError
 from stepwell_core.keras_config import AnyOptimizer
 
-from stepwell.calls import Answer, Call
-from stepwell.endpoint import Endpoint
+from stepwell.driver import Driver
+from stepwell.endpoint import Endpoint, check_transport
 from stepwell.flows import ModelFlows, ServerFlows
-from stepwell.handles import ModelHandle, WorkerHandle
+from stepwell.handles import ModelHandle
 from stepwell.optimizers import Hyperparameters
-from stepwell.results import Checkpoint, Parameters, PushResult
-from stepwell.retry import Flow, Patience, Sleep, Timeout
-from stepwell.session import Session
-from stepwell.transport import HttpTransport
-
-T = TypeVar("T")
+from stepwell.pulls import PullOptions
+from stepwell.results import Checkpoint, Parameters
+from stepwell.retry import Patience, Timeout
+from stepwell.transport import new_transport
+from stepwell.worker import Worker
 
 
 class Client:
@@ -37,9 +33,11 @@ class Client:
         timeout: How long to wait for what.
         verify: What to think of the server's certificate: True, False or an `ssl.SSLContext`.
         uds: Path of the server's Unix socket, instead of TCP.
+        transport: "auto": workers exchange tensors with a server on this host in shared memory,
+            if both can; "http": over the wire in any case.
 
     Raises:
-        InvalidArgument: The URL is no server's, or the token no token.
+        InvalidArgument: The URL is no server's, the token no token, or `transport` neither.
     """
 
     def __init__(
@@ -50,9 +48,10 @@ class Client:
         timeout: Timeout | None = None,
         verify: bool | ssl.SSLContext = True,
         uds: str | os.PathLike[str] | None = None,
+        transport: Literal["auto", "http"] = "auto",
     ) -> None:
         endpoint = Endpoint.find(url, token, uds, timeout=timeout, verify=verify)
-        self._transport = HttpTransport(endpoint)
+        self._driver = Driver(endpoint, check_transport(transport), new_transport)
         self._flows = ServerFlows(Patience(endpoint.timeout))
 
     def create_model(
@@ -87,7 +86,7 @@ class Client:
         flow = self._flows.create_model(
             name, parameters, optimizer, consistency, on_nonfinite, exist_ok=exist_ok
         )
-        return Model(self, self.run(flow))
+        return Model(self._driver, self._driver.run(flow))
 
     def model(self, name: str) -> Model:
         """Open an existing model.
@@ -95,11 +94,11 @@ class Client:
         Raises:
             ModelNotFound: There is none of that name.
         """
-        return Model(self, self.run(self._flows.open_model(name)))
+        return Model(self._driver, self._driver.run(self._flows.open_model(name)))
 
     def models(self) -> list[str]:
         """Return the names of all models, in order."""
-        return self.run(self._flows.models())
+        return self._driver.run(self._flows.models())
 
     def delete_model(self, name: str) -> None:
         """Delete a model with all its checkpoints.
@@ -107,37 +106,15 @@ class Client:
         Raises:
             ModelNotFound: There is none of that name.
         """
-        self.run(self._flows.delete_model(name))
+        self._driver.run(self._flows.delete_model(name))
 
     def about(self) -> dict[str, Any]:
         """Return the server's version, limits and features."""
-        return self.run(self._flows.about())
+        return self._driver.run(self._flows.about())
 
     def close(self) -> None:
         """Close all connections."""
-        self._transport.close()
-
-    def run(self, flow: Flow[T]) -> T:
-        """Drive a flow to its end and return its result."""
-        with contextlib.closing(flow):
-            try:
-                step = next(flow)
-                while True:
-                    try:
-                        answer = self._take(step)
-                    except StepwellError as error:
-                        step = flow.throw(error)
-                    else:
-                        step = flow.send(answer)
-            except StopIteration as stop:
-                result: T = stop.value
-                return result
-
-    def _take(self, step: Call | Sleep) -> Answer:
-        if isinstance(step, Call):
-            return self._transport.send(step)
-        time.sleep(step.seconds)
-        return Answer({})
+        self._driver.close()
 
     def __enter__(self) -> Self:
         return self
@@ -149,34 +126,48 @@ class Client:
 class Model(ModelHandle):
     """A model on the server, for those who look at it or steer it; workers open a session."""
 
-    def __init__(self, client: Client, flows: ModelFlows) -> None:
+    def __init__(self, driver: Driver, flows: ModelFlows) -> None:
         super().__init__(flows)
-        self._client = client
+        self._driver = driver
 
     def optimizer(self) -> AnyOptimizer:
         """Return the optimizer as it is now on the server."""
-        return self._client.run(self._flows.optimizer())
+        return self._driver.run(self._flows.optimizer())
 
     def describe(self) -> dict[str, Any]:
         """Return what the server says of the model: version, bytes, optimizer, consistency, ..."""
-        return self._client.run(self._flows.describe())
+        return self._driver.run(self._flows.describe())
 
-    def pull(self, names: Iterable[str] | None = None, *, slot: str | None = None) -> Parameters:
+    def pull(
+        self,
+        names: Iterable[str] | None = None,
+        *,
+        slot: str | None = None,
+        **options: Unpack[PullOptions],
+    ) -> Parameters:
         """Pull the parameters of one version.
 
         Args:
             names: Some of them only; they come in the model's order.
-            slot: A slot of the optimizer instead: "momentum", "velocity", "average", ...
+            slot: A slot of the optimizer instead: "momentum", "velocity", "average", ... Always
+                sent, since slots have no version of their own.
+            options: `dtype`, `cached`, `min_version` and `wait_s`, `out`, `into`: see
+                `stepwell.PullOptions`.
 
         Returns:
-            New arrays that belong to the caller, in the parameters' shapes and dtypes.
+            Arrays that belong to the caller, in the parameters' shapes and dtypes. The memory of
+            two pulls at most stays with this object, and is used again when no view of it is alive.
 
         Raises:
             UnknownTensor: The model has no such tensor.
             InvalidInput: The optimizer has no such slot.
-            LayoutMismatch: The model was deleted and created anew with other tensors.
+            InvalidArgument: An option cannot be.
+            LayoutMismatch: The model was deleted and created anew with other tensors; or the names
+                in `out` are not those that are pulled.
+            ShapeMismatch, DtypeMismatch: An array in `out` does not fit.
+            StaleIncarnation: `min_version` is of a history that was cut.
         """
-        return self._client.run(self._flows.pull(names, slot))
+        return self._driver.run(self._flows.pulls.pull(names, slot, **options))
 
     def overwrite(self, parameters: Mapping[str, Any]) -> int:
         """Replace all parameters; slots stay. Sessions have to be opened again.
@@ -190,7 +181,7 @@ class Model(ModelHandle):
         Raises:
             LayoutMismatch, ShapeMismatch, DtypeMismatch: They are not of the model's layout.
         """
-        return self._client.run(self._flows.overwrite(parameters))
+        return self._driver.run(self._flows.overwrite(parameters))
 
     def set_hyperparameters(self, **values: Any) -> None:
         """Change hyperparameters from the next step on: `set_hyperparameters(learning_rate=1e-4)`.
@@ -198,7 +189,7 @@ class Model(ModelHandle):
         Raises:
             InvalidArgument: A value is not allowed, or the learning rate is a schedule.
         """
-        self._client.run(self._flows.set_hyperparameters(values))
+        self._driver.run(self._flows.set_hyperparameters(values))
 
     def finalize(self) -> int:
         """Write the moving average into the parameters, and return the version after it.
@@ -206,15 +197,15 @@ class Model(ModelHandle):
         Raises:
             NothingToFinalize: There was no step yet.
         """
-        return self._client.run(self._flows.finalize())
+        return self._driver.run(self._flows.finalize())
 
     def checkpoint(self) -> Checkpoint:
         """Write a checkpoint; it is durable when this returns."""
-        return self._client.run(self._flows.checkpoint())
+        return self._driver.run(self._flows.checkpoint())
 
     def checkpoints(self) -> list[Checkpoint]:
         """List the checkpoints that can be read, oldest first."""
-        return self._client.run(self._flows.checkpoints())
+        return self._driver.run(self._flows.checkpoints())
 
     def restore(self, checkpoint: str | Checkpoint) -> int:
         """Go back to a checkpoint, and return the version after it; sessions have to be reopened.
@@ -223,7 +214,7 @@ class Model(ModelHandle):
             CheckpointNotFound: The model has none of that id.
             CheckpointInvalid: It does not match its hashes; nothing changed.
         """
-        return self._client.run(self._flows.restore(checkpoint))
+        return self._driver.run(self._flows.restore(checkpoint))
 
     def worker(self, name: str, *, hyperparameters: Hyperparameters | None = None) -> Worker:
         """Return a worker; its session is opened by `with`, or by the first call.
@@ -233,101 +224,5 @@ class Model(ModelHandle):
             hyperparameters: Values or callables for those that were declared to come with each
                 push.
         """
-        return Worker(self._client, self._flows.session(name, hyperparameters))
-
-
-class Worker(WorkerHandle):
-    """One worker's session. A context manager; not thread-safe, and a forked process has none."""
-
-    def __init__(self, client: Client, session: Session) -> None:
-        super().__init__(session)
-        self._client = client
-
-    def open(self) -> Self:
-        """Open a session, or a new one after `StaleIncarnation`; pull before the next push.
-
-        An older session of this worker, in whatever process, can push no more.
-        """
-        self._client.run(self._session.open())
-        return self
-
-    def pull(self) -> Parameters:
-        """Pull the parameters; the next gradient counts as computed at them.
-
-        Returns:
-            New arrays that belong to the caller, in the parameters' shapes and dtypes.
-        """
-        return self._client.run(self._session.pull())
-
-    def push(
-        self,
-        gradients: Mapping[str, Any],
-        *,
-        weight: float = 1.0,
-        metrics: Mapping[str, float] | None = None,
-        hyperparameters: Hyperparameters | None = None,
-    ) -> PushResult:
-        """Push gradients; they have their effect once, however often the network fails.
-
-        Args:
-            gradients: By parameter name, in the parameters' shapes; anything NumPy can view. Of
-                the parameters' dtypes, or all of one: float16, bfloat16, float32, float64.
-                Parameters without one, or with None, are left alone. Not copied if in C order:
-                they must not change until this returns.
-            weight: In an aggregate, such as the number of examples; finite and > 0.
-            metrics: Numbers for the history, such as the loss.
-            hyperparameters: Values for those that were declared to come with each push.
-
-        Returns:
-            What became of it. In synchronous mode this comes when the step is made.
-
-        Raises:
-            InvalidInput: A gradient does not fit, or has NaN in it; nothing changed.
-            StaleIncarnation: The model was restored or overwritten: `open()` and `pull()`, then go
-                on.
-            Fenced: Another process uses this worker's name.
-            PushInFlight: Another thread or task is pushing with this worker.
-            TransportError, Unavailable: There was no answer for `retry_s`. `resolve()` tells what
-                became of this push; the next push asks that first by itself.
-        """
-        flow = self._session.push(
-            gradients, weight=weight, metrics=metrics, hyperparameters=hyperparameters
-        )
-        return self._client.run(flow)
-
-    def push_pull(
-        self,
-        gradients: Mapping[str, Any],
-        *,
-        weight: float = 1.0,
-        metrics: Mapping[str, float] | None = None,
-        hyperparameters: Hyperparameters | None = None,
-    ) -> Parameters:
-        """Push gradients and get the new parameters, in one round trip; see `push` and `pull`."""
-        flow = self._session.push_pull(
-            gradients, weight=weight, metrics=metrics, hyperparameters=hyperparameters
-        )
-        return self._client.run(flow)
-
-    def resolve(self) -> PushResult | None:
-        """Learn what became of the last push, for one that raised or was interrupted.
-
-        Returns:
-            Its result, or None if it had no effect and never will.
-
-        Raises:
-            TransportError, Unavailable: There was no answer for `retry_s`.
-        """
-        return self._client.run(self._session.resolve())
-
-    def close(self) -> None:
-        """Close the session within a second, at best effort: a server that is gone is no error."""
-        if self._session.is_open:
-            with contextlib.suppress(Exception):  # nothing here may mask what ended the block
-                self._client.run(self._session.close())
-
-    def __enter__(self) -> Self:
-        return self.open()
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+        session = self._flows.session(name, hyperparameters)
+        return Worker(self._driver, session, self._driver.memory_of(self.name, self.layout))

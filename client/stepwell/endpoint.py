@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import httpx
 from stepwell_core import wire
-from stepwell_core.errors import InvalidArgument
+from stepwell_core.errors import InvalidArgument, shown
 
 from stepwell.retry import Timeout
 
@@ -94,6 +95,30 @@ class Endpoint:
         except ValueError:
             return False
 
+    @property
+    def is_tls(self) -> bool:
+        """Whether the server speaks TLS."""
+        return urlsplit(self.url).scheme == "https"
+
+    @property
+    def host(self) -> str:
+        """Name and port as the header `Host` has them."""
+        host = urlsplit(self.url).netloc
+        return host if host.isascii() else host.encode("idna").decode()
+
+    @property
+    def has_proxy(self) -> bool:
+        """Whether the environment names a proxy on the way: HTTP_PROXY, NO_PROXY and their like.
+
+        A proxy of the company cannot reach this machine, so there is none to a local server.
+        """
+        if self.is_local:
+            return False
+        proxies = getproxies()
+        parts = urlsplit(self.url)
+        is_named = bool(proxies.get(parts.scheme) or proxies.get("all"))
+        return is_named and not proxy_bypass(parts.hostname or "")
+
     def client_arguments(self) -> dict[str, Any]:
         """Return what both of httpx's clients are made with."""
         headers = {"Accept": wire.MEDIA_TYPE, "Accept-Encoding": "identity"}
@@ -112,6 +137,17 @@ class Endpoint:
         needs_none = self.is_local and urlsplit(self.url).scheme == "http"
         verify = False if needs_none else self.verify  # to read all certificates takes 30 ms
         return {"verify": verify, "limits": httpx.Limits(keepalive_expiry=KEEP_ALIVE_S)}
+
+
+def check_transport(transport: str) -> str:
+    """Return `transport`, which a client was given.
+
+    Raises:
+        InvalidArgument: It is neither "auto" nor "http".
+    """
+    if transport not in ("auto", "http"):
+        raise InvalidArgument(f'`transport` is "auto" or "http". Received: {shown(transport)}')
+    return transport
 
 
 def _token_from_file() -> str:

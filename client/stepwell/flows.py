@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from stepwell_core import keras_config
@@ -15,7 +16,8 @@ from stepwell_core.names import check_identifier
 from stepwell import calls
 from stepwell.calls import Answer, Call, model_path
 from stepwell.optimizers import Hyperparameters, as_optimizer, callables_of
-from stepwell.results import Checkpoint, Parameters
+from stepwell.pulls import Pulls
+from stepwell.results import Checkpoint
 from stepwell.retry import Flow, Patience, repeatedly
 from stepwell.session import Session
 
@@ -85,6 +87,11 @@ class ModelFlows:
     patience: Patience
     callables: Mapping[str, Callable[[], float]]
 
+    @cached_property
+    def pulls(self) -> Pulls:
+        """What pulls its parameters."""
+        return Pulls(self.name, self.layout, self.patience)
+
     def describe(self) -> Flow[dict[str, Any]]:
         """Return what the server says of the model."""
         return dict((yield from self._ask("GET")).fields)
@@ -92,11 +99,6 @@ class ModelFlows:
     def optimizer(self) -> Flow[AnyOptimizer]:
         """Return the optimizer as it is now."""
         return keras_config.deserialize((yield from self._ask("GET", "optimizer")).fields)
-
-    def pull(self, names: Iterable[str] | None, slot: str | None) -> Flow[Parameters]:
-        """Pull parameters or a slot."""
-        call = calls.pull(self.name, self.layout, names, slot)
-        return calls.parameters_of((yield from repeatedly(call, self.patience)))
 
     def overwrite(self, parameters: Mapping[str, Any]) -> Flow[int]:
         """Replace all parameters; returns the version."""

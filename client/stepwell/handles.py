@@ -6,6 +6,7 @@ from stepwell_core.layout import Layout
 
 from stepwell.flows import ModelFlows
 from stepwell.session import Session
+from stepwell.shared_memory import SharedMemory
 
 
 class ModelHandle:
@@ -29,10 +30,11 @@ class ModelHandle:
 
 
 class WorkerHandle:
-    """One worker's session."""
+    """One worker's session, and what it shares with a server on its host."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, memory: SharedMemory) -> None:
         self._session = session
+        self._memory = memory
 
     @property
     def name(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +13,10 @@ import numpy.typing as npt
 class Parameters(Mapping[str, npt.NDArray[Any]]):
     """The parameters of one version, by name, in the model's order: a read-only mapping of arrays.
 
-    Each array is float32 or float64, in its parameter's shape, C order. All arrays of a dtype are
-    views of one buffer, which belongs to the caller, who may write to it; nothing else does.
+    Each array is float32 or float64, or of the dtype that was asked for, in its parameter's shape,
+    C order. All arrays of a dtype are views of one buffer, which belongs to the caller, who may
+    write to it; nothing else does while a view of it is alive. After that a later pull may use it
+    again. After `pull(out=...)` they are the caller's arrays, after `pull(into=...)` none.
 
     Attributes:
         version: At which these bytes came to be; say it with a gradient that was computed from
@@ -28,11 +31,19 @@ class Parameters(Mapping[str, npt.NDArray[Any]]):
         version: int,
         incarnation: str,
         loss_scale: float | None = None,
+        *,
+        etag: str | None = None,
     ) -> None:
         self._arrays = dict(arrays)
         self.version = version
         self.incarnation = incarnation
         self.loss_scale = loss_scale
+        self._etag = etag
+
+    @property
+    def etag(self) -> str | None:
+        """The name by which the server knows these bytes again; None if it has none for them."""
+        return self._etag
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
         return self._arrays[name]
@@ -42,6 +53,17 @@ class Parameters(Mapping[str, npt.NDArray[Any]]):
 
     def __len__(self) -> int:
         return len(self._arrays)
+
+    @contextlib.contextmanager
+    def looked_at(self) -> Iterator[None]:
+        """Make the arrays read-only, and at the end of the block forget them."""
+        for array in self._arrays.values():
+            array.flags.writeable = False
+        try:
+            yield
+        finally:
+            self._arrays.clear()
+            self._etag = None  # what is not there any more cannot be `cached`
 
     def __repr__(self) -> str:
         size = sum(array.size for array in self._arrays.values())

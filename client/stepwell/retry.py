@@ -31,7 +31,8 @@ class Timeout:
     Attributes:
         connect_s: For a connection.
         read_s: For the next bytes of an answer; the server answers a waiting push after 20 s.
-        retry_s: For an answer in all, repetitions included. A server that this client never reached
+        retry_s: For an answer in all, repetitions included. A push that waits for other workers was
+            answered, and waits as long as they take. A server that this client never reached
             is given up after `connect_s`.
 
     Raises:
@@ -109,6 +110,8 @@ def repeatedly(call: Call, patience: Patience) -> Flow[Answer]:
 
 
 def _may_repeat(call: Call, error: StepwellError) -> bool:
+    if call.destination is not None and not call.destination.can_begin:
+        return False  # a part of the answer was delivered, and the next one may be another
     if isinstance(error, Unavailable):
         return True
     if isinstance(error, UnexpectedAnswer | CertificateRefused):

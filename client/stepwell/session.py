@@ -5,7 +5,7 @@ later, since the server may still be reading it. Before the next push the sessio
 server does not know the push, the session takes a new epoch: from then on the old one can push no
 more, and the server's answer says for certain whether it ever did.
 
-Pure bookkeeping and flows; `client.py` and `async_client.py` drive them.
+Pure bookkeeping and flows; `driver.py` and `async_driver.py` drive them.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Unpack
 
 from stepwell_core.errors import (
+    MalformedMessage,
     PayloadMismatch,
     PushInFlight,
     PushNotFound,
@@ -29,7 +30,9 @@ from stepwell_core.layout import Layout
 
 from stepwell import calls
 from stepwell.calls import Answer, Call, model_path
+from stepwell.destinations import Destination
 from stepwell.optimizers import Hyperparameters, values_of
+from stepwell.pulls import PullOptions, Pulls
 from stepwell.results import Parameters, PushResult
 from stepwell.retry import Flow, Patience, repeatedly
 
@@ -39,7 +42,7 @@ WAIT_S = 20.0
 CLOSE_S = 1.0
 """How long closing may take; a server that is gone must not hold up a program that ends."""
 
-REFUSALS = frozenset({400, 413, 415, 422})
+REFUSALS = frozenset({400, 415, 422})
 """Statuses that each repetition of the same bytes meets too: so no earlier one had an effect."""
 
 log = logging.getLogger("stepwell")
@@ -81,6 +84,7 @@ class Session:
         self.loss_scale: float | None = None
         self._hyperparameters = dict(hyperparameters)
         self._patience = patience
+        self._pulls = Pulls(model, layout, patience)
         self._pid: int | None = None  # of the process that opened it; None if it is not open
         self._is_unresolved = False
         self._is_pushing = False
@@ -103,6 +107,7 @@ class Session:
     def close(self) -> Flow[None]:
         """Close the session; one try."""
         self._pid = None
+        self._pulls.buffers.clear()
         path = model_path(self.model, "workers", self.worker)
         yield Call("DELETE", path, {"epoch": self.epoch}, timeout_s=CLOSE_S)
 
@@ -141,18 +146,25 @@ class Session:
 
     # Pulls and pushes
 
-    def pull(self) -> Flow[Parameters]:
+    def pull(
+        self, destination: Destination | None = None, **options: Unpack[PullOptions]
+    ) -> Flow[Parameters]:
         """Pull all parameters; the next gradient counts as computed at them."""
         yield from self._ensure_open()
-        call = calls.pull(self.model, self.layout)
-        answer = yield from repeatedly(call, self._patience)
-        return self._note(calls.parameters_of(answer))
+        cached = options.get("cached")
+        parameters = yield from self._pulls.pull(
+            incarnation=self.incarnation, destination=destination, **options
+        )
+        if parameters is not cached:
+            self.loss_scale = parameters.loss_scale  # that of `cached` may be an old one
+        return self._note(parameters)
 
     def push(
         self,
         gradients: Mapping[str, Any],
         *,
         pulls: bool = False,
+        dtype: str | None = None,
         weight: float = 1.0,
         metrics: Mapping[str, float] | None = None,
         hyperparameters: Hyperparameters | None = None,
@@ -170,7 +182,7 @@ class Session:
                 "hyperparameters": values_of({**self._hyperparameters, **(hyperparameters or {})}),
                 "metrics": {name: float(value) for name, value in (metrics or {}).items()},
             }
-            result = yield from self._push(gradients, header, pulls)
+            result = yield from self._push(gradients, header, pulls=pulls, dtype=dtype)
             if result.loss_scale is not None:
                 self.loss_scale = result.loss_scale
         return result
@@ -180,6 +192,7 @@ class Session:
         result = yield from self.push(gradients, pulls=True, **options)
         if result.parameters is None:  # it had to wait, or was resolved
             return (yield from self.pull())
+        self.loss_scale = result.parameters.loss_scale
         return self._note(result.parameters)
 
     def resolve(self) -> Flow[PushResult | None]:
@@ -190,27 +203,32 @@ class Session:
         return self._last_result
 
     def _push(
-        self, gradients: Mapping[str, Any], header: Mapping[str, Any], pulls: bool
+        self, gradients: Mapping[str, Any], header: Mapping[str, Any], **options: Any
     ) -> Flow[PushResult]:
         """Push, and once more in a new session if the present one was closed in the meantime."""
         try:
-            return (yield from self._push_in_this_epoch(gradients, header, pulls))
+            return (yield from self._push_in_this_epoch(gradients, header, **options))
         except SessionExpired:
             yield from self._take_new_epoch()
-        return self._last_result or (yield from self._push_in_this_epoch(gradients, header, pulls))
+        return self._last_result or (
+            yield from self._push_in_this_epoch(gradients, header, **options)
+        )
 
     def _push_in_this_epoch(
-        self, gradients: Mapping[str, Any], header: Mapping[str, Any], pulls: bool
+        self, gradients: Mapping[str, Any], header: Mapping[str, Any], **options: Any
     ) -> Flow[PushResult]:
         numbered = {**header, "epoch": self.epoch, "sequence": self.sequence}
-        call = calls.push(self.model, self.layout, gradients, numbered, pulls=pulls)
+        destination = self._pulls.destination()
+        call = calls.push(
+            self.model, self.layout, gradients, numbered, destination=destination, **options
+        )
         self._is_unresolved, self._last_result = True, None
         try:
             result = yield from self._sent(call)
         except PayloadMismatch:
             raise  # an earlier push used the number up
         except StepwellError as error:
-            if error.details.get("status") in REFUSALS:
+            if isinstance(error, MalformedMessage) or error.details.get("status") in REFUSALS:
                 self._settle(None)
             raise
         self._settle(result)
@@ -260,7 +278,6 @@ class Session:
     def _note(self, parameters: Parameters) -> Parameters:
         if parameters.incarnation == self.incarnation:
             self.version = parameters.version
-        self.loss_scale = parameters.loss_scale
         return parameters
 
     @contextlib.contextmanager

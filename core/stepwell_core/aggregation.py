@@ -2,13 +2,14 @@
 
     sum(weight * g) / sum(weight)
 
-Summed in the parameter's dtype, in the given order, so the bytes depend on the order and on nothing
-else. A gradient's loss scale is taken out on the way.
+Summed in the parameter's dtype, in the order in which they are added, so the bytes depend on the
+order and on nothing else. Loss scales are taken out: each on its gradient's way into the sum, or,
+where all are the same, once at the end, as Keras does with the mean gradient.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 
 import numpy as np
 
@@ -19,56 +20,100 @@ from stepwell_core.layout import Arenas, Layout
 from stepwell_core.plan import make_runs
 
 
-def aggregate(
-    layout: Layout, gradients: Sequence[Gradient], weights: Sequence[float], *, compiled: bool
-) -> Gradient:
-    """Return the weighted mean in new arenas; it has no loss scale.
+class RunningSum:
+    """A weighted sum that grows by one gradient at a time, in memory that is allocated once.
+
+    A gradient is read once, when it is added, whatever its format, and not again.
 
     Args:
-        layout: The model's tensors; those that nobody sent are missing in the result.
-        gradients: At least one.
-        weights: One for each gradient; finite and > 0.
+        layout: The model's tensors.
         compiled: False runs the same loops as plain Python, for tests.
     """
-    sent = {name for gradient in gradients for name in gradient.layout.names}
-    layout = layout.select(name for name in layout.names if name in sent)
-    total = layout.new_arenas(None)
-    weight_sums: dict[str, float] = {}
-    for gradient, weight in zip(gradients, weights, strict=True):
+
+    def __init__(self, layout: Layout, *, compiled: bool = True) -> None:
+        self._layout = layout
+        self._compiled = compiled
+        self._total = layout.new_arenas(None)
+        self._weights: dict[str, float] = {}  # by tensor; those that nobody sent have none
+        self._loss_scale: float | None = None  # what the sum has still to be divided by
+
+    def clear(self) -> None:
+        """Begin a new sum; O(1), the memory is kept."""
+        self._weights = {}
+
+    def add(self, gradient: Gradient, weight: float, *, keeps_scale: bool = False) -> None:
+        """Add one gradient; O(its bytes).
+
+        Args:
+            gradient: Only read.
+            weight: Finite and > 0.
+            keeps_scale: Leave the loss scale in the sum, as long as all have the same.
+        """
+        scale = gradient.loss_scale if keeps_scale else None
+        if not self._weights:
+            self._loss_scale = scale
+        elif self._loss_scale != scale:
+            if self._loss_scale is not None:
+                self._divide(dict.fromkeys(self._weights, self._loss_scale))
+            self._loss_scale = scale = None
         for is_first in (True, False):
-            names = {n for n in gradient.layout.names if (n not in weight_sums) is is_first}
-            _add(total, layout, gradient, names, weight, is_first=is_first, compiled=compiled)
+            names = {n for n in gradient.layout.names if (n not in self._weights) is is_first}
+            self._add(gradient, names, weight, is_first=is_first, unscales=scale is None)
         for name in gradient.layout.names:
-            weight_sums[name] = weight_sums.get(name, 0.0) + weight
-    for name, weight_sum in weight_sums.items():
-        if weight_sum != 1.0:
-            part = layout.segments[name].view(total)
-            np.divide(part, part.dtype.type(weight_sum), out=part)
-    return Gradient(layout, total)
+            self._weights[name] = self._weights.get(name, 0.0) + weight
 
+    def take(self) -> Gradient:
+        """Return the weighted mean, and begin a new sum.
 
-def _add(
-    total: Arenas,
-    layout: Layout,
-    gradient: Gradient,
-    names: set[str],
-    weight: float,
-    *,
-    is_first: bool,
-    compiled: bool,
-) -> None:
-    """Add the named tensors of one gradient; the first of a tensor begins its sum."""
-    for dtype in gradient.layout.sizes:
-        segments = [
-            (layout.segments[name], segment)
-            for name, segment in gradient.layout.segments.items()
-            if segment.tensor.dtype == dtype and name in names
-        ]
-        if not segments:
-            continue
-        g, payload = gradient.bits(dtype)
-        stages = Stages(payload=payload, unscales=gradient.loss_scale is not None)
-        constants = np.ones(kernels.CONSTANTS, dtype)
-        constants[kernels.LOSS_SCALE] = gradient.loss_scale or 1.0
-        kernel = kernels.aggregate_kernel(stages, is_first=is_first, compiled=compiled)
-        kernel(g, total[dtype], make_runs(segments), constants, np.dtype(dtype).type(weight))
+        Its elements are still to be divided by its loss scale, which is never None: by what was
+        kept, or by the sum of the weights, if that is one for all tensors; so the step's pass does
+        it. Its arenas are the sum's own memory, which the next `add` overwrites.
+        """
+        layout = self._layout.select(name for name in self._layout.names if name in self._weights)
+        divisors = set(self._weights.values())
+        if self._loss_scale is None and len(divisors) == 1:
+            (divisor,) = divisors
+        else:
+            self._divide(self._weights)
+            divisor = 1.0 if self._loss_scale is None else self._loss_scale
+        self.clear()
+        return Gradient(layout, self._compacted(layout), loss_scale=divisor)
+
+    def _divide(self, divisors: dict[str, float]) -> None:
+        for name in [name for name, divisor in divisors.items() if divisor != 1.0]:
+            part = self._layout.segments[name].view(self._total)
+            np.divide(part, part.dtype.type(divisors[name]), out=part)
+
+    def _compacted(self, layout: Layout) -> Arenas:
+        """Move the tensors of a selection to the front; they are in order, so none is run over."""
+        for name, segment in layout.segments.items():
+            arena, place = self._total[segment.tensor.dtype], self._layout.segments[name]
+            if place.start != segment.start:
+                arena[segment.start : segment.stop] = arena[place.start : place.stop]
+        return {dtype: self._total[dtype][:size] for dtype, size in layout.sizes.items()}
+
+    def _add(
+        self,
+        gradient: Gradient,
+        names: Collection[str],
+        weight: float,
+        *,
+        is_first: bool,
+        unscales: bool,
+    ) -> None:
+        """Add the named tensors of one gradient; the first of a tensor begins its sum."""
+        for dtype in gradient.layout.sizes:
+            segments = [
+                (self._layout.segments[name], segment)
+                for name, segment in gradient.layout.segments.items()
+                if segment.tensor.dtype == dtype and name in names
+            ]
+            if not segments:
+                continue
+            g, payload = gradient.bits(dtype)
+            stages = Stages(payload=payload, unscales=unscales and gradient.loss_scale is not None)
+            constants = np.ones(kernels.CONSTANTS, dtype)
+            constants[kernels.LOSS_SCALE] = gradient.loss_scale or 1.0
+            kernel = kernels.aggregate_kernel(stages, is_first=is_first, compiled=self._compiled)
+            runs, number = make_runs(segments), np.dtype(dtype).type
+            kernel(g, self._total[dtype], runs, constants, number(weight))

@@ -10,7 +10,8 @@ cannot fail. Whoever calls them may put a journal record, and its fsync, between
 
 Nothing else of the engine is called between the two, or the decision is not right any more. A
 change that is staged and never committed, because its record could not be written, leaves the model
-as it was; the pushes in it no longer wait, and are admitted when they come again.
+as it was; the pushes in it no longer wait, and are admitted when they come again. A push that waits
+is pending, in memory alone: staging may add its gradient to a running sum.
 
 The engine is pure: no files, no clock, no random numbers. Not thread-safe: one lane a model calls
 it. `store.hold()` and `store.release()` alone may be called from other threads.
@@ -24,11 +25,11 @@ from typing import Any
 
 import numpy as np
 
+from stepwell_core import decision
 from stepwell_core.consistency import Drop, Policy, Wait
 from stepwell_core.definition import Definition
 from stepwell_core.errors import (
     CheckpointInvalid,
-    InvalidArgument,
     InvalidInput,
     LayoutMismatch,
     NonFiniteGradient,
@@ -36,12 +37,13 @@ from stepwell_core.errors import (
     PushInFlight,
     StaleIncarnation,
 )
+from stepwell_core.hyperparameters import with_hyperparameters
 from stepwell_core.layout import Arenas, Layout
 from stepwell_core.ledger import Ledger, Result, Session
 from stepwell_core.loss_scale import LossScale, LossScaleOptimizer
 from stepwell_core.pipeline import AVERAGE, Gradient, Pipeline, StepScalars
 from stepwell_core.push import Push, Staged, Waiting, check_push
-from stepwell_core.schedules import LearningRateSchedule
+from stepwell_core.reduction import reduction_of
 from stepwell_core.state import Counters, Snapshot, State, check_state, ledger_of
 from stepwell_core.store import Store
 
@@ -78,16 +80,22 @@ class Engine:
         pipeline = Pipeline(definition.layout, definition.rule, definition.excluded)
         check_state(state, pipeline)
         ledger = ledger_of(state)
+        reduction = reduction_of(definition, pipeline)
         self.definition = definition  # from here on nothing fails
         self.pipeline = pipeline
         self.incarnation = incarnation
         self.counters = state.counters
         self.ledger = ledger
-        self.policy = self._new_policy()
+        self._reduction = reduction
+        self._forget_waiting()
 
-    def _new_policy(self) -> Policy[Push]:
-        """Return a policy that knows who is there, and for which nothing waits."""
-        return self.definition.consistency.policy(self.ledger.open_workers, self.ledger.most_open)
+    def _forget_waiting(self) -> None:
+        """Begin with a policy that knows who is there, and for which nothing waits."""
+        consistency = self.definition.consistency
+        self.policy: Policy[Push] = consistency.policy(
+            self.ledger.open_workers, self.ledger.most_open
+        )
+        self._reduction.clear()
 
     @property
     def layout(self) -> Layout:
@@ -105,10 +113,13 @@ class Engine:
     def open_session(self, worker: str) -> tuple[Session, Session | None]:
         """Open a session; see `Ledger.open`.
 
-        A waiting push of the worker's earlier session is forgotten.
+        A waiting push of the worker's earlier session is forgotten, and with it all that it was
+        added to.
         """
         session, previous = self.ledger.open(worker)
         self.policy.join(worker)
+        if not self.policy.waiting:
+            self._reduction.clear()
         return session, previous
 
     def close_session(self, worker: str, epoch: int) -> Staged | None:
@@ -123,7 +134,11 @@ class Engine:
         self.ledger.find(worker, epoch)
         self.ledger.close(worker, epoch)
         step = self.policy.leave(worker)
-        return None if step is None else self._stage_step(step.pushes)
+        if step is not None:
+            return self._stage_step(step.pushes)
+        if not self.policy.waiting:
+            self._reduction.clear()
+        return None
 
     # Pushes
 
@@ -141,7 +156,7 @@ class Engine:
         """
         self._check_incarnation(push.worker, push.epoch, push.incarnation)
         if self._is_waiting(push):
-            return Waiting()
+            return Waiting(is_added=self._reduction.adds_on_arrival)
         settled = self.ledger.check(*push.key)
         if settled is not None:
             return settled
@@ -150,12 +165,14 @@ class Engine:
         dropped = self._check_finite(push)
         if dropped is not None:
             return dropped
-        decision = self.policy.offer(push, self.counters.parameters_version)
-        if isinstance(decision, Wait):
-            return Waiting()
-        if isinstance(decision, Drop):
-            return self._stage_no_step((push,), decision.outcome, self.counters)
-        return self._stage_step(decision.pushes)
+        kept = self._reduction.kept(push)
+        offered = self.policy.offer(kept, self.counters.parameters_version)
+        if isinstance(offered, Drop):
+            return decision.drop(push, offered.outcome, self.counters)
+        self._reduction.add(push)
+        if isinstance(offered, Wait):
+            return Waiting(is_added=self._reduction.adds_on_arrival)
+        return self._stage_step(offered.pushes)
 
     def commit(self, staged: Staged) -> tuple[tuple[Push, Result], ...]:
         """Make a staged change; cannot fail. Returns its results, which may be answered now."""
@@ -234,69 +251,21 @@ class Engine:
         if self.counters.loss_scale is not None or action == "allow" or push.gradient.is_finite():
             return None
         if action == "reject":
+            name = push.gradient.first_nonfinite()
             raise NonFiniteGradient(
-                "The gradient has NaN or infinity in it and this model rejects those; nothing "
-                "changed. Lower the learning rate, clip, or create the model with "
-                "on_nonfinite='drop'"
+                f"The gradient of {name!r} has NaN or infinity in it and this model rejects those; "
+                "nothing changed. Lower the learning rate, clip, or create the model with "
+                "on_nonfinite='drop'",
+                tensor=name,
             )
-        return self._stage_no_step((push,), "skipped_nonfinite", self.counters)
+        return decision.drop(push, "skipped_nonfinite", self.counters)
 
     def _stage_step(self, pushes: Sequence[Push]) -> Staged:
-        scale, optimizer = self.counters.loss_scale, self.definition.optimizer
-        if scale is not None and not all(push.gradient.is_finite() for push in pushes):
-            after = replace(self.counters, loss_scale=scale.after_nonfinite())
-            return self._stage_no_step(pushes, "skipped_nonfinite", after)
-        gradient = self._aggregated(pushes)
-        scalars = self.pipeline.scalars(
-            self.counters.iterations, gradient.loss_scale, pushes[0].hyperparameters
-        )
-        if scale is not None and isinstance(optimizer, LossScaleOptimizer):
-            scale = scale.after_finite(optimizer.dynamic_growth_steps)
-        version = self.counters.version + 1
-        is_changed = scalars.changes_parameters
-        after = Counters(
-            version=version,
-            parameters_version=version if is_changed else self.counters.parameters_version,
-            iterations=self.counters.iterations + 1,
-            loss_scale=scale,
-        )
-        outcome = "applied" if scalars.updates else "accumulated"
-        return Staged(self._results(pushes, outcome, after), after, gradient, scalars)
-
-    def _stage_no_step(self, pushes: Sequence[Push], outcome: str, after: Counters) -> Staged:
-        return Staged(self._results(pushes, outcome, after), after)
-
-    def _results(
-        self, pushes: Sequence[Push], outcome: str, after: Counters
-    ) -> tuple[tuple[Push, Result], ...]:
-        now = self.counters.parameters_version
-        scale = None if after.loss_scale is None else after.loss_scale.scale
-        return tuple(
-            (
-                push,
-                Result(
-                    outcome,
-                    after.version,
-                    after.parameters_version,
-                    staleness=0 if push.version is None else now - push.version,
-                    loss_scale=scale,
-                ),
-            )
-            for push in pushes
-        )
-
-    def _aggregated(self, pushes: Sequence[Push]) -> Gradient:
-        """Return the gradient of a step; that of a single push as it is."""
-        if len(pushes) == 1:
-            return pushes[0].gradient
-        gradients = [push.gradient for push in pushes]
-        weights = [push.weight for push in pushes]
-        scales = {gradient.loss_scale for gradient in gradients}
-        if self.counters.loss_scale is not None or len(scales) > 1:
-            return self.pipeline.aggregate(gradients, weights)
-        # A fixed loss scale is taken out once, by the step, as Keras does.
-        bare = [replace(gradient, loss_scale=None) for gradient in gradients]
-        return replace(self.pipeline.aggregate(bare, weights), loss_scale=scales.pop())
+        if self.counters.loss_scale is not None and not self._reduction.is_finite(pushes):
+            self._reduction.clear()
+            return decision.skipped_step(pushes, self.counters)
+        gradient = self._reduction.reduce(pushes)
+        return decision.step(pushes, gradient, self.counters, self.definition, self.pipeline)
 
     # Everything else that changes a model
 
@@ -317,7 +286,7 @@ class Engine:
                 )
             self._replace_parameters(self.store.slots[AVERAGE], after.version)
             after = replace(after, parameters_version=after.version)
-            self.policy = self._new_policy()
+            self._forget_waiting()
         self.counters = after
         return after
 
@@ -336,7 +305,7 @@ class Engine:
         self._replace_parameters(parameters, version)
         self.counters = replace(self.counters, version=version, parameters_version=version)
         self.incarnation = incarnation
-        self.policy = self._new_policy()
+        self._forget_waiting()
         return self.counters
 
     def restore(self, state: State, incarnation: str) -> Counters:
@@ -369,26 +338,9 @@ class Engine:
         """Return what `adopt_hyperparameters` takes; changes nothing.
 
         Raises:
-            InvalidArgument: A value breaks its rule, is set over a schedule, or would change the
-                slots or which values come with each push.
+            InvalidArgument: See `with_hyperparameters`.
         """
-        rule = self.definition.rule
-        value = values.get("learning_rate")
-        if isinstance(value, float | int) and isinstance(rule.learning_rate, LearningRateSchedule):
-            raise InvalidArgument(
-                "This optimizer was created with a LearningRateSchedule as its `learning_rate`, "
-                "hence its learning rate is not settable. Create it with a float `learning_rate` "
-                "instead"
-            )
-        definition = self.definition.with_rule(rule.with_values(values))
-        pipeline = Pipeline(self.layout, definition.rule, definition.excluded)
-        if _fixed(self.pipeline) != _fixed(pipeline):
-            raise InvalidArgument(
-                "These hyperparameters cannot change while training, since the slots, or the "
-                "values that come with each push, would: "
-                f"{', '.join(sorted(values))}. Create another model"
-            )
-        return definition, pipeline
+        return with_hyperparameters(self.definition, self.pipeline, values)
 
     def adopt_hyperparameters(self, definition: Definition, pipeline: Pipeline) -> None:
         """Use other hyperparameters from the next step on; adds no version."""
@@ -429,13 +381,3 @@ class Engine:
                 f"{name[:80]!r}"
             )
         return {dtype: array.copy() for dtype, array in self.store.slots[name].items()}
-
-
-def _fixed(pipeline: Pipeline) -> tuple[Any, ...]:
-    """Return what may not change during the life of a model."""
-    optimizer = pipeline.optimizer
-    return (
-        pipeline.slot_values.keys(),
-        optimizer.gradient_accumulation_steps,
-        optimizer.declared_per_push,
-    )

@@ -33,14 +33,15 @@
     │   ├── PushInFlight         the session has another push under way
     │   ├── StaleIncarnation     the model's history was cut since the session was opened
     │   ├── PreconditionFailed   If-Match names an older state
-    │   └── NothingToFinalize    the moving average has seen no step yet
+    │   ├── NothingToFinalize    the moving average has seen no step yet
+    │   └── NoSharedMemory       this connection shares no memory, or there is none for it
     ├── HeaderTooLarge           more bytes or lines of HTTP header than the server takes
     ├── BodyTooLarge             more bytes than the server takes
     ├── BodyTooSlow              the body stalled or came too slowly
     ├── Unavailable              not now; the same call may succeed later
     │   ├── ShuttingDown
     │   ├── VersionsExhausted    slow readers hold every spare version
-    │   ├── StagingExhausted     too many bytes of pushes are in flight
+    │   ├── StagingFull          no memory came free for a body in time
     │   └── TooManyWorkers
     ├── DoesNotFit               the model needs more memory or disk than there is
     ├── CheckpointInvalid        a checkpoint is incomplete or does not match its hashes
@@ -272,6 +273,12 @@ class NothingToFinalize(Conflict):
     code = "nothing_to_finalize"
 
 
+class NoSharedMemory(Conflict):
+    """This connection shares no memory with the server, or there is none for it."""
+
+    code = "no_shared_memory"
+
+
 class HeaderTooLarge(StepwellError):
     """More bytes or lines of HTTP header than the server takes."""
 
@@ -308,10 +315,10 @@ class VersionsExhausted(Unavailable):
     code = "versions_exhausted"
 
 
-class StagingExhausted(Unavailable):
-    """Too many bytes of pushes are in flight."""
+class StagingFull(Unavailable):
+    """No memory came free for a body in time."""
 
-    code = "staging_exhausted"
+    code = "staging_full"
 
 
 class TooManyWorkers(Unavailable):

@@ -42,6 +42,15 @@ class Gradient:
         payload = arena_dtype if self.dtype == "native" else self.dtype
         return (array.view(np.uint16) if array.itemsize == 2 else array), payload
 
+    def first_nonfinite(self) -> str | None:
+        """Return the name of the first tensor that is not finite; see `is_finite`."""
+        for name, segment in self.layout.segments.items():
+            dtype = segment.tensor.dtype
+            part = {dtype: self.arenas[dtype][segment.start : segment.stop]}
+            if not Gradient(self.layout.select([name]), part, self.dtype).is_finite():
+                return name
+        return None
+
     def is_finite(self) -> bool:
         """Return whether no element is NaN or infinite in its parameter's dtype.
 

@@ -264,12 +264,13 @@ class Layout:
 
 def byte_views(arenas: Mapping[str, Array]) -> list[memoryview]:
     """Return the bytes of each arena, in the order in which they travel; views, no copy."""
-    return [_bytes_of(arenas[dtype]) for dtype in ARENA_DTYPES if dtype in arenas]
+    return [byte_view(arenas[dtype]) for dtype in ARENA_DTYPES if dtype in arenas]
 
 
-def _bytes_of(array: Array) -> memoryview:
+def byte_view(array: Array) -> memoryview:
+    """Return the bytes of an array in C order; a view, no copy."""
     # An array is a buffer; typeshed learns it in 3.12.
-    return memoryview(cast(bytes, array.view(np.uint8)))
+    return memoryview(cast(bytes, array.reshape(-1).view(np.uint8)))
 
 
 PAYLOAD_DTYPES = ("native", "float16", "bfloat16", "float32", "float64")

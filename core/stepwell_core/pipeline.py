@@ -18,11 +18,11 @@ module has the order.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
 from stepwell_core import kernels
-from stepwell_core.aggregation import aggregate
+from stepwell_core.aggregation import RunningSum
 from stepwell_core.clipping import Key, clip_scales, squared_norms
 from stepwell_core.gradient import Gradient
 from stepwell_core.kernels import Kernel, Stages
@@ -96,9 +96,9 @@ class Pipeline:
         """
         return step_scalars(self.optimizer, self.layout.sizes, iterations, loss_scale, values)
 
-    def aggregate(self, gradients: Sequence[Gradient], weights: Sequence[float]) -> Gradient:
-        """Return the weighted mean of gradients; see `aggregation.py`."""
-        return aggregate(self.layout, gradients, weights, compiled=self._compiled)
+    def new_sum(self) -> RunningSum:
+        """Return a sum of gradients with nothing in it; see `aggregation.py`."""
+        return RunningSum(self.layout, compiled=self._compiled)
 
     def apply(
         self,

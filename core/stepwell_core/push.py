@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -24,7 +24,8 @@ class Push:
         epoch: Of its session.
         sequence: 0, 1, 2, ... within the session.
         incarnation: Of the model, as the session knows it.
-        gradient: Read until the push is settled; the sender's buffer is free afterwards.
+        gradient: Read until the push is settled, or until it is added to a running sum; the
+            sender's buffer is free afterwards.
         version: Of the parameters it was computed at; None if the worker never pulled.
         weight: In an aggregate; finite and > 0.
         loss_scale: What the loss was multiplied by; None means the current one.
@@ -46,10 +47,22 @@ class Push:
         """What names the push in the ledger."""
         return self.worker, self.epoch, self.sequence
 
+    def without_arrays(self) -> Push:
+        """Return the push without its gradient's elements, which then may be freed or reused."""
+        return replace(self, gradient=Gradient(self.gradient.layout, {}, self.gradient.dtype))
+
 
 @dataclass(frozen=True)
 class Waiting:
-    """The push waits for others; its result comes with the step that contains it."""
+    """The push waits for others; its result comes with the step that contains it.
+
+    Attributes:
+        is_added: The gradient is in a running sum: the engine holds no array of it and reads it no
+            more, so its buffer is free at once. Else it is free when the push is settled, or waits
+            no more for another reason.
+    """
+
+    is_added: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,7 +72,8 @@ class Staged:
     Attributes:
         results: What each push in it will be answered.
         counters: The model's after the change.
-        gradient: What the step takes, already aggregated; None if no step is made.
+        gradient: What the step takes, already reduced; None if no step is made. It may lie in the
+            engine's own memory, which is reused for the next step.
         scalars: Of the step.
     """
 

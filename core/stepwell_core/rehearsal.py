@@ -8,12 +8,14 @@ gradients, the test for NaN.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from stepwell_core.consistency import Sync
 from stepwell_core.definition import Definition
 from stepwell_core.engine import Engine
 from stepwell_core.layout import Layout, Tensor
+from stepwell_core.ledger import Session
 from stepwell_core.pipeline import Gradient
 from stepwell_core.push import Push, Staged
 
@@ -31,13 +33,22 @@ def rehearse(definition: Definition, dtype: str = "native") -> None:
         dtype: What their elements are.
     """
     engine = Engine.create(_miniature(definition), _miniature(definition).layout.new_arenas(), "")
-    sessions = {worker: engine.open_session(worker)[0] for worker in _WORKERS}
-    k = definition.rule.gradient_accumulation_steps or 1
-    for sequence in range(2 * k):
+    sessions = [engine.open_session(worker)[0] for worker in _WORKERS]
+    pushes = 2 * (definition.rule.gradient_accumulation_steps or 1)
+    _push_from(engine, sessions, range(pushes), dtype)
+    if isinstance(definition.consistency, Sync):  # one may be left alone at its barrier
+        engine.close_session(sessions[1].worker, sessions[1].epoch)
+        _push_from(engine, sessions[:1], range(pushes, 2 * pushes), dtype)
+
+
+def _push_from(engine: Engine, sessions: Sequence[Session], sequences: range, dtype: str) -> None:
+    """Make pushes of all sessions; the second half of them while somebody reads."""
+    for sequence in sequences:
         # In place if nobody holds the version, else into a spare buffer.
-        held = engine.store.hold() if sequence >= k else None
-        for worker, session in sessions.items():
-            staged = engine.stage(_push(engine, worker, session.epoch, sequence, dtype))
+        is_held = sequence - sequences.start >= len(sequences) // 2
+        held = engine.store.hold() if is_held else None
+        for session in sessions:
+            staged = engine.stage(_push(engine, session.worker, session.epoch, sequence, dtype))
             if isinstance(staged, Staged):
                 engine.commit(staged)
         if held is not None:
@@ -54,7 +65,7 @@ def _miniature(definition: Definition) -> Definition:
     excluded = tuple(name for name in layout.names if name.endswith("excluded"))
     consistency = definition.consistency
     if isinstance(consistency, Sync):
-        consistency = Sync(workers=min(consistency.workers, len(_WORKERS)))
+        consistency = replace(consistency, workers=min(consistency.workers, len(_WORKERS)))
     return replace(
         definition, name="rehearsal", layout=layout, excluded=excluded, consistency=consistency
     )

@@ -10,12 +10,17 @@ nothing while a step is writing in place; the reader comes again when it is publ
 steps then use a spare.
 
 A hold that would leave the writer no buffer is refused, so the writer never waits for a reader.
+
+Where buffers come from may change: `move` brings the parameters into memory of another kind, such
+as one that other processes can see.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+
+import numpy as np
 
 from stepwell_core.errors import VersionsExhausted
 from stepwell_core.layout import Arenas, Layout
@@ -34,12 +39,14 @@ class Version:
         arenas: The parameters; read only, and only between `hold` and `release`.
     """
 
-    __slots__ = ("arenas", "holders", "number")
+    __slots__ = ("arenas", "holders", "is_abandoned", "move", "number")
 
-    def __init__(self, number: int, arenas: Arenas) -> None:
+    def __init__(self, number: int, arenas: Arenas, move: int) -> None:
         self.number = number
         self.arenas = arenas
+        self.move = move  # the last one of the store when the buffer was allocated
         self.holders = 0
+        self.is_abandoned = False  # its buffer is not to be written again
 
 
 class Claim:
@@ -77,8 +84,10 @@ class Store:
         if spares is None:
             spares = 3 if layout.nbytes < SMALL_MODEL_BYTES else 1
         self._spare_limit = spares
+        self._allocate: Callable[[], Arenas] = lambda: layout.new_arenas(None)
         self._spares: list[Arenas] = []
-        self._current = Version(number, parameters)
+        self._moves = 0
+        self._current = Version(number, parameters, self._moves)
         self._old_held = 0
         self._claim: Claim | None = None
         self._spare_steps = 0
@@ -94,6 +103,15 @@ class Store:
         """The parameters as they are, for the writer to read."""
         return self._current.arenas
 
+    @property
+    def is_in_place(self) -> bool:
+        """Whether a step is writing the current version, so that nobody can hold it."""
+        with self._lock:
+            return self._is_in_place()
+
+    def _is_in_place(self) -> bool:
+        return self._claim is not None and self._claim.target is self._current.arenas
+
     def hold(self, *, is_reserved: bool = False) -> Version | None:
         """Hold the current version, or return None while a step is writing it in place.
 
@@ -106,7 +124,7 @@ class Store:
         """
         with self._lock:
             current = self._current
-            if self._claim is not None and self._claim.target is current.arenas:
+            if self._is_in_place():
                 self._spare_steps = SPARE_STEPS_AFTER_WAIT
                 return None
             if not (is_reserved or current.holders) and self._old_held >= self._spare_limit:
@@ -123,19 +141,33 @@ class Store:
             version.holders -= 1
             if not version.holders and version is not self._current:
                 self._old_held -= 1
-                self._keep_spare(version.arenas)
+                self._keep_spare(version)
+
+    def abandon(self, version: Version) -> None:
+        """Give back what `hold` returned, for a reader that may go on reading all the same.
+
+        Its buffer is never written again. It belongs to the reader from now on.
+        """
+        with self._lock:
+            version.is_abandoned = True
+        self.release(version)
 
     def claim(self) -> Claim:
         """Begin the next version; the writer alone calls this, and then `publish`."""
         with self._lock:
             current = self._current
             has_spare = self._old_held < self._spare_limit
-            if current.holders or (has_spare and self._spare_steps):
-                self._spare_steps = max(self._spare_steps - 1, 0)
-                self._claim = Claim(current.arenas, self._take_spare())
-            else:
+            is_in_use = current.holders or current.is_abandoned
+            if not (is_in_use or (has_spare and self._spare_steps)):
                 self._claim = Claim(current.arenas, current.arenas)
-            return self._claim
+                return self._claim
+            self._spare_steps = max(self._spare_steps - 1, 0)
+            target = self._spares.pop() if self._spares else None
+        # Large buffers take their time, in which readers go on.
+        claim = Claim(current.arenas, self._allocate() if target is None else target)
+        with self._lock:
+            self._claim = claim
+        return claim
 
     def publish(self, number: int) -> None:
         """End what `claim` began: readers get the new version from now on."""
@@ -146,15 +178,33 @@ class Store:
             if claim.target is old.arenas:
                 old.number = number
                 return
-            self._current = Version(number, claim.target)
+            self._current = Version(number, claim.target, self._moves)
             if old.holders:
                 self._old_held += 1
             else:
-                self._keep_spare(old.arenas)
+                self._keep_spare(old)
 
-    def _take_spare(self) -> Arenas:
-        return self._spares.pop() if self._spares else self.layout.new_arenas(None)
+    def move(self, target: Arenas, allocate: Callable[[], Arenas]) -> None:
+        """Copy the current version elsewhere, and take buffers from there; the writer alone.
 
-    def _keep_spare(self, arenas: Arenas) -> None:
-        if len(self._spares) + self._old_held < self._spare_limit:
-            self._spares.append(arenas)
+        O(parameters). Readers go on, and buffers from where they came before are dropped with the
+        last of them.
+
+        Args:
+            target: Arenas of the layout; owned by the store from now on.
+            allocate: Returns more such arenas, uninitialized; called by the writer.
+        """
+        with self._lock:
+            self._moves += 1
+            self._spares = [target]
+            self._current.is_abandoned = True
+            self._allocate = allocate
+        claim = self.claim()
+        for dtype, array in claim.source.items():
+            np.copyto(claim.target[dtype], array)
+        self.publish(self.number)
+
+    def _keep_spare(self, version: Version) -> None:
+        has_room = len(self._spares) + self._old_held < self._spare_limit
+        if has_room and version.move == self._moves and not version.is_abandoned:
+            self._spares.append(version.arenas)

@@ -95,6 +95,11 @@ class Decoder:
         self._marker_filled = 0
 
     @property
+    def missing(self) -> int:
+        """How many bytes of the payload are still to come; 0 before `receive`."""
+        return self._missing
+
+    @property
     def is_complete(self) -> bool:
         """Whether header and payload are there; nothing but empty `bin`s may still come."""
         return self._is_receiving and self._missing == 0

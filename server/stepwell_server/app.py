@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import secrets
+
 import structlog
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from stepwell_server import __version__, problems
+from stepwell_server import __version__, memory, problems
+from stepwell_server.counts import Counts
 from stepwell_server.gate import Gate
 from stepwell_server.registry import Registry
 from stepwell_server.routes import ROUTERS
+from stepwell_server.routes.direct import direct
 from stepwell_server.settings import Settings
+from stepwell_server.staging import Staging
 from stepwell_server.storage.folders import DataFolder
 from stepwell_server.tokens import Authenticator
 
 log = structlog.get_logger("stepwell")
+
+LEAST_STAGING_BYTES = 256 << 20  # two workers of ResNet-50; a smaller machine needs a setting
 
 
 class Application:
@@ -28,10 +35,13 @@ class Application:
 
     def __init__(self, settings: Settings, data: DataFolder, authenticator: Authenticator) -> None:
         self.settings = settings
-        self.registry = Registry(data, settings.push_wait_s)
+        self.counts = Counts()
+        self._budget = _staging_budget(settings)
+        self.staging = Staging(self._budget.nbytes, self.counts)
+        self.registry = Registry(data, settings.push_wait_s, self.staging)
         self._data = data
         self.api = self._build()
-        self.asgi: ASGIApp = Gate(self.api, authenticator, settings.allowed_hosts)
+        self.asgi: ASGIApp = Gate(direct(self.api), authenticator, settings.allowed_hosts)
 
     def _build(self) -> FastAPI:
         # FastAPI's documentation pages load from a content network; /openapi.json is ours alone.
@@ -45,11 +55,25 @@ class Application:
         )
         api.state.registry = self.registry
         api.state.settings = self.settings
+        api.state.staging = self.staging
+        api.state.counts = self.counts
         api.state.is_ready = False
+        api.state.memory_socket = None
+        api.state.instance = secrets.token_hex(8)
         for router in ROUTERS:
             api.include_router(router)
         problems.install(api)
         return api
+
+    @property
+    def memory_socket(self) -> str | None:
+        """Where workers on this host ask for shared memory."""
+        path: str | None = self.api.state.memory_socket
+        return path
+
+    @memory_socket.setter
+    def memory_socket(self, path: str | None) -> None:
+        self.api.state.memory_socket = path
 
     async def start(self) -> None:
         """Recover the models; comes before the first request.
@@ -58,11 +82,13 @@ class Application:
             CheckpointInvalid: A model cannot be recovered; nothing was changed.
         """
         await self.registry.recover()
+        log.info("staging", bytes=self._budget.nbytes, source=self._budget.whose)
         self.api.state.is_ready = True
 
     def stop_waiting(self) -> None:
         """Answer waiting requests with 503 at once; the first part of a stop."""
         self.api.state.is_ready = False
+        self.staging.close()
         self.registry.stop_waiting()
 
     async def stop(self) -> None:
@@ -72,3 +98,13 @@ class Application:
         finally:
             self._data.release()
         log.info("stopped")
+
+
+def _staging_budget(settings: Settings) -> memory.Limit:
+    """Return how many bytes of payloads may be in memory at once, and who says so."""
+    if settings.staging_bytes is not None:
+        return memory.Limit(settings.staging_bytes, "settings")
+    limit = memory.limit()
+    if limit.nbytes // 4 < LEAST_STAGING_BYTES:
+        return memory.Limit(LEAST_STAGING_BYTES, "the least there is by default")
+    return memory.Limit(limit.nbytes // 4, f"a quarter of the memory of {limit.whose}")

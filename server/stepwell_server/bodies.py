@@ -112,21 +112,27 @@ class MessageReader:
         self._decoder.finish()
         raise MalformedMessage("The body is empty")
 
-    async def payload(self, layout: Layout, dtype: str) -> Arenas:
-        """Return the payload in arenas that the caller owns.
-
-        Args:
-            layout: What it holds.
-            dtype: Of its elements.
+    async def payload(self, arenas: Arenas) -> None:
+        """Read the payload into arenas of the caller; nothing is written to them after the end.
 
         Raises:
             PayloadSizeMismatch: It is shorter or longer.
             ClientDisconnect: The connection ended; nothing was done.
         """
-        arenas = layout.new_payload(dtype)
         self._decoder.receive(byte_views(arenas))
         await self.end()
-        return arenas
+
+    async def skip(self) -> None:
+        """Read to the end of the body and throw it away, whatever it is.
+
+        Raises:
+            ClientDisconnect: The connection ended.
+        """
+        if self._receive is not None:
+            await self._receive(None)
+        else:
+            while self._has_more:
+                await self._piece()
 
     async def end(self) -> None:
         """Read to the end of the body, which may hold nothing more than was asked for.

@@ -73,6 +73,13 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on [127.0.0.1].")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one [8700].")] = None,
     uds: Annotated[Path | None, typer.Option(help="Listen on a Unix socket instead.")] = None,
+    shared_memory: Annotated[
+        bool | None,
+        typer.Option(
+            "--shared-memory/--no-shared-memory",
+            help="Exchange tensors in memory with workers on this host [yes].",
+        ),
+    ] = None,
     data_dir: Annotated[
         Path | None, typer.Option(help="Where models are kept [stepwell-data].")
     ] = None,
@@ -84,6 +91,9 @@ def serve(
     ] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its key, PEM.")] = None,
+    staging_bytes: Annotated[
+        int | None, typer.Option(help="Memory for payloads on their way [a quarter].")
+    ] = None,
     allowed_host: Annotated[
         list[str] | None, typer.Option(help="A host name to answer to; may be repeated.")
     ] = None,
@@ -105,11 +115,13 @@ def serve(
         "host": host,
         "port": port,
         "uds": uds,
+        "shared_memory": shared_memory,
         "data_dir": data_dir,
         "durability": durability,
         "token_file": token_file,
         "tls_cert": tls_cert,
         "tls_key": tls_key,
+        "staging_bytes": staging_bytes,
         "allowed_hosts": tuple(allowed_host) if allowed_host else None,
         "log_format": log_format,
         "log_level": log_level,

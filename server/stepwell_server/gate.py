@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from starlette.routing import compile_path
@@ -36,6 +37,9 @@ ROLE_OF_ROUTE: Mapping[tuple[str, str], str] = {
     ("PUT", _MODEL + "/parameters"): ADMIN,
     ("GET", _MODEL + "/parameters/{name:path}"): READ,
     ("POST", _MODEL + "/gradients"): PUSH,
+    ("POST", _MODEL + "/memory/gradients"): PUSH,
+    ("POST", _MODEL + "/memory/parameters"): READ,
+    ("DELETE", _MODEL + "/memory/parameters/{number}"): READ,
     ("POST", _MODEL + "/finalize"): ADMIN,
     ("GET", _MODEL + "/optimizer"): READ,
     ("PATCH", _MODEL + "/optimizer"): ADMIN,
@@ -58,6 +62,8 @@ DECISIVE = frozenset(
     {"host", "origin", "authorization", "content-type", "content-encoding", "content-length"}
 )
 """The headers that the gate decides by."""
+
+MAX_ADDRESS_CHARACTERS = 64  # an IPv6 address has 45, its zone not many more
 
 BODY_TYPES = frozenset({"application/json", wire.MEDIA_TYPE})
 
@@ -167,8 +173,8 @@ def _headers(scope: Scope) -> dict[str, str]:
 def role_needed(method: str, path: str) -> str:
     """Return the role that a call needs; `admin` for everything that is not in the table."""
     method = "GET" if method == "HEAD" else method
-    roles = [role for m, pattern, role in _PATTERNS if m == method and pattern.match(path)]
-    return roles[0] if roles else ADMIN
+    roles = (role for m, pattern, role in _PATTERNS if m == method and pattern.match(path))
+    return next(roles, ADMIN)
 
 
 def _host_name(host: str) -> str:
@@ -186,7 +192,10 @@ def _authority(origin: str) -> str | None:
         return None
 
 
+@lru_cache(maxsize=64)
 def _is_address(host: str) -> bool:
+    if len(host) > MAX_ADDRESS_CHARACTERS:
+        return False
     try:
         ipaddress.ip_address(host)
     except ValueError:

@@ -7,8 +7,11 @@ single byte is left, the `send` after a large one waits until the transport has 
 
 **A body goes straight to where it belongs**: the extension of `receiving.py`.
 
-**Nobody keeps the server waiting** (`deadlines.py`), **sends an endless header or one that can be
-read in two ways** (`framing.py`), and who does is told why in a problem document.
+**A worker on this host shares memory** with the server: the extension of `shared_memory`.
+
+**Nobody keeps the server waiting** (`deadlines.py`; `drain.py` for readers), **sends an endless
+header or one that can be read in two ways** (`framing.py`), and who does is told why in a problem
+document.
 """
 
 from __future__ import annotations
@@ -22,8 +25,13 @@ from stepwell_core.errors import MalformedMessage, ShuttingDown, StepwellError
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from stepwell_server import deadlines, framing, problems
+from stepwell_server.counts import Counts
+from stepwell_server.drain import Drain
 from stepwell_server.receiving import HTTP_EXTENSION
 from stepwell_server.request_body import RequestBody
+from stepwell_server.shared_memory import EXTENSION as MEMORY_EXTENSION
+from stepwell_server.shared_memory import ConnectionMemory
+from stepwell_server.shared_memory.listener import is_trusted
 
 log = structlog.get_logger("stepwell")
 
@@ -32,10 +40,19 @@ LEAST_SHUTDOWN_S = 2.0
 
 
 class StepwellProtocol(HttpToolsProtocol):
-    """HTTP/1.1 on one connection."""
+    """HTTP/1.1 on one connection.
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    Args:
+        args: uvicorn's.
+        counts: Of the server.
+        options: uvicorn's.
+    """
+
+    _drain: Drain  # of the transport
+
+    def __init__(self, *args: Any, counts: Counts, **options: Any) -> None:
         super().__init__(*args, **options)
+        self._counts = counts
         self._behind = self.app
         self._body: RequestBody | None = None  # of the last request whose header is complete
         self._header_timer: asyncio.TimerHandle | None = None
@@ -44,14 +61,18 @@ class StepwellProtocol(HttpToolsProtocol):
         self._idle_bytes = 0  # since the last progress: of a header or trailer, or of nothing
         self._refusal: StepwellError | None = None
         self._is_deaf = False
+        self._memory: ConnectionMemory | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Set the high-water mark of the new connection, and wait for its first header."""
         super().connection_made(transport)
+        self._drain = Drain(transport, self.loop, self._counts)
         # A plain transport pauses writing above the mark, one with TLS already at it: with 0 that
         # would pause and resume in turns, whatever there is to write.
         has_tls = transport.get_extra_info("sslcontext") is not None
         transport.set_write_buffer_limits(high=1 if has_tls else 0)
+        if is_trusted(transport):
+            self._memory = ConnectionMemory(transport)
         self._expect_header()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -59,9 +80,23 @@ class StepwellProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
         self._unset_header_timer()
+        self._drain.stop()
+        self._counts.headers_cut += self._is_in_header
+        if self._memory is not None:
+            self._memory.close()
         if self._body is not None:
             self._body.lose()
             self._body = None
+
+    def pause_writing(self) -> None:
+        """Take note that the transport holds bytes of an answer."""
+        super().pause_writing()
+        self._drain.start()
+
+    def resume_writing(self) -> None:
+        """Take note that it does not any more."""
+        super().resume_writing()
+        self._drain.pause()
 
     def shutdown(self) -> None:
         """Let a body that is on its way come, but not beyond the grace period."""
@@ -122,11 +157,17 @@ class StepwellProtocol(HttpToolsProtocol):
         self._unset_header_timer()
         self._unset_keepalive_if_required()
         body = None
+        http: dict[object, object] = {"drain": self._drain}
+        extensions: dict[str, Any] = {HTTP_EXTENSION: http}
+        if self._memory is not None:
+            extensions[MEMORY_EXTENSION] = self._memory
         if length != 0:
-            body = RequestBody(self, self._behind, length, self._put_back, self._go_idle)
+            body = RequestBody(
+                self, self._behind, length, self._put_back, self._go_idle, self._counts
+            )
             if length is not None:
-                extension: dict[object, object] = {"receive": body.receive_into}
-                self.scope["extensions"] = {HTTP_EXTENSION: extension}
+                http["receive"] = body.receive_into
+        self.scope["extensions"] = extensions
         self.app = self._behind if body is None else body
         super().on_headers_complete()
         self._body = body
@@ -157,6 +198,11 @@ class StepwellProtocol(HttpToolsProtocol):
         if not self._body.is_complete:
             self._unset_keepalive_if_required()
         self._body.on_response_complete()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close an idle connection, unless a worker would lose what it shares with it."""
+        if self._memory is None or not self._memory.is_used:
+            super().timeout_keep_alive_handler()
 
     def _put_back(self) -> None:
         self.transport.set_protocol(self)

@@ -3,6 +3,11 @@
 asyncio stands on one side, the engine on the other. What runs on the lane may use the engine
 freely, and nothing else may; independent models have lanes of their own and run in parallel (the
 kernels release the GIL).
+
+Handing a job to the thread and its result back costs more than a small model's step. So a job that
+is known to be short runs on the event loop itself, at once, if nothing was given to the lane that
+is not finished. That needs no lock: jobs are given, counted and their results received on the event
+loop alone, and a job is finished when its result is received.
 """
 
 from __future__ import annotations
@@ -12,11 +17,12 @@ import queue
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, TypeVarTuple, Unpack
 
 from stepwell_core.errors import ShuttingDown
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,19 +43,40 @@ class Lane:
         self._loop = loop
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._is_closed = False
+        self._unfinished = 0  # jobs whose results did not come back to the event loop yet
+        self._is_inline = False
         self._thread = threading.Thread(target=self._work, name=f"lane-{name}", daemon=True)
         self._thread.start()
 
-    async def run(self, function: Callable[[], T]) -> T:
+    async def run(self, function: Callable[[], T], *, is_short: bool = False) -> T:
         """Run `function` on the lane, after everything that was given to it before.
 
         If the caller is cancelled the function still runs: a change that was begun is made whole.
+
+        Args:
+            function: The job.
+            is_short: It takes some 100 us at most, so it may stop the event loop for as long.
 
         Raises:
             ShuttingDown: The lane is closed.
             Exception: Whatever `function` raises.
         """
+        if is_short and self.is_idle:
+            return self.run_inline(function)
         return await self.submit(function)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no job runs or waits, so that the event loop may run one itself."""
+        return not (self._unfinished or self._is_inline or self._is_closed)
+
+    def run_inline(self, function: Callable[[], T]) -> T:
+        """Run `function` on the event loop, which it stops for as long; only when `is_idle`."""
+        self._is_inline = True
+        try:
+            return function()
+        finally:
+            self._is_inline = False
 
     def submit(self, function: Callable[[], T]) -> asyncio.Future[T]:
         """Give `function` to the lane without waiting; see `run`.
@@ -60,20 +87,24 @@ class Lane:
         if self._is_closed:
             raise ShuttingDown("The model is being closed; try again")
         future: asyncio.Future[T] = self._loop.create_future()
+        self._unfinished += 1
         self._jobs.put(_Job(function, future))
         return future
 
     def answer(self, future: asyncio.Future[T], result: T) -> None:
-        """Give `future` its result, from the lane's thread."""
-        self._loop.call_soon_threadsafe(_set_result, future, result)
+        """Give `future` its result, from a job."""
+        self.call_soon(_set_result, future, result)
 
     def refuse(self, future: asyncio.Future[Any], error: BaseException) -> None:
-        """Give `future` an exception, from the lane's thread."""
-        self._loop.call_soon_threadsafe(_set_exception, future, error)
+        """Give `future` an exception, from a job."""
+        self.call_soon(_set_exception, future, error)
 
-    def call_soon(self, function: Callable[[], None]) -> None:
-        """Run `function` on the event loop, from the lane's thread."""
-        self._loop.call_soon_threadsafe(function)
+    def call_soon(self, function: Callable[[Unpack[Ts]], object], *arguments: *Ts) -> None:
+        """Run `function` on the event loop, from a job; at once if that is where the job runs."""
+        if self._is_inline:
+            function(*arguments)
+        else:
+            self._loop.call_soon_threadsafe(function, *arguments)
 
     async def close(self) -> None:
         """Finish what was given to the lane, then end its thread."""
@@ -88,12 +119,25 @@ class Lane:
 
     def _do(self, job: _Job) -> None:
         """Run one job, in a frame of its own: nor must a large result live until then."""
+        function, future = job.function, job.future
+        del job
         try:
-            result = job.function()
+            result = function()
         except BaseException as error:
-            self.refuse(job.future, error)
+            self.call_soon(self._finish, _set_exception, future, error)
         else:
-            self.answer(job.future, result)
+            self.call_soon(self._finish, _set_result, future, result)
+        finally:
+            # An error knows this frame. If the frame knew who is told of it, what the job used
+            # would live until the garbage collector comes.
+            del function, future
+
+    def _finish(
+        self, settle: Callable[[asyncio.Future[Any], Any], None], future: Any, value: Any
+    ) -> None:
+        """Receive a result on the event loop."""
+        self._unfinished -= 1
+        settle(future, value)
 
 
 def _set_result(future: asyncio.Future[Any], result: Any) -> None:

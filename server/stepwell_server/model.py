@@ -16,31 +16,37 @@ from typing import Any, TypeVar
 import structlog
 from stepwell_core import keras_config
 from stepwell_core.definition import Definition
+from stepwell_core.encoding import rehearse_encoding
 from stepwell_core.engine import Engine
 from stepwell_core.errors import (
     ModelNotFound,
     PreconditionFailed,
-    PushNotFound,
     ShuttingDown,
     StepwellError,
-    Unavailable,
     WorkerNotFound,
 )
 from stepwell_core.layout import Arenas
 from stepwell_core.ledger import Result, Session
-from stepwell_core.push import Push, Staged
+from stepwell_core.push import Push
 from stepwell_core.rehearsal import rehearse
-from stepwell_core.state import Counters, Snapshot, State
+from stepwell_core.state import Counters, State
 from stepwell_core.store import Version
 
+from stepwell_server.checkpoints import Checkpoints
 from stepwell_server.lane import Lane
+from stepwell_server.leases import Lease, Part
+from stepwell_server.pulls import Pulls
+from stepwell_server.pushes import Pushes
+from stepwell_server.readers import Readers
+from stepwell_server.shared_memory import RegionArenas, shared_arenas
 from stepwell_server.storage.checkpoint import Manifest
 from stepwell_server.storage.folders import ModelFolder
-from stepwell_server.waiters import Key, PushWaiters, Waiter
 
 T = TypeVar("T")
 
 log = structlog.get_logger("stepwell")
+
+_WAITS_NO_MORE = "The push waited for others and does so no more; send it again"
 
 
 def new_incarnation() -> str:
@@ -55,6 +61,7 @@ class HostedModel:
         engine: Belongs to this object's lane from now on.
         folder: Where its checkpoints are.
         push_wait_s: How long a push that waits for others is kept before it is answered `waiting`.
+        part: Of the staging, for its pushes.
         saved: The checkpoint that it was read from, if any.
     """
 
@@ -63,19 +70,20 @@ class HostedModel:
         engine: Engine,
         folder: ModelFolder,
         push_wait_s: float,
+        part: Part,
         saved: Manifest | None = None,
     ) -> None:
         self.engine = engine
         self.folder = folder
-        self._saved = saved
+        self.part = part
+        self.pulls = Pulls()
         self._loop = asyncio.get_running_loop()
         self._lane = Lane(engine.definition.name, self._loop)
-        self._push_wait_s = push_wait_s
-        self._waiters = PushWaiters(self._lane)  # the lane's
-        self._readers: list[asyncio.Future[None]] = []  # the event loop's
-        self._incarnation = engine.incarnation
-        self._warm_dtypes = {"native"}
-        self._checkpointing = asyncio.Lock()
+        self.pushes = Pushes(engine, self._lane, self._submit, self._check_running, push_wait_s)
+        self.readers = Readers(engine)
+        self._warm_dtypes = {"native"}  # of pushes
+        self._warm_encodings = {"native"}  # of pulls
+        self._checkpoints = Checkpoints(engine, folder, self._run, saved)
         self._is_stopping = False
 
     @property
@@ -83,76 +91,13 @@ class HostedModel:
         """What the model is now."""
         return self.engine.definition
 
-    # Pushes
-
-    async def push(self, push: Push) -> Result:
-        """Make a push: stage, commit, publish, answer.
-
-        Returns:
-            What became of it; the outcome `waiting` if it still waits for others.
-
-        Raises:
-            StepwellError: See `Engine.stage`.
-            ShuttingDown: The server stops; the push was not admitted.
-        """
+    async def push(self, push: Push, lease: Lease | None = None) -> Result:
+        """Make a push; see `Pushes.push`. Compiles before, if its dtype has not come yet."""
         self._check_running()
         await self._warm(push.gradient.dtype)
-        waiter: Waiter = self._loop.create_future()
-        await self._run(lambda: self._push(push, waiter))
-        return await self._settled(waiter, self._push_wait_s)
-
-    def _push(self, push: Push, waiter: Waiter) -> None:
-        """The lane's part of `push`."""
-        self._check_running()
-        outcome = self.engine.stage(push)
-        if isinstance(outcome, Result):
-            self._lane.answer(waiter, outcome)
-            return
-        self._waiters.add(push.key, waiter)
-        if isinstance(outcome, Staged):
-            self._commit(outcome)
-
-    def _commit(self, staged: Staged) -> None:
-        for push, result in self.engine.commit(staged):
-            self._waiters.answer(push.key, result)
-
-    async def wait_for_push(self, key: Key, wait_s: float) -> Result:
-        """Return the result of an earlier push, waiting for it if it waits.
-
-        Raises:
-            PushNotFound: The session neither stores nor awaits such a push.
-        """
-        waiter: Waiter = self._loop.create_future()
-        await self._run(lambda: self._find_push(key, waiter))
-        return await self._settled(waiter, min(wait_s, self._push_wait_s))
-
-    def _find_push(self, key: Key, waiter: Waiter) -> None:
-        worker, epoch, sequence = key
-        session = self.engine.ledger.find(worker, epoch)
-        if sequence <= session.last_sequence:
-            result = self.engine.ledger.check(*key)
-            assert result is not None, "an admitted push has a result"
-            self._lane.answer(waiter, result)
-        elif key in self._waiting:
-            self._check_running()
-            self._waiters.add(key, waiter)
-        else:
-            raise PushNotFound(
-                f"Worker {worker!r} has made no push {sequence} in session {epoch}; send it again",
-                expected=session.last_sequence + 1,
-            )
-
-    @property
-    def _waiting(self) -> set[Key]:
-        return {push.key for push in self.engine.policy.waiting}
-
-    async def _settled(self, waiter: Waiter, wait_s: float) -> Result:
-        done, _ = await asyncio.wait([waiter], timeout=wait_s)
-        if done:
-            return waiter.result()
-        waiter.cancel()
-        counters = self.engine.counters
-        return Result("waiting", counters.version, counters.parameters_version)
+        pushed = self.pushes.push(push, lease)
+        del push  # while it waits nobody holds its gradient but who will read it
+        return await pushed
 
     async def _warm(self, dtype: str) -> None:
         """Compile for a payload dtype that has not come yet, off the lane."""
@@ -169,40 +114,41 @@ class HostedModel:
         """
         return await self._run(lambda: function(self.engine))
 
-    async def hold(self) -> tuple[str, Version]:
-        """Hold the current version; waits for a step that is under way in place.
+    async def warm_encoding(self, dtype: str) -> None:
+        """Compile for a pull dtype that was not asked for yet; before a version is held for it."""
+        if dtype not in self._warm_encodings:
+            await asyncio.to_thread(rehearse_encoding, self.engine.layout, dtype)
+            self._warm_encodings.add(dtype)
 
-        Returns:
-            The incarnation, and the version, which the caller gives to `release`. While history is
-            being cut it may be the version after the cut with the incarnation before it: whoever
-            pushes a gradient of it is refused. It is never the other way round.
+    async def hold(self) -> tuple[str, Version]:
+        """Hold the current version, cutting off slow readers if it has to be; see `Readers.hold`.
 
         Raises:
-            VersionsExhausted: Slow readers hold every buffer that can be spared.
+            VersionsExhausted: Readers hold every buffer that can be spared, and none is slow.
         """
-        while (held := self._try_hold()) is None:
-            future: asyncio.Future[None] = self._loop.create_future()
-            self._readers.append(future)
-            # Between the two looks the step may have ended, and with it the wake-up call.
-            if (held := self._try_hold()) is not None:
-                return held
-            await future
-        return held
-
-    def _try_hold(self) -> tuple[str, Version] | None:
-        incarnation = self._incarnation
-        version = self.engine.store.hold()
-        return None if version is None else (incarnation, version)
+        return await self.pulls.hold(self.readers.hold)
 
     def release(self, version: Version) -> None:
         """Give back what `hold` returned."""
         self.engine.store.release(version)
 
-    def _wake_readers(self) -> None:
-        readers, self._readers = self._readers, []
-        for future in readers:
-            if not future.done():
-                future.set_result(None)
+    async def share(self) -> None:
+        """Keep the parameters where other processes can read them, from now on.
+
+        Raises:
+            NoSharedMemory: There is no memory for it; nothing has changed.
+        """
+        if not self._is_shared:
+            await self._run(self._move)
+
+    @property
+    def _is_shared(self) -> bool:
+        return isinstance(self.engine.store.current, RegionArenas)
+
+    def _move(self) -> None:
+        layout = self.engine.layout
+        if not self._is_shared:  # nor by somebody who came in between
+            self.engine.store.move(RegionArenas(layout), lambda: shared_arenas(layout))
 
     # Sessions
 
@@ -215,7 +161,7 @@ class HostedModel:
 
         def open_session() -> tuple[Session, Session | None, str, Counters]:
             session, previous = self.engine.open_session(worker)
-            self._forget_waiters()
+            self.pushes.forget()
             return session, previous, self.engine.incarnation, self.engine.counters
 
         return await self._change(open_session)
@@ -233,15 +179,10 @@ class HostedModel:
                 raise WorkerNotFound(f"The model knows no worker {worker!r}", worker=worker)
             staged = self.engine.close_session(worker, session.epoch if epoch is None else epoch)
             if staged is not None:
-                self._commit(staged)
-            self._forget_waiters()
+                self.pushes.commit(staged)
+            self.pushes.forget()
 
         await self._change(close)
-
-    def _forget_waiters(self) -> None:
-        """Answer those whose push waits no more: when they send it again they are told why."""
-        reason = "The push waited for others and does so no more; send it again"
-        self._waiters.forget(self._waiting, Unavailable(reason))
 
     # Changes by an administrator
 
@@ -250,14 +191,21 @@ class HostedModel:
 
         def finalize() -> Counters:
             counters = self.engine.finalize()
-            self._forget_waiters()
+            self.pushes.forget()
             return counters
 
         return await self._change(finalize)
 
-    async def overwrite(self, parameters: Arenas) -> tuple[str, Counters]:
-        """See `Engine.overwrite`; returns the new incarnation, its first checkpoint written."""
-        cut = await self._cut(lambda new: self.engine.overwrite(parameters, new))
+    async def overwrite(
+        self, parameters: Arenas, lease: Lease | None = None
+    ) -> tuple[str, Counters]:
+        """See `Engine.overwrite`; returns the new incarnation, its first checkpoint written.
+
+        Args:
+            parameters: Copied.
+            lease: Of their memory, if that is staged. Lent from here until they are copied.
+        """
+        cut = await self._cut(lambda new: self.engine.overwrite(parameters, new), lease)
         await self.checkpoint()
         return cut
 
@@ -269,17 +217,24 @@ class HostedModel:
         await self.checkpoint()
         return cut
 
-    async def _cut(self, function: Callable[[str], Counters]) -> tuple[str, Counters]:
+    async def _cut(
+        self, function: Callable[[str], Counters], lease: Lease | None = None
+    ) -> tuple[str, Counters]:
         """Begin a new history."""
 
         def cut() -> tuple[str, Counters]:
-            incarnation = new_incarnation()
-            counters = function(incarnation)
-            self._incarnation = incarnation  # after the version is there; see `hold`
-            self._forget_waiters()
+            try:
+                incarnation = new_incarnation()
+                counters = function(incarnation)
+            finally:
+                if lease is not None:
+                    lease.release()
+            self.readers.incarnation = incarnation  # after the version is there; see `hold`
+            self.pushes.forget()
             return incarnation, counters
 
-        return await self._change(cut)
+        self._check_running()
+        return await self._submit(cut, lease)
 
     async def set_hyperparameters(self, values: Mapping[str, Any], if_match: str | None) -> None:
         """Change hyperparameters from the next step on.
@@ -311,66 +266,30 @@ class HostedModel:
 
     async def checkpoint(self) -> Manifest:
         """Write a checkpoint beside training; returns when it is durable."""
-        async with self._checkpointing:  # a later cut gets a later name
-            buffers = await asyncio.to_thread(self._touched_buffers)
-            snapshot: Snapshot = await self._run(lambda: self.engine.snapshot(buffers))
-            manifest = await asyncio.to_thread(self._write_checkpoint, snapshot)
-            self._saved = manifest
-        log.info("checkpoint", model=self.definition.name, id=manifest.id)
-        return manifest
-
-    def _write_checkpoint(self, snapshot: Snapshot) -> Manifest:
-        """Write a cut and release it, in one thread, whatever becomes of who asked for it."""
-        try:
-            return self.folder.write_checkpoint(snapshot)
-        finally:
-            self.release(snapshot.parameters)
-
-    def _touched_buffers(self) -> dict[str, Arenas]:
-        """Return buffers for the slots; their pages are there already, so the cut is short."""
-        buffers = {}
-        for name in self.engine.pipeline.slot_values:
-            buffers[name] = self.engine.layout.new_arenas(None)
-            for array in buffers[name].values():
-                array.fill(0)
-        return buffers
+        return await self._checkpoints.write()
 
     async def remove_checkpoint(self, checkpoint_id: str) -> None:
         """Remove a checkpoint; see `ModelFolder.remove_checkpoint`."""
-        async with self._checkpointing:
-            await asyncio.to_thread(self.folder.remove_checkpoint, checkpoint_id)
-            if self._saved is not None and self._saved.id == checkpoint_id:
-                self._saved = None  # so that a stop writes another
+        await self._checkpoints.remove(checkpoint_id)
 
     # The end
 
     def stop_waiting(self) -> None:
         """Answer everyone who waits with 503 and take no more pushes; the first part of a stop."""
-        self._end(ShuttingDown("The server is stopping; the push was not admitted, send it again"))
+        self._end(ShuttingDown("The server is stopping; a push was not admitted, send it again"))
 
     def _end(self, error: StepwellError) -> None:
         self._is_stopping = True
-        self._lane.submit(lambda: self._waiters.forget((), error))
+        self.readers.end(error)
+        self._lane.submit(lambda: self.pushes.end(error))
 
     async def stop(self) -> None:
         """Write a last checkpoint, unless nothing changed; mark the stop as clean; end the lane."""
         self._is_stopping = True
-        if not await self._run(self._is_saved):
+        if not await self._run(self._checkpoints.has_everything):
             await self.checkpoint()
         await self._lane.close()
-        if self._saved is not None and self._is_saved():
-            await asyncio.to_thread(self.folder.mark_clean_stop, self._saved.id)
-
-    def _is_saved(self) -> bool:
-        """Whether the newest checkpoint holds everything, sessions included."""
-        saved, engine = self._saved, self.engine
-        return (
-            saved is not None
-            and saved.counters == engine.counters
-            and saved.incarnation == engine.incarnation
-            and saved.definition == engine.definition
-            and saved.ledger == engine.ledger.to_json()
-        )
+        await self._checkpoints.mark_clean_stop()
 
     async def discard(self) -> None:
         """End the lane without a checkpoint: the model is being deleted."""
@@ -388,16 +307,38 @@ class HostedModel:
         return await self._run(function)
 
     async def _run(self, function: Callable[[], T]) -> T:
-        """Run `function` on the lane, which then wakes readers who found a step under way."""
+        """Run `function` on the lane; see `Lane.run`."""
+        return await self._submit(function)
+
+    async def _submit(
+        self, function: Callable[[], T], lease: Lease | None = None, is_short: bool = False
+    ) -> T:
+        """Run `function` on the lane, which then wakes readers who wait for what it does.
+
+        Args:
+            function: Releases the lease when it is done with it.
+            lease: Of memory that it uses; lent from here on.
+            is_short: See `Lane.run`.
+        """
 
         def run() -> T:
             try:
                 return function()
             finally:
-                if self._readers:
-                    self._lane.call_soon(self._wake_readers)
+                if self.readers.is_any_waiting:
+                    self._lane.call_soon(self.readers.wake)
 
-        return await self._lane.run(run)
+        if is_short and self._lane.is_idle:
+            if lease is not None:
+                lease.is_lent = True
+            return self._lane.run_inline(run)
+        future = self._lane.submit(run)
+        if lease is not None:
+            lease.is_lent = True
+        try:
+            return await future
+        finally:
+            del future  # it knows its error, which knows this frame: see `Lane._do`
 
 
 def optimizer_tag(definition: Definition) -> str:

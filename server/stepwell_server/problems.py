@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import structlog
@@ -74,11 +74,14 @@ def problem(error: StepwellError, headers: Mapping[str, str] | None = None) -> R
 
 def install(app: FastAPI) -> None:
     """Answer every exception of `app` with a problem document."""
-    app.add_exception_handler(StepwellError, _on_stepwell_error)
-    app.add_exception_handler(RequestValidationError, _on_validation_error)
-    app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_exception_handler(ClientDisconnect, _on_disconnect)
-    app.add_exception_handler(Exception, _on_exception)
+    for error, handler in _HANDLERS.items():
+        app.add_exception_handler(error, handler)
+
+
+async def answer(request: Request, error: Exception) -> Response:
+    """Return the problem document of any exception, as an application does that has them."""
+    handler = next(_HANDLERS[cls] for cls in type(error).__mro__ if cls in _HANDLERS)
+    return await handler(request, error)
 
 
 async def _on_stepwell_error(request: Request, error: Exception) -> Response:
@@ -118,8 +121,8 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 
 
 async def _on_disconnect(request: Request, error: Exception) -> Response:
-    """The caller went away inside its body: nothing was done, and nobody reads an answer."""
-    log.info("body_cut_off", path=request.url.path[:200])
+    """The caller went away inside its body, or while it waited: nobody reads an answer."""
+    log.info("caller_gone", path=request.url.path[:200])
     return problem(errors.MalformedMessage("The body was cut off."))
 
 
@@ -130,3 +133,12 @@ async def _on_exception(request: Request, error: Exception) -> Response:
             "A bug in Stepwell; the server's log has the trace. Nothing was sent back"
         )
     )
+
+
+_HANDLERS: Mapping[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
+    StepwellError: _on_stepwell_error,
+    RequestValidationError: _on_validation_error,
+    HTTPException: _on_http_exception,
+    ClientDisconnect: _on_disconnect,
+    Exception: _on_exception,
+}

@@ -19,7 +19,8 @@ from stepwell_core import wire
 from stepwell_core.errors import StepwellError
 
 HTTP_EXTENSION = "stepwell.receive"
-"""`await scope["extensions"][HTTP_EXTENSION]["receive"](decoder)` reads the rest of the body."""
+"""`await scope["extensions"][HTTP_EXTENSION]["receive"](decoder)` reads the rest of the body; with
+None it is thrown away. `[...]["drain"]` is the `Drain` of the connection."""
 
 SCRATCH_BYTES = 1 << 16  # what is thrown away needs no more room than a socket gives at a time
 
@@ -30,7 +31,7 @@ class BodyReceiver(asyncio.BufferedProtocol):
     Args:
         owner: The HTTP protocol, which is told of everything that is not the body's.
         decoder: Says where the bytes belong; its `receive` was called. It is let go of with the
-            payload's last byte or the first error, and the buffers with it.
+            payload's last byte or the first error, and the buffers with it. None throws them away.
         left: Bytes of the body still to come; at least 1.
         on_bytes: Called with the number of bytes each time that some have come.
         on_end: Called once when the last byte is there, to put the HTTP protocol back.
@@ -39,13 +40,13 @@ class BodyReceiver(asyncio.BufferedProtocol):
     def __init__(
         self,
         owner: asyncio.Protocol,
-        decoder: wire.Decoder,
+        decoder: wire.Decoder | None,
         left: int,
         on_bytes: Callable[[int], None],
         on_end: Callable[[], None],
     ) -> None:
         self._owner = owner
-        self._decoder: wire.Decoder | None = decoder
+        self._decoder = decoder
         self._left = left
         self._on_bytes = on_bytes
         self._on_end = on_end

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import Path
 
 import structlog
+from stepwell_core.consistency import Sync
 from stepwell_core.definition import Definition
 from stepwell_core.engine import Engine
 from stepwell_core.errors import (
@@ -20,9 +20,13 @@ from stepwell_core.errors import (
 )
 from stepwell_core.layout import Arenas
 from stepwell_core.pipeline import Pipeline
+from stepwell_core.placement import extent
 from stepwell_core.rehearsal import rehearse
 
+from stepwell_server import memory
+from stepwell_server.leases import Part
 from stepwell_server.model import HostedModel, new_incarnation
+from stepwell_server.staging import Staging
 from stepwell_server.storage.checkpoint import Manifest
 from stepwell_server.storage.folders import DataFolder, ModelFolder
 
@@ -35,10 +39,12 @@ class Registry:
     Args:
         data: The server's folder.
         push_wait_s: See `HostedModel`.
+        staging: Where pushes are received.
     """
 
-    def __init__(self, data: DataFolder, push_wait_s: float) -> None:
+    def __init__(self, data: DataFolder, push_wait_s: float, staging: Staging) -> None:
         self._data = data
+        self._staging = staging
         self._push_wait_s = push_wait_s
         self._models: dict[str, HostedModel] = {}
         self._changing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -79,7 +85,7 @@ class Registry:
         Raises:
             ModelExists: And `exist_ok` is False.
             ModelDiffers: A model of that name exists with another definition.
-            DoesNotFit: There is not enough memory.
+            DoesNotFit: There is not enough memory, or staging.
         """
         name = definition.name
         async with self._changing[name]:
@@ -90,20 +96,48 @@ class Registry:
                 _check_same(existing.definition, definition, exist_ok=exist_ok)
                 return existing, False
             check_memory(definition)
-            folder = self._data.new_model(name)
-            engine = await asyncio.to_thread(_new_engine, definition, parameters)
-            await asyncio.to_thread(folder.create)
-            model = HostedModel(engine, folder, self._push_wait_s)
+            part = self._reserve(definition)
             try:
-                await model.checkpoint()
-                await asyncio.to_thread(folder.show)
+                model = await self._create(definition, parameters, part)
             except BaseException:
-                await model.discard()
-                await asyncio.to_thread(folder.remove)
+                self._staging.forget(name, part)
                 raise
             self._models[name] = model
             log.info("model_created", model=name, bytes=definition.layout.nbytes)
             return model, True
+
+    async def _create(
+        self, definition: Definition, parameters: Arenas | None, part: Part
+    ) -> HostedModel:
+        folder = self._data.new_model(definition.name)
+        engine = await asyncio.to_thread(_new_engine, definition, parameters)
+        await asyncio.to_thread(folder.create)
+        model = HostedModel(engine, folder, self._push_wait_s, part)
+        try:
+            await model.checkpoint()
+            await asyncio.to_thread(folder.show)
+        except BaseException:
+            await model.discard()
+            await asyncio.to_thread(folder.remove)
+            raise
+        return model
+
+    def _reserve(self, definition: Definition) -> Part:
+        """Return the part of the staging that a model's pushes take from.
+
+        Raises:
+            DoesNotFit: With the arithmetic.
+        """
+        unit = extent(definition.layout)
+        return self._staging.reserve(definition.name, definition.consistency.most_kept, unit)
+
+    def _reserve_what_there_is(self, definition: Definition) -> Part:
+        """Do so for a model that exists already, and cannot be refused."""
+        try:
+            return self._reserve(definition)
+        except DoesNotFit as error:
+            log.warning("staging_too_small", model=definition.name, advice=error.message)
+            return self._staging.adopt(definition.name)
 
     async def delete(self, name: str) -> None:
         """Delete a model with its checkpoints.
@@ -116,6 +150,7 @@ class Registry:
             model = self.get(name)  # two may have asked at once
             del self._models[name]
             await model.discard()
+            self._staging.forget(name, model.part)
             await asyncio.to_thread(model.folder.remove)
             log.info("model_deleted", model=name)
 
@@ -131,7 +166,10 @@ class Registry:
             await asyncio.to_thread(folder.forget_clean_stop)
             await asyncio.to_thread(folder.remove_leftovers)
             await asyncio.to_thread(rehearse, engine.definition)
-            self._models[folder.name] = HostedModel(engine, folder, self._push_wait_s, manifest)
+            part = self._reserve_what_there_is(engine.definition)
+            self._models[folder.name] = HostedModel(
+                engine, folder, self._push_wait_s, part, manifest
+            )
             log.info(
                 "model_recovered",
                 model=folder.name,
@@ -173,28 +211,16 @@ def check_memory(definition: Definition) -> None:
     """
     layout = definition.layout
     slots = len(Pipeline(layout, definition.rule).slot_values)
-    needed = layout.nbytes * (2 + slots)
-    available = available_memory_bytes()
+    sums = int(isinstance(definition.consistency, Sync))
+    needed = layout.nbytes * (2 + slots + sums)
+    available = memory.available_bytes()
     if needed > available:
         raise DoesNotFit(
-            f"Parameters of {layout.nbytes} bytes need 2 buffers and {slots} slots, together "
-            f"{needed} bytes; {available} are available",
+            f"Parameters of {layout.nbytes} bytes need 2 buffers, {slots} slots and {sums} sums of "
+            f"gradients, together {needed} bytes; {available} are available",
             needed=needed,
             available=available,
         )
-
-
-def available_memory_bytes() -> int:
-    """Return how much memory this process may still take, in bytes; the cgroup's limit counts."""
-    with open("/proc/meminfo") as file:
-        fields = dict(line.split(":", 1) for line in file)
-    available = int(fields["MemAvailable"].split()[0]) * 1024
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-    except (OSError, ValueError):
-        return available
-    return available if limit == "max" else min(available, int(limit) - used)
 
 
 def _read(folder: ModelFolder) -> tuple[ModelFolder, Manifest, Engine]:

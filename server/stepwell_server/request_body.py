@@ -13,10 +13,11 @@ from functools import partial
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from stepwell_core import wire
-from stepwell_core.errors import StepwellError
+from stepwell_core.errors import BodyTooSlow, StepwellError
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from stepwell_server import deadlines
+from stepwell_server.counts import Counts
 from stepwell_server.deadlines import Pace
 from stepwell_server.receiving import BodyReceiver
 
@@ -30,6 +31,7 @@ class RequestBody:
         length: Of the body; None if it comes in chunks.
         put_back: Makes `protocol` the transport's protocol again, with a fresh parser.
         on_idle: Called when the body is there at last and its answer was sent before.
+        counts: Of the server.
     """
 
     cycle: RequestResponseCycle  # uvicorn's state of the request; set before the application runs
@@ -41,6 +43,7 @@ class RequestBody:
         length: int | None,
         put_back: Callable[[], None],
         on_idle: Callable[[], None],
+        counts: Counts,
     ) -> None:
         self.is_complete = False
         self._protocol = protocol
@@ -48,7 +51,8 @@ class RequestBody:
         self._length = length
         self._put_back = put_back
         self._on_idle = on_idle
-        self._pace = Pace(self.give_up, protocol.loop)
+        self._counts = counts
+        self._pace = Pace(self._on_slow, protocol.loop, length or 0)
         self._received = 0
         self._receiver: BodyReceiver | None = None
         self._error: Exception | None = None  # for the handler's next `receive`
@@ -77,8 +81,14 @@ class RequestBody:
     def lose(self) -> None:
         """Take note that the connection was lost."""
         self._pace.pause()
+        if not self.is_complete and not self._is_failed:
+            self._counts.bodies_cut += 1
         if self._receiver is not None:
             self._receiver.fail(ClientDisconnect())
+
+    def _on_slow(self, error: BodyTooSlow) -> None:
+        self._counts.bodies_too_slow += 1
+        self.give_up(error)
 
     def give_up(self, error: StepwellError) -> None:
         """Wait no longer: answer with an error, unless that was done, and close the connection."""
@@ -107,8 +117,11 @@ class RequestBody:
         else:
             self._pace.start()
 
-    async def receive_into(self, decoder: wire.Decoder) -> None:
+    async def receive_into(self, decoder: wire.Decoder | None) -> None:
         """Read the rest of the body; what came with the headers is copied, the rest is not.
+
+        Args:
+            decoder: Says where it belongs; None throws it away.
 
         Raises:
             StepwellError: The body is not what the decoder expects, or comes too slowly.
@@ -116,7 +129,8 @@ class RequestBody:
         """
         cycle = self.cycle
         early, cycle.body = cycle.body, bytearray()
-        decoder.feed(memoryview(early))
+        if decoder is not None:
+            decoder.feed(memoryview(early))
         if self.is_complete:
             return
         if self._is_failed or self.cycle.disconnected:

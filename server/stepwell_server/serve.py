@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
+from collections.abc import Callable
+from functools import partial
 from types import FrameType
 
 import structlog
 import uvicorn
-from stepwell_core.errors import StepwellError
+from stepwell_core.errors import Conflict, StepwellError
 
 from stepwell_server import __version__
 from stepwell_server.app import Application
 from stepwell_server.http_protocol import StepwellProtocol
+from stepwell_server.loops import LOOPS
 from stepwell_server.settings import Settings
+from stepwell_server.shared_memory.listener import MemorySocket
 from stepwell_server.storage.folders import DataFolder
 from stepwell_server.tokens import Authenticator, TokenStore
 
@@ -47,22 +52,60 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, application: Application) -> None:
         super().__init__(config)
         self._application = application
+        self._memory_socket: MemorySocket | None = None  # beside the port
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Recover the models, listen, and say where."""
         await self._application.start()
         try:
+            # Who comes through the port as soon as it is open is told of the socket already.
+            self._application.memory_socket = self._listen_beside()
             await super().startup(sockets)
         except BaseException:  # uvicorn exits if the port is taken; the models were opened already
+            if self._memory_socket is not None:
+                self._memory_socket.remove()
+                self._memory_socket.socket.close()
             await self._application.stop()
             raise
+        await self._serve_beside()
         log.info("ready", version=__version__, address=self.address, pid=os.getpid())
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Answer who waits, then stop as uvicorn does, then save the models."""
         self._application.stop_waiting()
+        if self._memory_socket is not None:
+            self._memory_socket.remove()
         await super().shutdown(sockets)
         await self._application.stop()
+
+    def _listen_beside(self) -> str | None:
+        """Listen for workers on this host; return where they are to come, or None."""
+        path = self._application.settings.memory_path
+        if path is None:
+            return None
+        if self.config.uds:  # they come there; but descriptors do not travel inside of TLS
+            return None if self.config.ssl_certfile else str(path)
+        try:
+            self._memory_socket = MemorySocket(path)
+        except (OSError, Conflict) as error:  # a folder that has no sockets, on some network
+            log.warning("no_shared_memory", path=str(path), error=str(error))
+            return None
+        return str(path)
+
+    async def _serve_beside(self) -> None:
+        """Serve workers on this host as uvicorn serves the port, but without TLS."""
+        if self._memory_socket is None:
+            return
+        protocol_class: Callable[..., asyncio.Protocol] = self.config.http_protocol_class
+        new_protocol = partial(
+            protocol_class,
+            config=self.config,
+            server_state=self.server_state,
+            app_state={},
+        )
+        loop = asyncio.get_running_loop()
+        server = await loop.create_unix_server(new_protocol, sock=self._memory_socket.socket)
+        self.servers.append(server)
 
     @property
     def address(self) -> str:
@@ -100,7 +143,7 @@ def new_server(settings: Settings, data: DataFolder, loop: str = "uvloop") -> Se
     Args:
         settings: Of the server.
         data: The folder of `settings.data_dir`.
-        loop: One of uvicorn's names for an event loop.
+        loop: "uvloop" or "asyncio".
 
     Raises:
         NotSafe, TlsUnusable, DataFolderInvalid: See `run`.
@@ -131,8 +174,8 @@ def uvicorn_config(settings: Settings, application: Application, loop: str) -> u
         host=settings.host,
         port=settings.port,
         uds=None if settings.uds is None else str(settings.uds),
-        loop=loop,
-        http=StepwellProtocol,
+        loop=f"stepwell_server.loops:{LOOPS[loop].__name__}",
+        http=partial(StepwellProtocol, counts=application.counts),  # type: ignore[arg-type]
         ws="none",
         interface="asgi3",
         lifespan="off",  # `Server` does that

@@ -15,6 +15,9 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+SOCKET_NAME = "stepwell.sock"
+"""Of the Unix socket in the data folder, for workers on the same host."""
+
 Durability = Literal["memory", "everysec", "always"]
 
 
@@ -30,6 +33,8 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8700
     uds: Path | None = None
+    shared_memory: bool = True
+    memory_socket: Path | None = None
     data_dir: Path = Path("stepwell-data")
     durability: Durability = "memory"
     token_file: Path | None = None
@@ -38,6 +43,7 @@ class Settings(BaseSettings):
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
     max_body_bytes: Annotated[int, Field(gt=0)] = 64 << 30
     max_json_bytes: Annotated[int, Field(gt=0)] = 4 << 20
+    staging_bytes: Annotated[int, Field(gt=0)] | None = None
     push_wait_s: Annotated[float, Field(ge=0)] = 20.0
     keep_alive_s: Annotated[int, Field(gt=0)] = 75
     shutdown_grace_s: Annotated[int, Field(ge=0)] = 20
@@ -77,6 +83,13 @@ class Settings(BaseSettings):
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return False
+
+    @property
+    def memory_path(self) -> Path | None:
+        """Where workers on this host find the Unix socket for shared memory; None if nowhere."""
+        if not self.shared_memory:
+            return None
+        return (self.uds or self.memory_socket or self.data_dir / SOCKET_NAME).absolute()
 
     @classmethod
     def settings_customise_sources(

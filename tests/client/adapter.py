@@ -9,10 +9,13 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
+from contextlib import AbstractAsyncContextManager
 from typing import Any
+from unittest import mock
 
 import stepwell
 from stepwell import AsyncClient, AsyncModel, AsyncWorker, Client
+from stepwell.transport import HttpxTransport
 
 DEADLINE_S = 60.0
 
@@ -28,6 +31,15 @@ class BlockingClients:
 
     def close(self) -> None:
         """There is nothing to end."""
+
+
+class HttpxClients(BlockingClients):
+    """Makes clients of `Client` as they are behind a proxy: calls go over httpx."""
+
+    def client(self, *arguments: Any, **options: Any) -> Any:
+        """Return a client."""
+        with mock.patch("stepwell.client.new_transport", HttpxTransport):
+            return Client(*arguments, **options)
 
 
 class AsyncClients:
@@ -51,7 +63,8 @@ class AsyncClients:
 
     def driven(self, value: Any) -> Any:
         """Return an object of the asyncio client as one that can be called without `await`."""
-        return _Driven(self, value) if isinstance(value, AsyncModel | AsyncWorker) else value
+        has_calls = isinstance(value, AsyncModel | AsyncWorker | AbstractAsyncContextManager)
+        return _Driven(self, value) if has_calls else value
 
     def close(self) -> None:
         """End the loop and its thread."""
@@ -79,9 +92,10 @@ class _Driven:
 
         return call
 
-    def __enter__(self) -> _Driven:
-        self._clients.run(self.target.__aenter__())
-        return self
+    def __enter__(self) -> Any:
+        entered = self._clients.run(self.target.__aenter__())
+        is_same = isinstance(entered, _Driven) and entered.target is self.target
+        return self if is_same else entered
 
     def __exit__(self, *exception: Any) -> None:
         self._clients.run(self.target.__aexit__(*exception))

@@ -11,6 +11,7 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
+import ml_dtypes
 import numpy as np
 import pytest
 import stepwell
@@ -29,36 +30,15 @@ from stepwell.errors import (
 )
 
 from tests.client.adapter import ADAPTERS, PATIENT
+from tests.client.buffer_contract import BufferContract
 from tests.client.flaky_proxy import FlakyProxy
+from tests.client.models import ONES, PARAMETERS, assert_same, gradients_of
 from tests.servers import served, start
 
-PARAMETERS = {
-    "dense/kernel": np.arange(12, dtype=np.float32).reshape(3, 4),
-    "dense/bias": np.full(3, 0.5, np.float32),
-    "scale": np.float32(2),
-}
-ONES = {name: np.ones_like(array) for name, array in PARAMETERS.items()}
+BFLOAT16 = ml_dtypes.bfloat16
 
 
-def gradients_of(parameters, seed):
-    """Return drawn gradients in the parameters' shapes and dtypes."""
-    random = np.random.default_rng(seed)
-    return {
-        name: random.normal(size=array.shape).astype(array.dtype)
-        for name, array in parameters.items()
-    }
-
-
-def assert_same(received, expected):
-    """Compare two models to the bit."""
-    assert list(received) == list(expected)
-    for name, array in expected.items():
-        assert received[name].dtype == array.dtype
-        assert received[name].shape == array.shape
-        assert received[name].tobytes() == np.asarray(array).tobytes(), name
-
-
-class ClientContract:
+class ClientContract(BufferContract):
     """The scenarios."""
 
     kind: ClassVar[str]
@@ -69,6 +49,10 @@ class ClientContract:
         clients = ADAPTERS[self.kind]()
         yield clients
         clients.close()
+
+    def losing(self, server):
+        """Return something in between that can lose the server's answers."""
+        return FlakyProxy(server.url)
 
     @pytest.fixture
     def client(self, clients, server):
@@ -162,6 +146,62 @@ class ClientContract:
 
         assert_same(model.pull(), PARAMETERS)
 
+    def test_a_pull_may_be_of_half_width(self, model):
+        """Rounded once, to the nearest."""
+        for dtype in ("float16", "bfloat16"):
+            halves = {name: np.asarray(array).astype(dtype) for name, array in PARAMETERS.items()}
+
+            assert_same(model.pull(dtype=dtype), halves)
+            assert_same(model.pull("scale", dtype=dtype), {"scale": halves["scale"]})
+
+    def test_a_pull_may_go_into_arrays_or_a_callback(self, model):
+        """The same bytes as otherwise."""
+        out = {name: np.zeros_like(array) for name, array in PARAMETERS.items()}
+        pieces = []
+
+        model.pull(out=out)
+        model.pull(into=lambda *piece: pieces.append((*piece[:2], piece[2].tolist())))
+
+        assert_same(out, PARAMETERS)
+        assert pieces == [
+            (name, 0, np.asarray(array).reshape(-1).tolist()) for name, array in PARAMETERS.items()
+        ]
+
+    def test_what_did_not_change_is_not_sent_again(self, model):
+        """Until there is a step; for a worker as for the model, and after a push that pulls."""
+        with model.worker("w0") as worker:
+            first = worker.push_pull(ONES)
+            assert worker.pull(cached=first) is first
+            assert model.pull(cached=first) is first
+            assert model.pull("scale", cached=first) is not first
+            assert model.pull(dtype="float16", cached=first) is not first
+
+            worker.push(ONES)
+            second = worker.pull(cached=first)
+
+        assert second is not first
+        assert second.version == worker.version == 2
+
+    def test_a_pull_waits_for_a_version(self, clients, client, server, model):
+        """It comes when another worker has pushed, or when time is over."""
+        first = model.pull()
+        assert model.pull(cached=first, min_version=1, wait_s=0.05) is first
+
+        with (
+            model.worker("w0") as worker,
+            clients.client(server.url, timeout=PATIENT) as other,
+            ThreadPoolExecutor() as pool,
+        ):
+            watched = other.model(model.name)
+            waiting = pool.submit(watched.pull, cached=first, min_version=1, wait_s=60)
+            worker.push(ONES)
+            found = waiting.result(60)
+
+            assert found.version == 1
+            model.overwrite(PARAMETERS)
+            with pytest.raises(StaleIncarnation):
+                worker.pull(min_version=9, wait_s=30)
+
     # Pushes
 
     def test_a_push_is_the_formula_to_the_bit(self, client, name):
@@ -201,6 +241,18 @@ class ClientContract:
             worker.push(gradients)
 
         assert_same(model.pull(), {k: v - np.float32(0.25) for k, v in PARAMETERS.items()})
+
+    def test_gradients_of_half_width_may_come_as_their_bits(self, model):
+        """uint16, with what they are; beside arrays that say it themselves."""
+        halves = {name: (array / 4).astype(BFLOAT16) for name, array in ONES.items()}
+        bits = {name: np.asarray(array).view(np.uint16) for name, array in halves.items()}
+
+        with model.worker("w0") as worker:
+            worker.push(halves)
+            worker.push(bits, dtype="bfloat16")
+            worker.push_pull(bits, dtype="bfloat16")
+
+        assert_same(model.pull(), {k: v - np.float32(0.75) for k, v in PARAMETERS.items()})
 
     def test_a_model_with_two_dtypes_takes_gradients_of_both(self, client, name):
         """Each parameter's own dtype, with odd sizes, or one for all."""
@@ -423,7 +475,7 @@ class ClientContract:
     ):
         """The server applied it; the client asks again and is told, and the version is plus 1."""
         with (
-            FlakyProxy(server.url) as proxy,
+            self.losing(server) as proxy,
             clients.client(proxy.url, timeout=PATIENT) as client,
         ):
             model = client.create_model(name, PARAMETERS, optimizer=stepwell.SGD(1.0))
@@ -445,7 +497,7 @@ class ClientContract:
     ):
         """Cut in the head, in the header or in the tensors: the parameters come all the same."""
         with (
-            FlakyProxy(server.url) as proxy,
+            self.losing(server) as proxy,
             clients.client(proxy.url, timeout=PATIENT) as client,
         ):
             model = client.create_model(name, PARAMETERS, optimizer=stepwell.SGD(1.0))
@@ -461,7 +513,7 @@ class ClientContract:
         """All answers are lost until the client gives up; later it learns, and counts on."""
         hasty = stepwell.Timeout(connect_s=30, read_s=30, retry_s=0.2)
         with (
-            FlakyProxy(server.url) as proxy,
+            self.losing(server) as proxy,
             clients.client(proxy.url, timeout=hasty) as client,
         ):
             model = client.create_model(name, PARAMETERS, optimizer=stepwell.SGD(1.0))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -80,19 +81,33 @@ class Misbehaving:
 
     Args:
         acts: One for each request; the last one is used for all further requests.
+        tls: To speak TLS, a context.
+        uds: To listen on a Unix socket, its path.
 
     Attributes:
         url: Where it listens.
         requests: What arrived so far.
+        body_limit: How much of a body is read before an act; the rest stays in the socket.
     """
 
-    def __init__(self, *acts: Act) -> None:
+    def __init__(
+        self, *acts: Act, tls: ssl.SSLContext | None = None, uds: str | None = None
+    ) -> None:
         self._acts = list(acts)
+        self._tls = tls
         self.requests: list[Request] = []
         self.is_over = False
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.body_limit: int | None = None
+        if uds is None:
+            self._listener = socket.create_server(("127.0.0.1", 0))
+            address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        else:
+            self._listener = socket.socket(socket.AF_UNIX)
+            self._listener.bind(uds)
+            self._listener.listen()
+            address = "stepwell"
         self._listener.settimeout(0.05)
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.url = f"{'http' if tls is None else 'https'}://{address}"
         self._threads = [threading.Thread(target=self._accept)]
 
     def __enter__(self) -> Misbehaving:
@@ -114,7 +129,12 @@ class Misbehaving:
                 thread.start()
 
     def _serve(self, raw: socket.socket) -> None:
-        with raw, contextlib.suppress(OSError):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(contextlib.suppress(OSError))
+            stack.enter_context(raw)
+            if self._tls is not None:
+                raw.settimeout(DEADLINE_S)
+                raw = stack.enter_context(self._tls.wrap_socket(raw, server_side=True))
             connection = Connection(raw, self)
             while not connection.is_closed and not self.is_over:
                 request = self._read(raw)
@@ -133,6 +153,8 @@ class Misbehaving:
         method, path, _ = first.split(" ")
         headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
         length = int(headers.get("content-length", 0))
+        if self.body_limit is not None:
+            length = min(length, self.body_limit)
         body = self._until(raw, bytearray(rest), lambda data: len(data) >= length)
         return None if body is None else Request(method, path, headers, bytes(body))
 

@@ -8,7 +8,8 @@ import tracemalloc
 import numpy as np
 import stepwell
 
-from tests.client.contract import ONES, PARAMETERS, ClientContract, assert_same
+from tests.client.contract import ClientContract
+from tests.client.models import ONES, PARAMETERS, assert_same
 
 
 class TestAsyncClient(ClientContract):

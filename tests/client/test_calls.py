@@ -35,7 +35,7 @@ def test_creating_says_the_whole_definition_and_sends_the_values():
     optimizer = stepwell.SGD(0.5, weight_decay=0.1).exclude_from_weight_decay(["^b"])
 
     call = calls.create_model(
-        "digits", PARAMETERS, optimizer, stepwell.Sync(2), "drop", exist_ok=True
+        "digits", PARAMETERS, optimizer, stepwell.Sync(2, "arrival"), "drop", exist_ok=True
     )
 
     header = header_of(call)
@@ -43,7 +43,7 @@ def test_creating_says_the_whole_definition_and_sends_the_values():
     assert header["name"] == "digits"
     assert header["tensors"] == LAYOUT.to_json()
     assert header["optimizer"]["class_name"] == "SGD"
-    assert header["consistency"] == {"mode": "sync", "workers": 2}
+    assert header["consistency"] == {"mode": "sync", "workers": 2, "reduction": "arrival"}
     assert (header["on_nonfinite"], header["exist_ok"]) == ("drop", True)
     assert payload_of(call) == b"".join(PARAMETERS[name].tobytes() for name in ("w", "b", "d"))
 
@@ -120,6 +120,43 @@ def test_gradients_of_one_other_dtype_are_sent_as_they_are():
 
     assert header_of(call)["dtype"] == "float64"
     assert len(payload_of(call)) == 8 * LAYOUT.size
+
+
+def test_gradients_of_uint16_are_what_is_declared():
+    """The header says it, and the bits travel as they are."""
+    bits = {name: np.full(array.shape, 0x3F80, np.uint16) for name, array in PARAMETERS.items()}
+
+    call = calls.push("digits", LAYOUT, bits, HEADER, pulls=False, dtype="bfloat16")
+
+    assert header_of(call)["dtype"] == "bfloat16"
+    assert payload_of(call) == b"\x80\x3f" * LAYOUT.size
+
+
+def test_header_and_payload_lie_apart_until_the_call_is_sent():
+    """Another transport may put the payload elsewhere and send the header alone."""
+    call = push(PARAMETERS)
+
+    assert call.header["layout"] == LAYOUT.hash
+    assert b"".join(call.payload) == payload_of(call)
+    assert all(
+        np.shares_memory(np.frombuffer(view, "u1"), PARAMETERS[name])
+        for view, name in zip(call.payload, ("w", "b", "d"), strict=True)
+    )
+    assert Call("GET", "/").body == []
+
+
+@pytest.mark.parametrize(
+    ("path", "query", "expected"),
+    [
+        ("/v1/m", {}, "/v1/m"),
+        ("/v1/m", {"names": ["a/b", "c d"], "n": 1}, "/v1/m?names=a%2Fb&names=c%20d&n=1"),
+        ("/v1/m", {"names": ["ä&=+%?#"]}, "/v1/m?names=%C3%A4%26%3D%2B%25%3F%23"),
+        ("/v1/a b/ü?#%", {}, "/v1/a%20b/%C3%BC%3F%23%25"),
+    ],
+)
+def test_path_and_query_are_quoted(path, query, expected):
+    """No name can end the path, begin another value, or break the line of the request."""
+    assert Call("GET", path, query).target == expected
 
 
 def test_the_body_is_views_of_the_callers_arrays():
@@ -203,7 +240,7 @@ def test_an_answer_of_another_layout_is_told_apart(received):
 def test_parameters_are_views_of_the_received_arenas():
     """A pull allocates once."""
     arenas = LAYOUT.flatten(PARAMETERS)
-    answer = Answer({"version": 3, "incarnation": "one", "loss_scale": 2.0}, arenas, LAYOUT)
+    answer = Answer({"version": 3, "incarnation": "one", "loss_scale": 2.0}, LAYOUT.views(arenas))
 
     parameters = calls.parameters_of(answer)
 
@@ -223,9 +260,9 @@ def test_a_result_leaves_out_what_it_does_not_know():
     "read",
     [
         lambda: calls.result_of(Answer({"hello": "world"})),
-        lambda: calls.result_of(Answer({"version": 1}, LAYOUT.new_arenas(), LAYOUT)),
+        lambda: calls.result_of(Answer({"version": 1}, LAYOUT.views(LAYOUT.new_arenas()))),
         lambda: calls.parameters_of(Answer({"version": 1})),
-        lambda: calls.parameters_of(Answer({}, LAYOUT.new_arenas(), LAYOUT)),
+        lambda: calls.parameters_of(Answer({}, LAYOUT.views(LAYOUT.new_arenas()))),
         lambda: calls.read_checkpoint({"id": "x"}),
         lambda: calls.read_checkpoint("x"),
         lambda: calls.read_result(None),

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import stepwell
 
-from tests.client.contract import ONES, PARAMETERS, ClientContract, assert_same
+from tests.client.contract import ClientContract
+from tests.client.models import ONES, PARAMETERS, assert_same
 
 
 class TestClient(ClientContract):

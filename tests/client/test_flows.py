@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import stepwell
-from stepwell.calls import Answer
 from stepwell.errors import (
     ConnectionFailed,
     InvalidName,
@@ -167,16 +166,6 @@ def test_what_does_no_harm_twice_is_asked_again(flow):
     script.run(flow())
 
     assert len(script.calls) == 2
-
-
-def test_a_pull_returns_parameters():
-    """Header and payload become one mapping."""
-    answer = Answer({"version": 3, "incarnation": "one"}, LAYOUT.new_arenas(1.0), LAYOUT)
-
-    parameters = Script(answer).run(model().pull(None, None))
-
-    assert parameters["w"].tolist() == [1, 1, 1]
-    assert parameters.version == 3
 
 
 def test_a_worker_of_a_model_has_its_callables_and_its_own():

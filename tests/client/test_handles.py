@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import numpy as np
+from stepwell.endpoint import Endpoint
 from stepwell.flows import ModelFlows
 from stepwell.handles import ModelHandle, WorkerHandle
 from stepwell.retry import Patience, Timeout
+from stepwell.shared_memory import SharedMemory
 from stepwell_core.layout import Layout
 
 from tests.client.flow_driver import Script, opened
 
 LAYOUT = Layout.of({"w": np.zeros(3, np.float32)})
-FLOWS = ModelFlows("digits", LAYOUT, Patience(Timeout()), {})
+PATIENCE = Patience(Timeout())
+FLOWS = ModelFlows("digits", LAYOUT, PATIENCE, {})
+MEMORY = SharedMemory(Endpoint("http://localhost"), "digits", LAYOUT, "http")
 
 
 def test_a_model_knows_its_name_and_its_tensors():
@@ -25,7 +29,7 @@ def test_a_model_knows_its_name_and_its_tensors():
 def test_a_worker_knows_its_session():
     """Name, version and loss scale are those of the last answer."""
     session = FLOWS.session("w0", None)
-    worker = WorkerHandle(session)
+    worker = WorkerHandle(session, MEMORY)
     assert repr(worker) == "<WorkerHandle 'w0' of 'digits': not open>"
 
     Script(opened(epoch=7, loss_scale=2.0)).run(session.open())

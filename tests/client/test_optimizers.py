@@ -44,7 +44,12 @@ def test_what_is_no_optimizer_is_refused(value):
 def test_a_live_keras_optimizer_is_the_same_as_ours(keras):
     """Every argument goes through, and so does the serialized form."""
     live = keras.optimizers.Adam(
-        learning_rate=0.25, beta_1=0.5, amsgrad=True, weight_decay=0.125, global_clipnorm=2.0
+        learning_rate=0.25,
+        beta_1=0.5,
+        amsgrad=True,
+        weight_decay=0.125,
+        global_clipnorm=2.0,
+        name="adam",  # else Keras counts
     )
     ours = stepwell.Adam(
         0.25, 0.5, amsgrad=True, weight_decay=0.125, global_clipnorm=2.0, name="adam"

@@ -17,6 +17,7 @@ from stepwell.errors import (
     Fenced,
     Forbidden,
     InternalError,
+    MalformedMessage,
     NonFiniteGradient,
     PayloadMismatch,
     PushInFlight,
@@ -76,7 +77,7 @@ def previous(epoch=1, last_sequence=0, **fields):
 def parameters_answer(version=3, incarnation="one", **fields):
     """Return the answer to a pull."""
     header = {"version": version, "incarnation": incarnation, **fields}
-    return Answer(header, LAYOUT.new_arenas(2.0), LAYOUT)
+    return Answer(header, LAYOUT.views(LAYOUT.new_arenas(2.0)))
 
 
 # What a push says
@@ -121,6 +122,57 @@ def test_a_gradient_counts_as_computed_at_the_parameters_pulled_last():
     assert (header["version"], header["loss_scale"]) == (5, 8.0)
     assert (header["weight"], header["metrics"]) == (3.0, {"loss": 0.5})
     assert session.loss_scale == 4.0
+
+
+def test_options_of_a_pull_go_along_with_the_sessions_history():
+    """A version to wait for is one of the history that the session is in."""
+    script = Script(parameters_answer(5))
+
+    script.run(open_session().pull(min_version=5, wait_s=0, dtype="float16"))
+
+    assert script.calls[0].query == {
+        "dtype": "float16", "min_version": 5, "incarnation": "one", "wait_s": 0.0
+    }  # fmt: skip
+
+
+def test_parameters_that_are_current_count_as_pulled_and_say_no_loss_scale():
+    """The loss scale may have been halved by a push that changed no parameter."""
+    session = open_session()
+    cached = Script(parameters_answer(5, loss_scale=8.0)).run(session.pull())
+    session.version, session.loss_scale = None, 4.0
+
+    assert Script(Answer({}, is_current=True)).run(session.pull(cached=cached)) is cached
+
+    assert (session.version, session.loss_scale) == (5, 4.0)
+
+
+def test_a_session_that_is_closed_keeps_no_memory_for_pulls():
+    """Two pulls of a large model would stay for as long as the worker object."""
+    session = open_session()
+    script = Script(parameters_answer())
+    script.run(session.pull())
+    script.calls[0].destination.begin(LAYOUT)
+    kept = len(session._pulls.buffers._kept)
+
+    Script(Answer({})).run(session.close())
+
+    assert (kept, len(session._pulls.buffers._kept)) == (1, 0)
+
+
+def test_a_header_too_large_to_be_sent_leaves_nothing_unresolved():
+    """It never left this machine, so there is nothing to ask the server about."""
+    session = open_session()
+    flow = session.push(GRADIENT, metrics={f"metric {index}": 0.0 for index in range(20_000)})
+    call = next(flow)
+    with pytest.raises(MalformedMessage) as caught:
+        call.body  # noqa: B018
+    with pytest.raises(MalformedMessage):
+        flow.throw(caught.value)
+
+    script = Script(result())
+    script.run(session.push(GRADIENT))
+
+    assert script.asked == [PUSH]
 
 
 def test_parameters_of_another_history_do_not_count_as_pulled():

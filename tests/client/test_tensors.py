@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+
 import ml_dtypes
 import numpy as np
 import pytest
 from stepwell.errors import DtypeMismatch, InvalidArgument, ShapeMismatch
-from stepwell.tensors import arrays_of, check_shape, common_dtype, in_travel_order
+from stepwell.tensors import arrays_of, check_shape, common_dtype, gradients_of, in_travel_order
 from stepwell_core.layout import Layout
 
 MIXED = Layout.of({"w": np.zeros(3, np.float32), "d": np.zeros((2, 1)), "s": np.zeros((), "f4")})
@@ -118,7 +121,7 @@ def dtypes(w, d, s):
 )
 def test_gradients_have_their_own_dtypes_or_all_one(received, expected):
     """float64 gradients of a float32 model are sent as float64, not rounded here."""
-    assert common_dtype(dtypes(*received), MIXED) == expected
+    assert common_dtype(gradients_of(dtypes(*received))[1], MIXED) == expected
 
 
 @pytest.mark.parametrize(
@@ -134,7 +137,7 @@ def test_gradients_have_their_own_dtypes_or_all_one(received, expected):
 def test_mixed_dtypes_are_refused_with_the_tensor_that_is_wrong(received, name):
     """The error has name, expected and received, and no numbers."""
     with pytest.raises(DtypeMismatch, match=r"or all of them one of bfloat16, float16") as caught:
-        common_dtype(dtypes(*received), MIXED)
+        common_dtype(gradients_of(dtypes(*received))[1], MIXED)
 
     details = caught.value.details
     assert details["tensor"] == name
@@ -148,3 +151,108 @@ def test_a_gradient_of_another_shape_is_refused():
 
     with pytest.raises(ShapeMismatch, match=r"shape \(2, 1\). Received: \(1, 2\)"):
         check_shape(np.zeros((1, 2)), tensor)
+
+
+# Torch, by a double: what of a tensor is used here, and how torch refuses the rest
+
+
+class TorchTensor:
+    """A tensor as torch has it: no NumPy view with a graph, on a GPU, or of bfloat16."""
+
+    layout = "torch.strided"
+
+    def __init__(self, array, dtype, *, requires_grad=False, device="cpu"):
+        self.array, self.dtype = array, dtype
+        self.requires_grad, self.device = requires_grad, device
+
+    def detach(self):
+        return TorchTensor(self.array, self.dtype, device=self.device)
+
+    def cpu(self):
+        return TorchTensor(self.array, self.dtype, requires_grad=self.requires_grad)
+
+    def view(self, dtype):
+        return TorchTensor(self.array.view(dtype.removeprefix("torch.")), dtype)
+
+    def numpy(self):
+        if self.requires_grad:
+            raise RuntimeError("Can't call numpy() on Tensor that requires grad")
+        if self.device != "cpu":
+            raise TypeError("can't convert cuda:0 device type tensor to numpy")
+        if self.dtype in ("torch.bfloat16", "torch.float8_e4m3fn"):
+            raise TypeError(f"Got unsupported ScalarType {self.dtype}")
+        return self.array
+
+    def __array__(self, dtype=None, copy=None):
+        return self.numpy()
+
+
+@pytest.fixture
+def torch(monkeypatch):
+    """Stand for the module, which is loaded where there are tensors."""
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(int16="torch.int16"))
+
+
+@pytest.mark.parametrize("options", [{}, {"requires_grad": True}, {"device": "cuda"}])
+def test_a_torch_tensor_is_detached_and_moved(options):
+    """A parameter, or a gradient on a GPU, is what a user of torch has at hand."""
+    array = np.float32([1, 2])
+
+    arrays, dtypes = gradients_of({"w": TorchTensor(array, "torch.float32", **options)})
+
+    assert np.shares_memory(arrays["w"], array)
+    assert dtypes == {"w": "float32"}
+
+
+@pytest.mark.parametrize("options", [{}, {"requires_grad": True}, {"device": "cuda"}])
+def test_bfloat16_of_torch_travels_as_its_bits(torch, options):
+    """NumPy has no such dtype; no element is converted or copied."""
+    bits = np.float32([1, -2.5]).astype(ml_dtypes.bfloat16).view(np.int16)
+
+    arrays, dtypes = gradients_of({"w": TorchTensor(bits, "torch.bfloat16", **options)})
+
+    assert np.shares_memory(arrays["w"], bits)
+    assert arrays["w"].view(ml_dtypes.bfloat16).tolist() == [1, -2.5]
+    assert dtypes == {"w": "bfloat16"}
+
+
+def test_a_torch_tensor_that_numpy_cannot_view_says_what_to_do():
+    """Sparse ones, and exotic dtypes."""
+    with pytest.raises(InvalidArgument, match=r"to_dense\(\).*torch.float8"):
+        gradients_of({"w": TorchTensor(np.zeros(1), "torch.float8_e4m3fn")})
+
+
+# A declared dtype
+
+
+@pytest.mark.parametrize("declared", ["bfloat16", "float16"])
+@pytest.mark.parametrize("held", ["uint16", "int16", "same"])
+def test_bits_are_what_is_declared(declared, held):
+    """For those who have no bfloat16 in NumPy."""
+    array = np.float32([1, 2]).astype(declared)
+    given = array if held == "same" else array.view(held)
+
+    arrays, dtypes = gradients_of({"w": given, "none": None}, declared)
+
+    assert dtypes == {"w": declared}
+    assert arrays["w"].tobytes() == array.tobytes()
+
+
+@pytest.mark.parametrize("array", [np.zeros(1, "f4"), np.zeros(1, "f2"), np.zeros(1, "u4")])
+def test_what_is_not_the_declared_dtype_is_refused(array):
+    """Nothing is converted behind the caller's back."""
+    with pytest.raises(DtypeMismatch, match=f"Received: {array.dtype} for 'w'; convert it"):
+        gradients_of({"w": array}, "bfloat16")
+
+
+@pytest.mark.parametrize("declared", ["float32", "bf16", 16])
+def test_a_declared_dtype_is_one_of_half_width(declared):
+    """The others say what they are by themselves."""
+    with pytest.raises(InvalidArgument, match="float16 or bfloat16"):
+        gradients_of({"w": np.zeros(1, np.uint16)}, declared)
+
+
+def test_bits_that_nobody_declared_are_no_gradient():
+    """uint16 may be anything."""
+    with pytest.raises(DtypeMismatch, match="uint16"):
+        common_dtype(gradients_of(dtypes("u2", "u2", "u2"))[1], MIXED)

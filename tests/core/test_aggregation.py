@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stepwell_core.aggregation import aggregate
+from stepwell_core.aggregation import RunningSum
 from stepwell_core.gradient import Gradient
 from stepwell_core.layout import Layout, Tensor
 
@@ -26,16 +26,23 @@ def gradient(loss_scale: float | None = None, dtype: str = "native", **arrays: A
     return Gradient(selection, arenas, dtype, loss_scale)
 
 
-def mean(gradients: list[Gradient], weights: list[float]) -> dict[str, Any]:
+def taken(total: RunningSum) -> dict[str, Any]:
+    """Return what a sum gives, by name, as plain numbers, divided by what it says."""
+    result = total.take()
+    assert result.loss_scale is not None
+    views = result.layout.views(result.arenas)
+    return {n: (view / view.dtype.type(result.loss_scale)).tolist() for n, view in views.items()}
+
+
+def mean(gradients: list[Gradient], weights: list[float], **options: bool) -> dict[str, Any]:
     """Return the weighted mean by name, as plain numbers; the same compiled and not."""
-    results = [aggregate(LAYOUT, gradients, weights, compiled=c) for c in (False, True)]
-    plain, compiled = (
-        {name: view.tolist() for name, view in result.layout.views(result.arenas).items()}
-        for result in results
-    )
-    assert plain == compiled
-    assert results[0].loss_scale is None
-    return plain
+    plain, compiled = RunningSum(LAYOUT, compiled=False), RunningSum(LAYOUT)
+    for g, weight in zip(gradients, weights, strict=True):
+        plain.add(g, weight, **options)
+        compiled.add(g, weight, **options)
+    result = taken(plain)
+    assert result == taken(compiled)
+    return result
 
 
 def test_the_mean_is_weighted() -> None:
@@ -108,3 +115,76 @@ def test_contributions_are_only_read() -> None:
     # Assert
     for g, arenas in zip(gradients, before, strict=True):
         assert all(np.array_equal(array, arenas[d]) for d, array in g.arenas.items())
+
+
+@pytest.mark.parametrize("scales", [(4.0, 4.0), (4.0, 2.0), (4.0, None), (None, 4.0)], ids=str)
+def test_a_loss_scale_that_is_kept_is_taken_out_all_the_same(
+    scales: tuple[float | None, ...],
+) -> None:
+    """At the end if all have it, else on the way: the mean is the same."""
+    # Arrange
+    first, second = scales
+    gradients = [
+        gradient(a=[2 * (first or 1), 0], b=2 * (first or 1), loss_scale=first),
+        gradient(a=[6 * (second or 1), 4 * (second or 1)], loss_scale=second),
+    ]
+
+    # Act
+    result = mean(gradients, [1, 3], keeps_scale=True)
+
+    # Assert
+    assert result == {"a": [5, 3], "b": 2}
+
+
+def test_a_sum_that_was_taken_or_cleared_begins_anew() -> None:
+    """In the same memory: nothing of the old one is in the next."""
+    # Arrange
+    total = RunningSum(LAYOUT)
+    total.add(gradient(a=[9, 9], b=9, loss_scale=3.0), 5, keeps_scale=True)
+    first = total.take().arenas["float32"]
+    total.add(gradient(a=[7, 7], b=7), 2)
+    total.clear()
+
+    # Act
+    total.add(gradient(a=[2, 4]), 1)
+    result = total.take()
+
+    # Assert
+    assert result.layout.names == ("a",)
+    assert result.arenas["float32"].tolist() == [2, 4]
+    assert np.shares_memory(first, result.arenas["float32"])
+
+
+def test_tensors_that_were_sent_move_together_where_others_are_missing() -> None:
+    """The result has the layout of a selection, end to end, though the sum has all tensors."""
+    # Arrange
+    layout = Layout(Tensor(name, (3,), "float32") for name in "abcd")
+    total = RunningSum(layout)
+    selection = layout.select("bd")
+
+    # Act
+    for _ in range(2):
+        arena = np.arange(6, dtype=np.float32)
+        total.add(Gradient(selection, {"float32": arena}), 1)
+    result = total.take()
+
+    # Assert
+    assert (result.layout, result.loss_scale) == (selection, 2.0)
+    assert result.arenas["float32"].tolist() == [0, 2, 4, 6, 8, 10]
+
+
+def test_the_division_is_left_to_the_step_only_where_it_is_one_number() -> None:
+    """One pass less for the usual step, where all tensors have the same contributors."""
+    # Arrange
+    same, other = RunningSum(LAYOUT), RunningSum(LAYOUT)
+    for total in (same, other):
+        total.add(gradient(a=[2, 0], b=2), 2)
+    same.add(gradient(a=[2, 0], b=2), 1)
+    other.add(gradient(a=[2, 0]), 1)
+
+    # Act
+    results = [total.take() for total in (same, other)]
+
+    # Assert
+    assert [result.loss_scale for result in results] == [3.0, 1.0]
+    assert [result.arenas["float32"].tolist() for result in results] == [[6, 0], [2, 0]]

@@ -44,9 +44,25 @@ ONES = {"kernel": np.ones((3, 4), np.float32), "bias": np.ones(4)}
 NAN = {"kernel": np.full((3, 4), np.nan, np.float32), "bias": np.ones(4)}
 
 
-def sync_engine(workers, optimizer=None, **definition) -> tuple[Engine, list[Worker]]:
-    """Return a model with a barrier, and its workers in the order of reduction."""
-    engine = new_engine(optimizer, consistency=Sync(workers), **definition)
+REDUCTION = "order"
+WAITING = Waiting()
+
+
+@pytest.fixture(scope="module", params=["order", "arrival"], autouse=True)
+def reduction(request):
+    """Run every test with both reductions; those that are about one say so."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(globals(), "REDUCTION", request.param)
+        patch.setitem(globals(), "WAITING", Waiting(is_added=request.param == "arrival"))
+        yield
+
+
+def sync_engine(
+    workers, optimizer=None, reduction=None, **definition
+) -> tuple[Engine, list[Worker]]:
+    """Return a model with a barrier, and its workers in the order of their names."""
+    consistency = Sync(workers, reduction or REDUCTION)
+    engine = new_engine(optimizer, consistency=consistency, **definition)
     return engine, [Worker(engine, name) for name in NAMES[:workers]]
 
 
@@ -76,7 +92,7 @@ def test_the_last_push_makes_one_step_and_all_are_answered():
     engine, workers = sync_engine(3)
     pushes = [worker.make(gradient) for worker, gradient in zip(workers, GRADIENTS, strict=False)]
 
-    assert engine.stage(pushes[2]) == engine.stage(pushes[0]) == Waiting()
+    assert engine.stage(pushes[2]) == engine.stage(pushes[0]) == WAITING
     staged = engine.stage(pushes[1])
 
     assert isinstance(staged, Staged)
@@ -89,8 +105,8 @@ def test_the_last_push_makes_one_step_and_all_are_answered():
 @pytest.mark.parametrize("arrival", list(itertools.permutations(range(3))))
 def test_the_step_does_not_depend_on_the_order_of_arrival(arrival):
     """The same bytes in every run: gradients whose sum does depend on the order."""
-    engine, workers = sync_engine(3, Adam(0.01))
-    other, others = sync_engine(3, Adam(0.01))
+    engine, workers = sync_engine(3, Adam(0.01), "order")
+    other, others = sync_engine(3, Adam(0.01), "order")
 
     for step in range(3):
         for index in arrival:
@@ -115,7 +131,7 @@ contributions = st.lists(
 @given(drawn=contributions, data=st.data())
 def test_the_aggregate_is_the_weighted_mean_to_the_bit(drawn, data):
     """In worker order, whatever the order of arrival, with partial pushes and any weights."""
-    engine, workers = sync_engine(len(drawn))
+    engine, workers = sync_engine(len(drawn), reduction="order")
     before = parameters_of(engine)
     sent = [
         ({name: GRADIENTS[index][name] for name in names}, weight) for names, weight, index in drawn
@@ -156,8 +172,8 @@ def test_a_step_of_three_workers_equals_one_process_with_the_mean_gradient():
 
 def test_the_weight_of_a_step_with_one_push_does_not_matter():
     """A mean of one is that one, to the bit."""
-    engine, (worker,) = sync_engine(1)
-    plain, (other,) = sync_engine(1)
+    engine, (worker,) = sync_engine(1, reduction="order")
+    plain, (other,) = sync_engine(1, reduction="order")
 
     worker.push(GRADIENTS[0], weight=0.1)
     other.push(GRADIENTS[0])
@@ -266,7 +282,7 @@ def test_drop_lets_a_worker_try_again_before_the_barrier_goes_on():
     _, workers = sync_engine(2, on_nonfinite="drop")
 
     assert workers[0].push(NAN).outcome == "skipped_nonfinite"
-    assert workers[1].push(ONES) == Waiting()
+    assert workers[1].push(ONES) == WAITING
     assert workers[0].push(ONES).outcome == "applied"
 
 
@@ -282,7 +298,7 @@ def test_a_retry_of_a_waiting_push_joins_it():
 
     answers = [engine.stage(push) for _ in range(3)]
 
-    assert answers == [Waiting()] * 3
+    assert answers == [WAITING] * 3
     assert image(engine) == before
     workers[1].push(ONES)
     assert settle(engine, push).duplicate
@@ -332,7 +348,7 @@ def test_a_late_push_is_dropped_and_says_how_late():
 
     assert (result.outcome, result.staleness, result.version) == ("dropped_late", 1, 1)
     assert settle(engine, late).duplicate
-    assert workers[0].push(ONES, version=1) == Waiting()
+    assert workers[0].push(ONES, version=1) == WAITING
 
 
 def test_a_staged_step_that_is_never_committed_can_be_made_again():
@@ -345,7 +361,7 @@ def test_a_staged_step_that_is_never_committed_can_be_made_again():
     assert isinstance(staged, Staged)
     assert image(engine) == before
 
-    assert engine.stage(pushes[1]) == Waiting()
+    assert engine.stage(pushes[1]) == WAITING
     again = engine.stage(pushes[0])
 
     assert isinstance(again, Staged)
@@ -398,7 +414,7 @@ def test_reopening_forgets_the_waiting_push_of_the_old_session():
     assert workers[0].previous.last_sequence == -1
     with pytest.raises(Fenced):
         engine.stage(old)
-    assert workers[1].push(ONES) == Waiting()
+    assert workers[1].push(ONES) == WAITING
     assert workers[0].push(ONES).outcome == "applied"
     np.testing.assert_array_equal(parameters_of(engine)["bias"], before["bias"] - 0.5)
 
@@ -413,7 +429,7 @@ def test_the_barrier_grows_back_when_a_worker_returns():
 
     workers[1].open()
 
-    assert workers[0].push(ONES) == Waiting()
+    assert workers[0].push(ONES) == WAITING
     assert workers[1].push(ONES).outcome == "applied"
 
 
@@ -453,7 +469,7 @@ def test_pushes_that_wait_do_not_outlive_a_cut(cut):
             engine.stage(push)
         assert error.value.details["last_sequence"] == -1
     workers[0].engine = workers[1].engine = engine
-    assert workers[0].push(ONES) == Waiting()
+    assert workers[0].push(ONES) == WAITING
     assert workers[1].push(ONES).outcome == "applied"
 
 
@@ -469,7 +485,7 @@ def test_finalize_makes_waiting_pushes_late():
 
     assert list(engine.policy.waiting) == []
     assert settle(engine, waiting).outcome == "dropped_late"
-    assert workers[1].push(ONES, version=2) == Waiting()
+    assert workers[1].push(ONES, version=2) == WAITING
     assert workers[0].push(ONES, version=2).outcome == "applied"
 
 

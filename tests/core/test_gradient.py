@@ -102,3 +102,17 @@ def test_a_large_float64_is_finite_where_the_parameter_is_float64() -> None:
 
     # Assert
     assert gradient.is_finite()
+
+
+def test_the_first_tensor_that_is_not_finite_is_named() -> None:
+    """In the order of the layout, whatever the elements are."""
+    layout = Layout([Tensor("a", (2,), "float32"), Tensor("b", (3,), "float32")])
+    values = np.ones(5, np.float32)
+    gradient = Gradient(layout, {"float32": values})
+
+    finite = gradient.first_nonfinite()
+    values[4] = np.inf
+
+    assert (finite, gradient.first_nonfinite()) == (None, "b")
+    values[0] = np.nan
+    assert gradient.first_nonfinite() == "a"

@@ -25,6 +25,7 @@ from stepwell_core.layout import (
     PAYLOAD_DTYPES,
     Layout,
     Tensor,
+    byte_view,
     byte_views,
     check_array,
     payload_dtype,
@@ -168,6 +169,21 @@ def test_bytes_travel_float32_first() -> None:
     assert [view.nbytes for view in views] == [40, 40]
     assert bytes(views[0]) == arenas["float32"].tobytes()
     assert not views[0].readonly
+
+
+@pytest.mark.parametrize("array", [np.zeros((2, 3), np.float32), np.zeros((), np.float64)])
+def test_the_bytes_of_an_array_are_a_view(array):
+    """Of any shape, a scalar's too; what is written there is in the array."""
+    expected = bytes(range(1, array.nbytes + 1))
+
+    byte_view(array)[:] = expected
+
+    assert array.tobytes() == expected
+
+
+def test_the_bytes_of_an_empty_array_are_none():
+    """An empty tensor is still a tensor."""
+    assert byte_view(np.zeros((0, 3))).nbytes == 0
 
 
 # Payloads

@@ -29,7 +29,7 @@ OPTIMIZERS = {
 
 
 @pytest.mark.parametrize("dtype", ["native", "float16"])
-@pytest.mark.parametrize("consistency", [Async(), Sync(workers=3)], ids=["async", "sync"])
+@pytest.mark.parametrize("consistency", [Async(), Sync(3), Sync(3, "arrival")], ids=str)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_after_a_rehearsal_no_push_compiles(
     optimizer: AnyOptimizer, consistency: Consistency, dtype: str, monkeypatch: pytest.MonkeyPatch
@@ -57,14 +57,17 @@ def test_after_a_rehearsal_no_push_compiles(
 
 
 def push_from_three(engine: Engine, dtype: str) -> None:
-    """Make four rounds of pushes, holding the version in the second half of them."""
+    """Make eight rounds of pushes, the last four of one worker alone; every other two are read."""
     epochs = {worker: engine.open_session(worker)[0].epoch for worker in ("x", "y", "z")}
     selection = LAYOUT.select("ab")
     payload = selection.new_payload(dtype)
     payload["float32"][...] = 1
     values = dict.fromkeys(engine.definition.rule.declared_per_push, 0.5)
-    for sequence in range(4):
-        held = engine.store.hold() if sequence >= 2 else None
+    for sequence in range(8):
+        if sequence == 4:
+            for worker in ("y", "z"):
+                engine.close_session(worker, epochs.pop(worker))
+        held = engine.store.hold() if sequence % 4 >= 2 else None
         for worker, epoch in epochs.items():
             gradient = Gradient(selection, payload, dtype)
             push = Push(worker, epoch, sequence, "now", gradient, hyperparameters=values)

@@ -343,3 +343,61 @@ def _step(store: Store, number: int) -> None:
     claim = store.claim()
     claim.target["float32"][...] = number
     store.publish(number)
+
+
+def test_an_abandoned_buffer_is_never_written_again() -> None:
+    """Who reads on without holding sees the version that it held, for as long as it likes."""
+    store = new_store(spares=1)
+    held = store.hold()
+    assert held is not None
+
+    store.abandon(held)
+    steps_in_place = [write(store, number) for number in (1, 2, 3)]
+
+    assert steps_in_place == [False, True, True]
+    assert all((array == 0).all() for array in held.arenas.values())
+    assert store.hold() is not None
+
+
+def test_an_abandoned_old_version_makes_room_for_another() -> None:
+    """A reader that is given up stands in nobody's way."""
+    store = new_store(spares=1)
+    old = store.hold()
+    assert old is not None
+    write(store, 1)
+
+    store.abandon(old)
+    current = store.hold()
+    write(store, 2)
+
+    assert current is not None
+    assert (old.arenas["float32"] == 0).all()
+    assert (current.arenas["float32"] == 1).all()
+
+
+def test_parameters_that_moved_stay_the_same_and_later_steps_stay_in_the_new_memory() -> None:
+    """The version is the same one, and no buffer of the old kind is used again."""
+    store = new_store(spares=3)
+    older = store.hold()
+    write(store, 1)
+    reader = store.hold()
+    assert older is not None
+    assert reader is not None
+    made: list[dict[str, np.ndarray]] = []
+
+    def allocate() -> dict[str, np.ndarray]:
+        made.append(LAYOUT.new_arenas(None))
+        return made[-1]
+
+    store.move(allocate(), allocate)
+    after = store.hold()
+    assert after is not None
+    store.release(reader)
+    store.release(older)
+    for number in range(2, 9):
+        write(store, number)
+        assert any(store.current is arenas for arenas in made)
+
+    assert (reader.number, after.number) == (1, 1)
+    assert all((array == 1).all() for array in after.arenas.values())
+    assert len(made) <= 3

@@ -251,6 +251,24 @@ def test_the_target_is_empty_before_and_after_the_payload() -> None:
     decoder.finish()
 
 
+def test_the_decoder_says_how_much_is_missing() -> None:
+    """Of the payload alone, whatever it is cut into; who fills windows goes by it."""
+    payload = pattern(10)
+    packed = PACKED + msgpack.packb(payload[:4]) + msgpack.packb(payload[4:])
+    _, views = buffers([3, 7])
+    decoder = Decoder()
+    decoder.feed(PACKED)
+    before = decoder.missing
+    decoder.receive(views)
+
+    found = [decoder.missing]
+    for index in range(len(PACKED), len(packed)):
+        decoder.feed(packed[index : index + 1])
+        found.append(decoder.missing)
+
+    assert (before, found) == (0, [10, 10, 10, 9, 8, 7, 6, 6, 6, 5, 4, 3, 2, 1, 0])
+
+
 def test_a_message_without_payload_is_complete() -> None:
     """Zero bins are a payload of zero bytes; so is an empty one."""
     # Act

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from tests import servers
+from tests.server.places import WAYS, Place, place_of
 from tests.servers import ServerThread
 
 
@@ -41,3 +42,20 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     command += ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
     subprocess.run(command, check=True, capture_output=True)
     return cert, key
+
+
+@pytest.fixture(scope="module", params=WAYS, ids="-".join)
+def place(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Place]:
+    """A server that receives in one of the ways."""
+    certificate = request.getfixturevalue("certificate")
+    with place_of(tmp_path_factory.mktemp("data"), certificate, request.param) as place:
+        yield place
+
+
+@pytest.fixture
+def nothing_is_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """No test makes a task fail, a future go unread or a callback raise."""
+    yield
+    assert [record.getMessage() for record in caplog.records if record.levelname != "INFO"] == []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -12,39 +11,11 @@ from stepwell_server.deadlines import BODY_WINDOW_S, LEAST_BODY_BYTES_PER_S, Pac
 
 from tests import servers
 from tests.server.calls import Worker, create
+from tests.server.clocks import Clock
 from tests.server.connections import Caller, request
 from tests.server.routes.test_workers import sync, waiting_push
 
 ENOUGH = int(LEAST_BODY_BYTES_PER_S * BODY_WINDOW_S)
-
-
-class Clock:
-    """An event loop's clock and timers; time goes on when it is told to."""
-
-    def __init__(self) -> None:
-        self.now, self._timers = 100.0, {}
-
-    def time(self) -> float:
-        return self.now
-
-    def call_later(self, delay_s: float, callback: Callable[[], None]) -> Clock.Timer:
-        timer = Clock.Timer(self._timers)
-        self._timers[timer] = (self.now + delay_s, callback)
-        return timer
-
-    def advance(self, seconds: float) -> None:
-        end = self.now + seconds
-        while due := [(at, timer) for timer, (at, _) in self._timers.items() if at <= end]:
-            self.now, timer = min(due, key=lambda entry: entry[0])
-            self._timers.pop(timer)[1]()
-        self.now = end
-
-    class Timer:
-        def __init__(self, timers: dict) -> None:
-            self._timers = timers
-
-        def cancel(self) -> None:
-            self._timers.pop(self, None)
 
 
 @pytest.fixture
@@ -76,11 +47,11 @@ def test_a_body_that_stalls_is_given_up_after_its_window(pace, clock, errors):
     assert [error.code for error in errors] == ["body_too_slow"]
 
 
-def test_a_body_that_comes_at_the_least_rate_is_waited_for_for_ever(pace, clock, errors):
-    """However large it is."""
+def test_a_body_that_comes_at_the_least_rate_is_waited_for_until_its_deadline(pace, clock, errors):
+    """A window that brought a byte less is the last."""
     pace.start()
 
-    for _ in range(1000):
+    for _ in range(5):
         pace.count(ENOUGH)
         clock.advance(BODY_WINDOW_S)
     assert errors == []
@@ -88,6 +59,38 @@ def test_a_body_that_comes_at_the_least_rate_is_waited_for_for_ever(pace, clock,
     clock.advance(BODY_WINDOW_S)
 
     assert len(errors) == 1
+
+
+@pytest.mark.parametrize("is_known", [True, False], ids=["length", "chunks"])
+def test_a_whole_body_has_30_seconds_and_one_more_for_each_mebibyte(clock, errors, is_known):
+    """Of its length, or of what has come if nobody knows that; pauses do not count."""
+    length = 20 << 20
+    pace = Pace(errors.append, clock, length if is_known else 0)
+    for second in range(49):
+        pace.start()
+        pace.count(length // 49)
+        clock.advance(1.0)
+        pace.pause()
+        clock.advance(100.0 * (second == 20))
+    pace.start()
+    clock.advance(0.9)
+    assert errors == []
+
+    clock.advance(0.2)
+
+    assert [error.code for error in errors] == ["body_too_slow"]
+    assert "30 s and a second more for each 1048576 bytes" in errors[0].message
+
+
+def test_a_body_in_chunks_that_goes_on_and_on_has_no_deadline_but_its_rate(clock, errors):
+    """The more has come, the more time there is; a body of 2 MiB a second is never late."""
+    pace = Pace(errors.append, clock)
+    pace.start()
+    for _ in range(600):
+        pace.count(2 << 20)
+        clock.advance(1.0)
+
+    assert errors == []
 
 
 def test_bytes_of_one_window_do_not_count_in_the_next(pace, clock, errors):
@@ -116,8 +119,10 @@ def test_time_in_which_nothing_is_waited_for_does_not_count(pace, clock, errors)
 
 
 def test_the_deadlines_are_those_that_the_documents_promise():
-    """5 s for a header; 16 KiB a second after 5 s for a body."""
-    assert (deadlines.HEADER_S, BODY_WINDOW_S, LEAST_BODY_BYTES_PER_S) == (5.0, 5.0, 16 * 1024)
+    """5 s for a header and a TLS handshake; 16 KiB a second for a body, and 30 s + 1 MiB/s."""
+    assert (deadlines.HEADER_S, deadlines.TLS_HANDSHAKE_S) == (5.0, 5.0)
+    assert (BODY_WINDOW_S, LEAST_BODY_BYTES_PER_S) == (5.0, 16 * 1024)
+    assert (deadlines.BODY_S, deadlines.BODY_BYTES_PER_S) == (30.0, 1 << 20)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import random
 import threading
 import weakref
 
@@ -113,3 +114,98 @@ def test_neither_a_job_nor_its_result_is_kept_until_the_next_one_comes():
         return [reference() for reference in kept]
 
     assert on_lane(scenario) == [None, None]
+
+
+# Short jobs
+
+
+def test_a_short_job_runs_at_once_on_an_idle_lane():
+    """On the event loop itself, before anything else does, so nobody waits for two threads."""
+    threads = []
+
+    async def scenario(lane):
+        result = lane.run(lambda: threads.append(threading.get_ident()), is_short=True)
+        with pytest.raises(StopIteration):
+            result.send(None)  # it did not wait for anything
+
+    on_lane(scenario)
+
+    assert threads == [threading.get_ident()]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_short_and_long_jobs_run_in_the_order_in_which_they_came(seed):
+    """One after the other, whichever thread each runs on; never two at a time."""
+    rng = random.Random(seed)
+    order, running, threads = [], [], set()
+
+    def job(number):
+        assert not running, "two jobs at once"
+        running.append(number)
+        for _ in range(rng.choice([0, 10, 1000])):
+            pass
+        threads.add(threading.get_ident())
+        order.append(number)
+        running.remove(number)
+
+    async def scenario(lane):
+        tasks = []
+        for number in range(200):
+            is_short = rng.random() < 0.7
+            tasks.append(
+                asyncio.ensure_future(lane.run(lambda n=number: job(n), is_short=is_short))
+            )
+            if rng.random() < 0.3:
+                await asyncio.sleep(0)
+            if rng.random() < 0.1:
+                await tasks[-1]
+        await asyncio.gather(*tasks)
+
+    on_lane(scenario)
+
+    assert order == list(range(200))
+    assert len(threads) == 2
+
+
+def test_a_short_job_goes_to_the_thread_while_a_result_is_on_its_way():
+    """That job has run, but what it has to tell the event loop has not been heard there."""
+    done, threads = threading.Event(), []
+
+    async def scenario(lane):
+        lane.submit(done.set)
+        done.wait(10)
+        for _ in range(2):
+            await lane.run(lambda: threads.append(threading.get_ident()), is_short=True)
+
+    on_lane(scenario)
+
+    first, second = threads
+    assert first != second == threading.get_ident()
+
+
+def test_a_short_job_that_fails_raises_and_the_lane_goes_on():
+    """As on the thread; and what it answered before is answered."""
+
+    async def scenario(lane):
+        future = asyncio.get_running_loop().create_future()
+
+        def job():
+            lane.answer(future, "answered")
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            await lane.run(job, is_short=True)
+        return future.result(), await lane.run(lambda: "still here", is_short=True)
+
+    assert on_lane(scenario) == ("answered", "still here")
+
+
+def test_a_closed_lane_takes_no_short_job_either():
+    """Nobody changes a model that was saved for the last time."""
+
+    async def scenario(lane):
+        await lane.close()
+        with pytest.raises(ShuttingDown):
+            await lane.run(lambda: None, is_short=True)
+
+    on_lane(scenario)

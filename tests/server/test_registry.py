@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from stepwell_core.consistency import Sync
 from stepwell_core.definition import Definition
 from stepwell_core.errors import (
     CheckpointInvalid,
     DataFolderInvalid,
+    DoesNotFit,
     ModelDiffers,
     ModelExists,
     ModelNotFound,
@@ -26,9 +29,12 @@ from stepwell_core.errors import (
 from stepwell_core.layout import Layout, Tensor
 from stepwell_core.optimizers import SGD
 from stepwell_core.pipeline import Gradient
+from stepwell_core.placement import extent
 from stepwell_core.push import Push
+from stepwell_server.counts import Counts
 from stepwell_server.model import HostedModel
 from stepwell_server.registry import Registry
+from stepwell_server.staging import Staging
 from stepwell_server.storage.folders import DataFolder, ModelFolder
 
 LAYOUT = Layout([Tensor("w", (4,), "float32")])
@@ -40,13 +46,17 @@ def definition(name: str = "m", rate: float = 1.0) -> Definition:
 
 
 def run(
-    path: Path, scenario: Callable[[Registry], Awaitable[Any]], *, is_clean: bool = True
+    path: Path,
+    scenario: Callable[[Registry], Awaitable[Any]],
+    *,
+    is_clean: bool = True,
+    budget: int = 1 << 20,
 ) -> Any:
     """Recover what is in a folder, run `scenario` on it, and stop, cleanly or not at all."""
 
     async def main() -> Any:
         data = DataFolder(path)
-        registry = Registry(data, push_wait_s=20.0)
+        registry = Registry(data, 20.0, Staging(budget, Counts()))
         try:
             await registry.recover()
             result = await scenario(registry)
@@ -77,7 +87,7 @@ async def push(model: HostedModel, worker: str = "w0", count: int = 1) -> list[i
 async def look(registry: Registry, name: str = "m") -> tuple[str, int, list[float]]:
     """Return incarnation, version and parameters."""
     model = registry.get(name)
-    incarnation, version = await model.hold()
+    incarnation, version = await model.readers.hold()
     values = version.arenas["float32"].tolist()
     model.release(version)
     return incarnation, model.engine.counters.version, values
@@ -322,7 +332,9 @@ def test_a_reader_never_takes_older_bytes_for_those_of_a_new_history(tmp_path):
         real = model.engine.overwrite
 
         def look_now():
-            incarnation, version = asyncio.run_coroutine_threadsafe(model.hold(), loop).result(60)
+            incarnation, version = asyncio.run_coroutine_threadsafe(
+                model.readers.hold(), loop
+            ).result(60)
             seen.append((incarnation, version.number))
             model.release(version)
 
@@ -372,3 +384,78 @@ def test_no_cut_is_made_while_another_is_being_written(tmp_path, monkeypatch):
 
     assert in_between == 1
     assert ids == ["000002-v3", "000003-v3"]
+
+
+def test_the_memory_of_a_gradient_that_was_added_is_free_while_its_push_waits(tmp_path):
+    """So the server needs one sum and not as many gradients as there are workers."""
+
+    async def scenario(registry):
+        consistency = Sync(2, reduction="arrival")
+        added = Definition("m", LAYOUT, SGD(1.0), consistency=consistency)
+        model, _ = await registry.create(added, None, exist_ok=False)
+        session, _, incarnation, _ = await model.open_session("w0")
+        await model.open_session("w1")
+        gradient = Gradient(LAYOUT, LAYOUT.new_arenas(-1.0))
+        kept = weakref.ref(gradient.arenas["float32"])
+        waits = asyncio.ensure_future(
+            model.push(Push("w0", session.epoch, 0, incarnation, gradient))
+        )
+        del gradient
+        while not await model.read(lambda engine: list(engine.policy.waiting)):
+            pass
+        await asyncio.to_thread(lambda: None)  # the lane's thread has left the job
+        is_waiting, memory = not waits.done(), kept()
+        await push(model, "w1")
+        await waits
+        return is_waiting, memory
+
+    assert run(tmp_path, scenario) == (True, None)
+
+
+SYNC = Definition("s", LAYOUT, SGD(1.0, name="sgd"), consistency=Sync(2))
+
+
+def test_a_model_whose_barrier_does_not_fit_into_the_staging_is_refused(tmp_path):
+    """One gradient for each worker and one of the largest model; nothing stays reserved."""
+    unit = extent(LAYOUT)
+
+    async def create(registry: Registry) -> None:
+        with pytest.raises(DoesNotFit) as refusal:
+            await registry.create(SYNC, None, exist_ok=False)
+        assert (refusal.value.details["needed"], list(registry)) == (3 * unit, [])
+        await registry.create(definition(), None, exist_ok=False)
+
+    run(tmp_path, create, budget=2 * unit)
+
+
+def test_a_model_that_does_not_fit_into_the_staging_any_more_is_recovered_with_a_warning(
+    tmp_path, capsys
+):
+    """It shares what is not reserved: better slow than gone."""
+
+    async def create(registry: Registry) -> None:
+        await registry.create(SYNC, None, exist_ok=False)
+
+    async def use(registry: Registry) -> list[str]:
+        model = registry.get("s")
+        assert model.part is registry._staging.shared
+        await registry.delete("s")
+        return [hosted.definition.name for hosted in registry]
+
+    run(tmp_path, create)
+    found = run(tmp_path, use, budget=2 * extent(LAYOUT))
+
+    assert found == []
+    assert "staging_too_small" in capsys.readouterr().out
+
+
+def test_a_create_that_fails_gives_its_reserve_back(tmp_path, monkeypatch):
+    """Whatever it fails of."""
+
+    async def create(registry: Registry) -> int:
+        monkeypatch.setattr(ModelFolder, "show", lambda folder: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            await registry.create(SYNC, None, exist_ok=False)
+        return registry._staging.shared.capacity
+
+    assert run(tmp_path, create, budget=1 << 20) == 1 << 20

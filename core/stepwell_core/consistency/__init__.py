@@ -30,8 +30,10 @@ def from_json(value: object) -> Consistency:
             f"{repr(value)[:80]}"
         )
     arguments = {str(name): argument for name, argument in value.items() if name != "mode"}
-    names = {field.name for field in dataclasses.fields(mode)}
-    if arguments.keys() != names:
+    fields = dataclasses.fields(mode)
+    names = {field.name for field in fields}
+    needed = {field.name for field in fields if field.default is dataclasses.MISSING}
+    if not needed <= arguments.keys() <= names:
         raise InvalidArgument(
             f"Mode {mode.mode!r} takes {', '.join(sorted(names)) or 'no arguments'}. Received: "
             f"{', '.join(sorted(arguments))[:200] or 'none'}"

@@ -66,14 +66,17 @@ class Policy(ABC, Generic[P]):
 
     @abstractmethod
     def join(self, worker: str) -> None:
-        """Note that a worker opened a session; a push of its earlier session no longer waits."""
+        """Note that a worker opened a session; a push of its earlier session no longer waits.
+
+        Where gradients are added on arrival no other push waits then either.
+        """
 
     @abstractmethod
     def leave(self, worker: str) -> Step[P] | None:
         """Note that a worker closed its session.
 
-        Its waiting push is forgotten. Returns the step that others no longer have to wait for, if
-        any.
+        Its waiting push is forgotten, and where gradients are added on arrival all others with it.
+        Returns the step that others no longer have to wait for, if any.
         """
 
 
@@ -82,6 +85,16 @@ class Consistency(ABC):
     """The arguments of a mode."""
 
     mode: ClassVar[str]
+
+    @property
+    def most_kept(self) -> int:
+        """How many gradients are kept in memory at most until their step is made."""
+        return 0
+
+    @property
+    def adds_on_arrival(self) -> bool:
+        """Whether a gradient is added to a running sum when it comes, and cannot be taken out."""
+        return False
 
     @abstractmethod
     def policy(self, members: Iterable[str] = (), most_open: int = 0) -> Policy[Any]:

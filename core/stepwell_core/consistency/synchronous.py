@@ -1,7 +1,12 @@
 """Synchronous: one gradient from each of N workers makes one step, the weighted mean of all.
 
-Gradients are reduced in the bytewise order of the workers' names, not in the order in which they
-arrive, so the result is the same in every run. The first step waits for N workers. From then on a
+With `reduction="order"` gradients are kept until the step and summed in the bytewise order of the
+workers' names, so the result is the same in every run; the server has room for all of them. With
+`reduction="arrival"` each is added to one running sum as it comes, so the server has room for one,
+and the last bits depend on the order of arrival. A push that was added cannot be taken out: when
+its worker leaves, or opens another session, all pushes of that sum are forgotten and sent again.
+
+The first step waits for N workers. From then on a
 worker that closes its session is no longer waited for, and a worker that opens one is, up to N.
 When all have left, it begins again: the next step waits for N workers.
 
@@ -19,6 +24,7 @@ from stepwell_core.consistency.base import Consistency, Drop, P, Policy, Step, W
 from stepwell_core.errors import InvalidArgument
 
 MAX_WORKERS = 10_000
+REDUCTIONS = ("order", "arrival")
 
 
 @dataclass(frozen=True)
@@ -27,14 +33,16 @@ class Sync(Consistency):
 
     Attributes:
         workers: How many, from 1 to 10,000.
+        reduction: "order" or "arrival": in which order gradients are summed, and when.
     """
 
     workers: int
+    reduction: str = "order"
 
     mode: ClassVar[str] = "sync"
 
     def __post_init__(self) -> None:
-        """Refuse a number of workers that cannot be."""
+        """Refuse arguments that cannot be."""
         workers = self.workers
         if (
             isinstance(workers, bool)
@@ -45,10 +53,25 @@ class Sync(Consistency):
                 f"`workers` must be an integer from 1 to {MAX_WORKERS}. Received: "
                 f"workers={repr(workers)[:80]}"
             )
+        if self.reduction not in REDUCTIONS:
+            raise InvalidArgument(
+                f"`reduction` must be one of {', '.join(REDUCTIONS)}. Received: "
+                f"reduction={repr(self.reduction)[:80]}"
+            )
+
+    @property
+    def adds_on_arrival(self) -> bool:
+        """Whether a gradient is added to a running sum when it comes, and cannot be taken out."""
+        return self.reduction == "arrival"
+
+    @property
+    def most_kept(self) -> int:
+        """One of each worker in the order of names, since the first may come last; else none."""
+        return 0 if self.adds_on_arrival else self.workers
 
     def policy(self, members: Iterable[str] = (), most_open: int = 0) -> Policy[P]:
         """Return a barrier where nobody waits yet."""
-        return SyncPolicy(self.workers, members, most_open)
+        return SyncPolicy(self.workers, members, most_open, forgets_together=self.adds_on_arrival)
 
 
 class SyncPolicy(Policy[P]):
@@ -58,10 +81,19 @@ class SyncPolicy(Policy[P]):
         workers: N.
         members: See `Consistency.policy`.
         most_open: See `Consistency.policy`.
+        forgets_together: Whether, with one push that waits, all are forgotten.
     """
 
-    def __init__(self, workers: int, members: Iterable[str] = (), most_open: int = 0) -> None:
+    def __init__(
+        self,
+        workers: int,
+        members: Iterable[str] = (),
+        most_open: int = 0,
+        *,
+        forgets_together: bool = False,
+    ) -> None:
         self._workers = workers
+        self._forgets_together = forgets_together
         self._waiting: dict[str, P] = {}
         self._members = set(members)
         self._is_gathered = most_open >= workers
@@ -85,16 +117,20 @@ class SyncPolicy(Policy[P]):
 
     def join(self, worker: str) -> None:
         """Wait for the worker from now on, unless N others are waited for already."""
-        self._waiting.pop(worker, None)
+        self._forget(worker)
         self._members.add(worker)
         self._is_gathered = self._is_gathered or len(self._members) >= self._workers
 
     def leave(self, worker: str) -> Step[P] | None:
         """Wait for one worker less."""
-        self._waiting.pop(worker, None)
+        self._forget(worker)
         self._members.discard(worker)
         self._is_gathered = self._is_gathered and bool(self._members)
         return self._step_if_complete()
+
+    def _forget(self, worker: str) -> None:
+        if self._waiting.pop(worker, None) is not None and self._forgets_together:
+            self._waiting.clear()
 
     def _step_if_complete(self) -> Step[P] | None:
         if len(self._waiting) < self.needed:

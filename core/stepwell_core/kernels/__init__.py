@@ -7,6 +7,7 @@ are is fixed when a kernel is composed (`Stages`), so the others cost nothing.
 
     stages.py      which stages a kernel has, and where its constants lie
     decoding.py    an element of a payload -> a number of the parameter's dtype
+    encoding.py    a parameter -> an element of a half-width payload, for pulls
     slots.py       tuples of slots, taken apart and put together
     step.py        the loops that change the model: a step, an accumulation, an average
     reductions.py  the loops that read a gradient: squares, a weighted sum, is it finite
@@ -28,6 +29,7 @@ Three things that look like details and are not, each measured:
 """
 
 from stepwell_core.kernels.compiler import Kernel
+from stepwell_core.kernels.encoding import encode_kernel
 from stepwell_core.kernels.reductions import (
     BLOCK_ELEMENTS,
     aggregate_kernel,
@@ -62,6 +64,7 @@ __all__ = [
     "accumulate_kernel",
     "aggregate_kernel",
     "average_kernel",
+    "encode_kernel",
     "finite_kernel",
     "squares_kernel",
     "step_kernel",

@@ -4,43 +4,84 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import Depends, Request
 from starlette.responses import Response
 from stepwell_core import wire
 from stepwell_core.definition import Definition
 from stepwell_core.engine import Engine
+from stepwell_core.errors import NoSharedMemory
 from stepwell_core.names import check_identifier
 
+from stepwell_server.drain import Drain
 from stepwell_server.model import HostedModel
+from stepwell_server.receiving import HTTP_EXTENSION
 from stepwell_server.registry import Registry
 from stepwell_server.representations import JSON, MessageResponse
 from stepwell_server.settings import Settings
+from stepwell_server.shared_memory import EXTENSION, ConnectionMemory
+from stepwell_server.staging import Staging
 
 PREFIX = "/v1/models/{model}"
 
+MAX_COUNT = (1 << 63) - 1
+"""The largest epoch, sequence or version; JSON and msgpack readers take it everywhere."""
 
-def registry_of(request: Request) -> Registry:
+
+# Coroutines, though they never wait: FastAPI runs other dependencies in a thread of its pool.
+
+
+async def registry_of(request: Request) -> Registry:
     """Return the server's models."""
     registry: Registry = request.app.state.registry
     return registry
 
 
-def settings_of(request: Request) -> Settings:
+async def settings_of(request: Request) -> Settings:
     """Return the server's settings."""
     settings: Settings = request.app.state.settings
     return settings
 
 
-def model_of(request: Request, model: str) -> HostedModel:
+def staging_of(request: Request) -> Staging:
+    """Return the server's memory for payloads on their way."""
+    staging: Staging = request.app.state.staging
+    return staging
+
+
+def drain_of(request: Request) -> Drain | None:
+    """Return how fast the caller takes its answers, if the server can tell."""
+    drain: Drain | None = request.scope.get("extensions", {}).get(HTTP_EXTENSION, {}).get("drain")
+    return drain
+
+
+async def model_of(request: Request, model: str) -> HostedModel:
     """Return the model that the path names.
 
     Raises:
         ModelNotFound: There is none.
     """
-    return registry_of(request).get(check_identifier(model, "model"))
+    return (await registry_of(request)).get(check_identifier(model, "model"))
 
+
+def memory_of(request: Request) -> ConnectionMemory:
+    """Return what the request's connection shares with its worker.
+
+    Raises:
+        NoSharedMemory: It comes over the network, or from another user.
+    """
+    memory: ConnectionMemory | None = request.scope.get("extensions", {}).get(EXTENSION)
+    if memory is None or not request.app.state.settings.shared_memory:
+        raise NoSharedMemory(
+            "Memory is shared with processes of the server's user, over its Unix socket, which "
+            "`GET /v1` names. This is another connection"
+        )
+    return memory
+
+
+PullDtype = Literal["native", "float16", "bfloat16"]
+"""What the elements of a pull may be; "native" means each tensor's own dtype."""
 
 TheModel = Annotated[HostedModel, Depends(model_of)]
 TheRegistry = Annotated[Registry, Depends(registry_of)]

@@ -5,23 +5,34 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 from stepwell_core.errors import InvalidInput
 from stepwell_core.layout import Layout
+from stepwell_core.ledger import Result
 from stepwell_core.names import IDENTIFIER
 from stepwell_core.pipeline import Gradient
+from stepwell_core.placement import extent
 from stepwell_core.push import Push
 
 from stepwell_server import bodies
+from stepwell_server.model import HostedModel
 from stepwell_server.representations import negotiate
-from stepwell_server.routes.access import PREFIX, TheModel, answer
+from stepwell_server.routes.access import (
+    MAX_COUNT,
+    PREFIX,
+    PullDtype,
+    TheModel,
+    answer,
+    memory_of,
+    staging_of,
+)
 from stepwell_server.routes.parameters import check_layout, parameters_response
+from stepwell_server.staging import Staging
 
 router = APIRouter(tags=["gradients"])
 
-MAX_COUNT = (1 << 63) - 1
 Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -41,6 +52,7 @@ class PushHeader(BaseModel):
     layout: Annotated[str, Field(max_length=64)] | None = None
     dtype: Literal["native", "float16", "bfloat16", "float32", "float64"] = "native"
     tensors: list[str] | None = None
+    memory: bool = False
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     loss_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     hyperparameters: dict[str, Number] = Field(default_factory=dict, max_length=16)
@@ -61,33 +73,74 @@ class PushHeader(BaseModel):
         )
 
 
+class PushQuery(BaseModel):
+    """What a push may ask for, in the query of its URL."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    pull: bool = False
+    dtype: PullDtype = "native"
+
+
 @router.post(PREFIX + "/gradients")
-async def push_gradients(request: Request, model: TheModel, pull: bool = False) -> Response:
+async def push_gradients(
+    request: Request, model: TheModel, query: Annotated[PushQuery, Query()]
+) -> Response:
     """Push a gradient.
 
     The body is a msgpack stream, or JSON with the header's fields and `"gradients": {name:
-    [[...]]}`. With `?pull=true` the answer has the new parameters. A repetition of a push is
-    answered as the first was, with `duplicate: true`. A push that waits for others for too long is
-    answered 202; ask for its result at `.../workers/{worker}/pushes/{sequence}`.
+    [[...]]}`. With `?pull=true` the answer has the new parameters, in half width with `&dtype=`. A
+    repetition of a push is answered as the first was, with `duplicate: true`. A push that waits for
+    others for too long is answered 202; ask for its result at
+    `.../workers/{worker}/pushes/{sequence}`. With `memory: true` in the header there is no payload:
+    the gradient lies in the memory that this connection got from `.../memory/gradients`, and is the
+    server's until the push is settled.
     """
     layout = model.engine.layout
     # Before the push has its effect: who accepts none of our formats is refused with nothing done.
-    accepted = negotiate(request.headers.get("accept", "*/*"), layout) if pull else None
+    accept = request.headers.get("accept", "*/*")
+    accepted = negotiate(accept, layout, query.dtype) if query.pull else None
     if bodies.is_json(request):
         fields = await bodies.read_json(request)
-        header, gradient = await asyncio.to_thread(_from_json, fields, layout)
+        result = await model.push(await asyncio.to_thread(_from_json, fields, layout))
     else:
         reader = bodies.MessageReader(request)
         header = bodies.parse(PushHeader, await reader.header())
         selection = _selection(header, layout)
         model.engine.check_session(header.worker, header.epoch, header.incarnation)
-        gradient = Gradient(selection, await reader.payload(selection, header.dtype), header.dtype)
-    result = await model.push(header.push(gradient))
+        if header.memory:
+            await reader.end()
+            arenas = memory_of(request).gradient(model.definition.name, selection, header.dtype)
+            result = await model.push(header.push(Gradient(selection, arenas, header.dtype)))
+        else:
+            result = await _receive(reader, header, selection, model, staging_of(request))
     if result.outcome == "waiting":
         return answer(request, result.to_json(), 202)
     if accepted is None:
         return answer(request, result.to_json())
-    return await parameters_response(model, layout, accepted, result=result.to_json())
+    return await parameters_response(
+        request, model, layout, accepted, query.dtype, result=result.to_json()
+    )
+
+
+async def _receive(
+    reader: bodies.MessageReader,
+    header: PushHeader,
+    selection: Layout,
+    model: HostedModel,
+    staging: Staging,
+) -> Result:
+    """Receive a gradient into staged memory and push it, unless the push is known already."""
+    key = header.worker, header.epoch, header.sequence
+    if model.pushes.is_known(key):
+        await reader.skip()
+        return await model.pushes.repeat(key)
+    nbytes, holder = extent(selection, header.dtype), (model, *key[:2])
+    with await staging.take(nbytes, model.part, holder) as lease:
+        arenas = lease.arenas(selection, header.dtype)
+        await reader.payload(arenas)
+        push = header.push(Gradient(selection, arenas, header.dtype))
+        return await model.push(push, lease)
 
 
 def _selection(header: PushHeader, layout: Layout) -> Layout:
@@ -95,7 +148,7 @@ def _selection(header: PushHeader, layout: Layout) -> Layout:
     return layout if header.tensors is None else layout.select(header.tensors)
 
 
-def _from_json(fields: dict[str, Any], layout: Layout) -> tuple[PushHeader, Gradient]:
+def _from_json(fields: dict[str, Any], layout: Layout) -> Push:
     arrays = bodies.arrays_from_json(layout, fields.pop("gradients", None))
     header = bodies.parse(PushHeader, fields)
     if header.layout is not None:
@@ -103,4 +156,4 @@ def _from_json(fields: dict[str, Any], layout: Layout) -> tuple[PushHeader, Grad
     if header.dtype != "native" or header.tensors is not None:
         raise InvalidInput("In JSON the gradients say themselves which tensors they are")
     selection = layout.select(arrays)
-    return header, Gradient(selection, selection.flatten(arrays))
+    return header.push(Gradient(selection, selection.flatten(arrays)))

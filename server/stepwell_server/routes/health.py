@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import stepwell_core.wire as wire
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 from stepwell_core.consistency import MODES
+from stepwell_core.encoding import HALF_DTYPES
 from stepwell_core.layout import PAYLOAD_DTYPES
 from stepwell_core.optimizers import OPTIMIZERS
 
 from stepwell_server import __version__
 from stepwell_server.representations import MEDIA_TYPES
-from stepwell_server.routes.access import TheSettings
+from stepwell_server.routes.access import TheSettings, staging_of
+from stepwell_server.routes.parameters import MAX_WAIT_S
+from stepwell_server.shared_memory import EXTENSION
 
 router = APIRouter(tags=["server"])
 
 
 @router.get("/healthz")
-async def healthz() -> dict[str, str]:
-    """Say that the process answers."""
+async def healthz(request: Request) -> dict[str, str]:
+    """Say that the process answers; over its Unix socket also which one it is.
+
+    So a worker knows whose socket it is before it says its token there.
+    """
+    if EXTENSION in request.scope.get("extensions", {}):
+        return {"status": "ok", "instance": request.app.state.instance}
     return {"status": "ok"}
 
 
@@ -34,22 +43,28 @@ async def readyz(request: Request) -> Response:
 
 
 @router.get("/v1")
-async def about(settings: TheSettings) -> dict[str, Any]:
-    """Say which protocol, limits and features this server has."""
+async def about(request: Request, settings: TheSettings) -> dict[str, Any]:
+    """Say which protocol, limits and features this server has, and what it has counted."""
     return {
         "stepwell": __version__,
         "protocol": wire.PROTOCOL,
         "durability": settings.durability,
+        "instance": request.app.state.instance,
+        "memory_socket": request.app.state.memory_socket,
         "limits": {
             "max_header_bytes": wire.MAX_HEADER_BYTES,
             "max_body_bytes": settings.max_body_bytes,
             "max_json_bytes": settings.max_json_bytes,
             "push_wait_s": settings.push_wait_s,
+            "staging_bytes": staging_of(request).budget_bytes,
+            "pull_wait_s": MAX_WAIT_S,
         },
+        "counts": asdict(request.app.state.counts),
         "features": {
             "consistency": list(MODES),
             "optimizers": [optimizer.__name__ for optimizer in OPTIMIZERS.values()],
             "payload_dtypes": list(PAYLOAD_DTYPES),
+            "pull_dtypes": ["native", *HALF_DTYPES],
             "representations": list(MEDIA_TYPES),
         },
     }

@@ -12,10 +12,19 @@ from stepwell_core import wire
 from stepwell_core.definition import Definition
 from stepwell_core.errors import InvalidInput, ShuttingDown
 from stepwell_core.layout import Arenas
+from stepwell_core.placement import extent
 
 from stepwell_server import bodies
 from stepwell_server.registry import check_memory
-from stepwell_server.routes.access import PREFIX, TheModel, TheRegistry, answer, describe
+from stepwell_server.routes.access import (
+    PREFIX,
+    TheModel,
+    TheRegistry,
+    answer,
+    describe,
+    staging_of,
+)
+from stepwell_server.staging import Staging
 
 router = APIRouter(tags=["models"])
 
@@ -54,7 +63,7 @@ async def create_model(request: Request, registry: TheRegistry) -> Response:
         has_values = _flag(fields, "has_values", default=True)
         exist_ok, definition = _definition(fields)
         check_memory(definition)
-        parameters = await reader.payload(definition.layout, "native") if has_values else None
+        parameters = await _receive(reader, definition, staging_of(request)) if has_values else None
     model, is_new = await registry.create(definition, parameters, exist_ok=exist_ok)
     fields = {**await model.read(describe), "created": is_new}
     return answer(request, fields, 201 if is_new else 200)
@@ -71,6 +80,17 @@ async def delete_model(model: TheModel, registry: TheRegistry) -> Response:
     """Delete a model with all its checkpoints."""
     await registry.delete(model.definition.name)
     return Response(status_code=204)
+
+
+async def _receive(
+    reader: bodies.MessageReader, definition: Definition, staging: Staging
+) -> Arenas:
+    """Receive initial values into arenas that will be the model's, hence not used again."""
+    layout = definition.layout
+    with await staging.take(extent(layout), has_block=False):
+        arenas = layout.new_payload("native")
+        await reader.payload(arenas)
+        return arenas
 
 
 def _definition(fields: dict[str, Any]) -> tuple[bool, Definition]:

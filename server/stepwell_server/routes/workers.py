@@ -12,8 +12,7 @@ from stepwell_core.ledger import Session
 from stepwell_core.names import check_identifier
 
 from stepwell_server import bodies
-from stepwell_server.routes.access import PREFIX, TheModel, answer
-from stepwell_server.routes.gradients import MAX_COUNT
+from stepwell_server.routes.access import MAX_COUNT, PREFIX, TheModel, answer
 
 router = APIRouter(tags=["workers"])
 
@@ -73,7 +72,7 @@ async def get_push(
 ) -> Response:
     """Say what became of a push, waiting for it if it waits for others."""
     key = (check_identifier(worker, "worker"), epoch, sequence)
-    result = await model.wait_for_push(key, wait_s)
+    result = await model.pushes.result(key, wait_s)
     return answer(request, result.to_json(), 202 if result.outcome == "waiting" else 200)
 
 

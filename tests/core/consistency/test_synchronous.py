@@ -21,7 +21,7 @@ def barrier(workers: int, *members: str):
 
 
 class TestSync(ConsistencyContract):
-    examples = (Sync(1), Sync(2), Sync(3), Sync(5))
+    examples = (Sync(1), Sync(2), Sync(3), Sync(5), Sync(1, "arrival"), Sync(3, "arrival"))
 
     def full_house(self, mode):
         return mode.workers
@@ -144,3 +144,44 @@ class TestSync(ConsistencyContract):
             Sync(workers)
         with pytest.raises(InvalidArgument, match="workers"):
             from_json({"mode": "sync", "workers": workers})
+
+    @pytest.mark.parametrize("comes_back", [True, False])
+    def test_with_one_that_leaves_all_are_forgotten_where_gradients_are_added(self, comes_back):
+        """Its gradient cannot be taken out of the sum, so the sum begins anew."""
+        policy = Sync(3, reduction="arrival").policy()
+        for worker in "abc":
+            policy.join(worker)
+        for worker in "ab":
+            policy.offer(Push(worker, 0), 0)
+
+        if comes_back:
+            policy.join("a")
+        else:
+            assert policy.leave("a") is None
+
+        assert list(policy.waiting) == []
+
+    def test_who_contributed_nothing_leaves_the_others_waiting(self):
+        """The sum has nothing of it; and it may be all that they waited for."""
+        policy = Sync(3, reduction="arrival").policy()
+        for worker in "abc":
+            policy.join(worker)
+        a, b = Push("a", 0), Push("b", 0)
+        policy.offer(b, 0)
+        policy.offer(a, 0)
+
+        policy.join("c")
+        assert list(policy.waiting) == [a, b]
+        assert policy.leave("c") == Step((a, b))
+
+    @pytest.mark.parametrize("reduction", ["", "Order", "ring", None, 1, ["order"]])
+    def test_a_reduction_that_there_is_not_is_refused(self, reduction):
+        """From Python and from JSON alike."""
+        with pytest.raises(InvalidArgument, match="reduction"):
+            Sync(2, reduction)
+        with pytest.raises(InvalidArgument, match="reduction"):
+            from_json({"mode": "sync", "workers": 2, "reduction": reduction})
+
+    def test_what_was_saved_before_there_was_a_reduction_is_in_order(self):
+        """Older checkpoints are read."""
+        assert from_json({"mode": "sync", "workers": 2}) == Sync(2, reduction="order")

@@ -11,7 +11,14 @@ from tests.server.calls import create
         (None, {"mode": "async"}),
         ("async", {"mode": "async"}),
         ({"mode": "async"}, {"mode": "async"}),
-        ({"mode": "sync", "workers": 3}, {"mode": "sync", "workers": 3}),
+        (
+            {"mode": "sync", "workers": 3},
+            {"mode": "sync", "workers": 3, "reduction": "order"},
+        ),
+        (
+            {"mode": "sync", "workers": 3, "reduction": "arrival"},
+            {"mode": "sync", "workers": 3, "reduction": "arrival"},
+        ),
     ],
 )
 def test_the_mode_is_the_one_that_was_asked_for(http, given, mode):

@@ -9,6 +9,7 @@ import struct
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
+import ml_dtypes  # noqa: F401 - makes NumPy know bfloat16
 import msgpack
 import numpy as np
 import pytest
@@ -83,6 +84,22 @@ def test_a_result_comes_as_msgpack_to_who_asks_for_it(worker):
 
     assert answer.headers["content-type"] == MSGPACK
     assert unpacked(answer.content)[0]["version"] == 1
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_push_that_pulls_gets_half_width_if_it_asks(http, dtype):
+    """One round trip, half the bytes on the way back."""
+    path = create(http)
+    worker = Worker(http, path)
+
+    answer = worker.send(
+        packed(worker.header(), payload(filled(1.0))), MSGPACK,
+        query={"pull": True, "dtype": dtype},
+    )  # fmt: skip
+
+    header, body = unpacked(answer.content)
+    assert (header["result"]["outcome"], header["dtype"]) == ("applied", dtype)
+    assert body == payload({name: array.astype(dtype) for name, array in filled(0.5).items()})
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])

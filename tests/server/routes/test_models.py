@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from stepwell_core.layout import Layout, Tensor
-from stepwell_server import registry
+from stepwell_server import memory
 
 from tests.server.calls import (
     LAYOUT,
@@ -214,7 +214,7 @@ def test_a_model_that_does_not_fit_is_507_before_memory_is_taken(http, shape):
 
 def test_what_a_slot_needs_is_counted(http, monkeypatch):
     """Adam needs four arrays of the model's size, SGD two."""
-    monkeypatch.setattr(registry, "available_memory_bytes", lambda: 3 * 80)
+    monkeypatch.setattr(memory, "available_bytes", lambda: 3 * 80)
     adam = {"class_name": "Adam", "config": {}}
 
     fits = http.post("/v1/models", json=definition(new_name()))

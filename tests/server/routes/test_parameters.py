@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import tempfile
 
+import ml_dtypes  # noqa: F401 - makes NumPy know bfloat16
 import numpy as np
 import pytest
-from safetensors import safe_open
+from safetensors import deserialize, safe_open
 from safetensors.numpy import load
 from stepwell_core.layout import Layout, Tensor
 from stepwell_server import representations
@@ -330,3 +331,120 @@ def test_npz_keeps_tensors_with_the_names_of_numpys_own_arguments(http):
     with np.load(io.BytesIO(answer.content)) as archive:
         found = {name: archive[name].tolist() for name in archive}
     assert found == {name: [1.0, 1.0] for name in layout.names}
+
+
+# Half width
+
+
+def halves(dtype: str) -> dict[str, np.ndarray]:
+    """Return what the parameters are in half width, by the libraries' own rounding."""
+    return {name: array.astype(dtype) for name, array in values().items()}
+
+
+@pytest.mark.parametrize("names", [None, ["bias"], ["dense/kernel"]], ids=str)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_parameters_come_in_half_width(http, path, dtype, names):
+    """Rounded once, float32 tensors before float64 ones as ever; the header says which format."""
+    query = {} if names is None else {"names": names}
+    selection = LAYOUT if names is None else LAYOUT.select(names)
+
+    answer = get(http, path, MSGPACK, dtype=dtype, **query)
+
+    header, body = unpacked(answer.content)
+    assert (header["dtype"], header["tensors"]) == (dtype, names)
+    assert body == payload({name: halves(dtype)[name] for name in selection.names})
+
+
+def test_a_pull_says_native_where_nothing_was_asked_for(http, path):
+    """So a reader need not know what it asked for."""
+    assert unpacked(get(http, path, MSGPACK).content)[0]["dtype"] == "native"
+
+
+def test_a_single_tensor_and_a_slot_come_in_half_width_too(http, path):
+    """Wherever there are tensors to pull."""
+    Worker(http, path).push(2.0)
+
+    single = http.get(f"{path}/parameters/bias?dtype=float16", headers={"Accept": MSGPACK})
+    slot = get(http, path, MSGPACK, slot="momentum", dtype="bfloat16", names=["bias"])
+
+    parameters = {"bias": values()["bias"] - 1.0}
+    assert unpacked(single.content)[1] == payload({"bias": parameters["bias"].astype("float16")})
+    header, body = unpacked(slot.content)
+    assert (header["slot"], header["dtype"]) == ("momentum", "bfloat16")
+    assert body == payload({"bias": filled(-1.0)["bias"].astype("bfloat16")})
+
+
+@pytest.mark.parametrize("accept", ["application/json", SAFETENSORS, NPZ])
+def test_float16_comes_in_every_format(http, path, accept):
+    """All of them know it."""
+    answer = get(http, path, accept, dtype="float16")
+
+    if accept == "application/json":
+        found = {n: np.array(v, "float16") for n, v in answer.json()["parameters"].items()}
+    else:
+        found = tensors_in(answer)
+    assert_equal_arrays(found, halves("float16"))
+
+
+def test_bfloat16_comes_as_safetensors(http, path):
+    """Read by its own library, to which the tensors are BF16."""
+    content = get(http, path, SAFETENSORS, dtype="bfloat16").content
+
+    found = dict(deserialize(content))
+    assert {name: bytes(tensor["data"]) for name, tensor in found.items()} == {
+        name: array.tobytes() for name, array in halves("bfloat16").items()
+    }
+    assert {tensor["dtype"] for tensor in found.values()} == {"BF16"}
+    assert {name: tuple(tensor["shape"]) for name, tensor in found.items()} == {
+        tensor.name: tensor.shape for tensor in LAYOUT.tensors
+    }
+
+
+@pytest.mark.parametrize("accept", ["application/json", NPZ])
+def test_what_has_no_bfloat16_refuses_it(http, path, accept):
+    """406 with the formats that have it; who takes anything gets one of those."""
+    document = assert_problem(get(http, path, accept, dtype="bfloat16"), 406, "not_acceptable")
+
+    assert set(document["media_types"]) == {MSGPACK, SAFETENSORS}
+    assert get(http, path, "*/*", dtype="bfloat16").headers["content-type"] == MSGPACK
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float8", "", "BFLOAT16"])
+def test_a_dtype_that_a_pull_has_not_is_422(http, path, dtype):
+    """Before anything is held."""
+    assert_problem(get(http, path, MSGPACK, dtype=dtype), 422, "invalid_input")
+
+
+def test_an_etag_differs_by_dtype(http, path):
+    """A cache never takes half width for whole; each is 304 by itself."""
+    tags = [
+        get(http, path, MSGPACK, dtype=dtype).headers["etag"]
+        for dtype in ("native", "float16", "bfloat16")
+    ]
+
+    assert len(set(tags)) == 3
+    for dtype, status in (("float16", 304), ("bfloat16", 200)):
+        answer = http.get(
+            f"{path}/parameters",
+            headers={"Accept": MSGPACK, "If-None-Match": tags[1]},
+            params={"dtype": dtype},
+        )
+        assert answer.status_code == status
+
+
+def test_scalars_and_empty_tensors_come_as_safetensors(http):
+    """A file that its library reads, whatever the shapes."""
+    layout = Layout([Tensor("s", (), "float32"), Tensor("e", (0, 2), "float64")])
+    path = create(http, layout=layout, values=filled(2.0, layout))
+
+    assert_equal_arrays(load(get(http, path, SAFETENSORS).content), filled(2.0, layout))
+
+
+def test_a_version_that_was_converted_is_held_no_more(server, http, path):
+    """So the next step is in place again."""
+    get(http, path, MSGPACK, dtype="float16")
+
+    store = server.application.registry.get(path.rpartition("/")[2]).engine.store
+    version = store.hold()
+    assert version.holders == 1
+    store.release(version)

@@ -39,9 +39,9 @@ def impatient(tmp_path_factory):
         yield client
 
 
-def sync(workers: int) -> dict:
+def sync(workers: int, **fields: str) -> dict:
     """Return the mode in which so many gradients make a step."""
-    return {"mode": "sync", "workers": workers}
+    return {"mode": "sync", "workers": workers, **fields}
 
 
 def ask(worker: Worker, sequence: int = 0, wait_s: float = 0.0, **query):
@@ -276,6 +276,23 @@ def test_a_worker_that_leaves_releases_the_others(http, pool):
 
     assert stays.result().json()["version"] == 1
     assert (pull(http, path)["bias"] == -1.0).all()
+
+
+def test_where_gradients_are_added_on_arrival_one_that_leaves_sends_all_back(http, pool):
+    """Its own cannot be taken out of the sum; the others send theirs again, and it counts once."""
+    path = create(http, values=filled(0.0), consistency=sync(3, reduction="arrival"))
+    workers = [Worker(http, path, f"w{number}") for number in range(3)]
+    stays = waiting_push(pool, workers[0], 2.0)
+    leaves = waiting_push(pool, workers[1], 100.0)
+    http.delete(f"{path}/workers/w1")
+    for answer in (stays.result(), leaves.result()):
+        assert_problem(answer, 503, "unavailable")
+
+    again = waiting_push(pool, workers[0], 2.0)
+    workers[2].push(4.0)
+
+    assert again.result().json()["version"] == 1
+    assert (pull(http, path)["bias"] == -1.5).all()
 
 
 def test_a_waiting_push_of_a_fenced_session_is_refused_and_not_counted(http, pool):

@@ -37,7 +37,7 @@ def snapshot(version: int = 3, seed: int = 0, name: str = "m", layout: Layout = 
         incarnation="1" * 32,
         counters=Counters(version, version, version),
         ledger=ledger.to_json(),
-        parameters=Version(version, arenas()),
+        parameters=Version(version, arenas(), move=0),
         slots={"momentum": arenas()},
     )
 

@@ -1,0 +1,107 @@
+"""One worker of a model: the asyncio shell around its session."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Self, Unpack
+
+from stepwell_core.layout import Array
+
+from stepwell.async_driver import AsyncDriver
+from stepwell.destinations import InPlace
+from stepwell.handles import WorkerHandle
+from stepwell.optimizers import Hyperparameters
+from stepwell.pulls import PullOptions
+from stepwell.results import Parameters, PushResult
+from stepwell.session import Session
+from stepwell.shared_memory import SharedMemory
+
+
+class AsyncWorker(WorkerHandle):
+    """One worker's session; see `Worker`. One push at a time."""
+
+    def __init__(self, driver: AsyncDriver, session: Session, memory: SharedMemory) -> None:
+        super().__init__(session, memory)
+        self._driver = driver
+
+    async def open(self) -> Self:
+        """See `Worker.open`."""
+        await self._driver.run(self._session.open())
+        return self
+
+    async def pull(self, **options: Unpack[PullOptions]) -> Parameters:
+        """See `Worker.pull`."""
+        return await self._driver.run(self._session.pull(**options), self._memory)
+
+    async def push(
+        self,
+        gradients: Mapping[str, Any],
+        *,
+        dtype: str | None = None,
+        weight: float = 1.0,
+        metrics: Mapping[str, float] | None = None,
+        hyperparameters: Hyperparameters | None = None,
+    ) -> PushResult:
+        """See `Worker.push`."""
+        flow = self._session.push(
+            gradients,
+            dtype=dtype,
+            weight=weight,
+            metrics=metrics,
+            hyperparameters=hyperparameters,
+        )
+        return await self._driver.run(flow, self._memory)
+
+    async def push_pull(
+        self,
+        gradients: Mapping[str, Any],
+        *,
+        dtype: str | None = None,
+        weight: float = 1.0,
+        metrics: Mapping[str, float] | None = None,
+        hyperparameters: Hyperparameters | None = None,
+    ) -> Parameters:
+        """See `Worker.push_pull`."""
+        flow = self._session.push_pull(
+            gradients,
+            dtype=dtype,
+            weight=weight,
+            metrics=metrics,
+            hyperparameters=hyperparameters,
+        )
+        return await self._driver.run(flow, self._memory)
+
+    async def gradient_buffer(self) -> dict[str, Array]:
+        """See `Worker.gradient_buffer`."""
+        await self._driver.finds(self._memory)
+        return await self._driver.in_thread(self._memory, self._memory.gradient_buffer)
+
+    @contextlib.asynccontextmanager
+    async def view(self) -> AsyncIterator[Parameters]:
+        """See `Worker.view`."""
+        destination = InPlace()
+        try:
+            flow = self._session.pull(destination)
+            parameters = await self._driver.run(flow, self._memory)
+            with parameters.looked_at():
+                yield parameters
+        finally:
+            destination.let_go()
+
+    async def resolve(self) -> PushResult | None:
+        """See `Worker.resolve`."""
+        return await self._driver.run(self._session.resolve())
+
+    async def close(self) -> None:
+        """See `Worker.close`."""
+        if self._session.is_open:
+            with contextlib.suppress(Exception):  # nothing here may mask what ended the block
+                await self._driver.run(self._session.close())
+        self._memory.close()
+
+    async def __aenter__(self) -> Self:
+        return await self.open()
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.close()

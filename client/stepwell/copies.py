@@ -1,0 +1,103 @@
+"""Copies between arrays and memory that is shared; large ones by two threads at once.
+
+One thread copies memory with small pages at two thirds of the rate that the machine has.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+from stepwell_core.layout import Array
+
+PIECE_BYTES = 2 << 20
+"""How much a thread copies before it looks for more."""
+
+LEAST_BYTES_FOR_TWO = 8 << 20
+"""To start a thread takes as long as to copy 1 MiB."""
+
+
+def copy(sources: Sequence[memoryview], targets: Sequence[Array], region: memoryview) -> None:
+    """Copy each source to its target, unless it lies there already.
+
+    Args:
+        sources: Bytes; those that lie elsewhere in the region are read before it is written to.
+        targets: Arrays of bytes in the region, each as long as its source.
+        region: Where the targets lie.
+    """
+    begin = _address(as_bytes(region))
+    arrays = [as_bytes(source) for source in sources]
+    moves = [
+        (source, target)
+        for source, target in zip(arrays, targets, strict=True)
+        if _address(source) != _address(target)
+    ]
+    kept = [
+        (source.copy() if begin <= _address(source) < begin + len(region) else source, target)
+        for source, target in moves
+    ]
+    _move(kept)
+
+
+def _move(moves: Iterable[tuple[Array, Array]]) -> None:
+    """Copy each first array of bytes to the second."""
+    pieces = deque(
+        (source[start : start + PIECE_BYTES], target[start : start + PIECE_BYTES])
+        for source, target in moves
+        for start in range(0, len(source), PIECE_BYTES)
+    )
+    nbytes = sum(len(source) for source, _ in pieces)
+    if nbytes < LEAST_BYTES_FOR_TWO or os.cpu_count() == 1:
+        _take_from(pieces)
+        return
+    second = threading.Thread(target=_take_from, args=(pieces,), name="stepwell-copy")
+    second.start()
+    try:
+        _take_from(pieces)
+    finally:
+        pieces.clear()  # if this was interrupted nothing is written any more when it is over
+        second.join()
+
+
+def _take_from(pieces: deque[tuple[Array, Array]]) -> None:
+    while True:
+        try:
+            source, target = pieces.popleft()
+        except IndexError:
+            return
+        np.copyto(target, source)
+
+
+def fill(
+    views: Sequence[memoryview], sources: Sequence[memoryview], note: Callable[[int], object]
+) -> None:
+    """Fill views one after the other with the bytes of all sources.
+
+    Args:
+        views: Together as long as the sources.
+        sources: Bytes.
+        note: Called after each view with how many bytes are still missing.
+    """
+    missing = sum(map(len, views))
+    source, rest = memoryview(b""), list(sources)
+    for view in views:
+        while view:
+            source = source or rest.pop(0)
+            count = min(len(view), len(source))
+            _move([(as_bytes(source[:count]), as_bytes(view[:count]))])
+            view, source = view[count:], source[count:]
+            missing -= count
+        note(missing)
+
+
+def as_bytes(view: memoryview | Array) -> Array:
+    """Return the bytes of something contiguous, as an array of uint8; no copy."""
+    return np.asarray(view).view(np.uint8)
+
+
+def _address(array: Array) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address

@@ -1,0 +1,52 @@
+"""Hyperparameters that change while a model trains: which may, and what comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from stepwell_core.definition import Definition
+from stepwell_core.errors import InvalidArgument
+from stepwell_core.pipeline import Pipeline
+from stepwell_core.schedules import LearningRateSchedule
+
+
+def with_hyperparameters(
+    definition: Definition, pipeline: Pipeline, values: Mapping[str, Any]
+) -> tuple[Definition, Pipeline]:
+    """Return the definition and the pipeline of a model with other hyperparameters.
+
+    Args:
+        definition: As it is.
+        pipeline: As it is.
+        values: By Keras's names.
+
+    Raises:
+        InvalidArgument: A value breaks its rule, is set over a schedule, or would change the slots
+            or which values come with each push.
+    """
+    rule = definition.rule
+    value = values.get("learning_rate")
+    if isinstance(value, float | int) and isinstance(rule.learning_rate, LearningRateSchedule):
+        raise InvalidArgument(
+            "This optimizer was created with a LearningRateSchedule as its `learning_rate`, hence "
+            "its learning rate is not settable. Create it with a float `learning_rate` instead"
+        )
+    definition = definition.with_rule(rule.with_values(values))
+    changed = Pipeline(definition.layout, definition.rule, definition.excluded)
+    if _fixed(pipeline) != _fixed(changed):
+        raise InvalidArgument(
+            "These hyperparameters cannot change while training, since the slots, or the values "
+            f"that come with each push, would: {', '.join(sorted(values))}. Create another model"
+        )
+    return definition, changed
+
+
+def _fixed(pipeline: Pipeline) -> tuple[Any, ...]:
+    """Return what may not change during the life of a model."""
+    optimizer = pipeline.optimizer
+    return (
+        pipeline.slot_values.keys(),
+        optimizer.gradient_accumulation_steps,
+        optimizer.declared_per_push,
+    )

@@ -1,0 +1,117 @@
+"""Bodies that stall, trickle or do not come before a stop; `places.py` has the ways they come."""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+import threading
+
+import pytest
+from stepwell_server import deadlines
+
+from tests import servers
+from tests.server.calls import Worker, create, image, packed
+from tests.server.connections import Caller, chunked, request
+from tests.server.places import LARGE, Push
+
+pytestmark = pytest.mark.usefixtures("nothing_is_logged")
+
+
+def test_a_body_that_stalls_is_408_and_the_last_of_its_connection(place, monkeypatch):
+    """Before its header, in it, in its payload, and in a chunk."""
+    monkeypatch.setattr(deadlines, "BODY_WINDOW_S", 0.1)
+    push = place.push(LARGE)
+    data, pieces = request(push.route, push.body()), chunked(push.route, push.body(), 9_999)
+    head = data.index(b"\r\n\r\n") + 4
+    before = image(place.http, push.path)
+    for begin in (data[:head], data[: head + 9], data[:-1], pieces[:2_000_000]):
+        with place.caller.line() as line:
+            line.send(begin)
+            answer = line.answer()
+
+            answer.problem(408, "body_too_slow")
+            assert answer.headers["connection"] == "close"
+            assert line.is_closed()
+    assert image(place.http, push.path) == before
+
+
+def test_a_body_that_trickles_is_408(place, monkeypatch):
+    """Each byte would buy more time otherwise."""
+    monkeypatch.setattr(deadlines, "BODY_WINDOW_S", 0.2)
+    push = place.push()
+    with place.caller.line() as line:
+        stop = threading.Event()
+
+        def trickle() -> None:
+            with contextlib.suppress(OSError):
+                for byte in push.body():
+                    line.send(bytes([byte]))
+                    if stop.wait(0.02):
+                        return
+
+        line.send(request(push.route, b"", length=len(push.body())))
+        if isinstance(line.sock, ssl.SSLSocket):  # it is not for two threads
+            line.send(push.body()[:9])
+            line.answer().problem(408, "body_too_slow")
+            return
+        thread = threading.Thread(target=trickle)
+        thread.start()
+        try:
+            line.answer().problem(408, "body_too_slow")
+        finally:
+            stop.set()
+            thread.join()
+    assert push.version() == 0
+
+
+def test_a_rest_that_nobody_waits_for_may_not_stall_either(place, monkeypatch):
+    """After an early answer it is thrown away, at the same rate."""
+    monkeypatch.setattr(deadlines, "BODY_WINDOW_S", 0.1)
+    push = place.push(LARGE)
+    refused = request("/v1/models/none/gradients", b"", length=5_000_000)
+    wrong = request(push.route, packed(push.worker.header(), bytes(6_000_000)))[:1_000_000]
+    for data, status in ((refused, 404), (wrong, 422)):
+        with place.caller.line() as line:
+            line.send(data)
+            assert line.answer().status == status
+
+            assert line.is_closed()
+
+
+def test_a_body_that_does_not_come_within_the_grace_of_a_stop_is_503(tmp_path):
+    """The client is told to try again, and no task is cancelled in the middle."""
+    with (
+        servers.served(tmp_path, STEPWELL_SHUTDOWN_GRACE_S="2") as server,
+        servers.http(server.url) as http,
+    ):
+        push = Push(Worker(http, create(http, layout=LARGE), layout=LARGE))
+        data = request(push.route, push.body())
+        head = data.index(b"\r\n\r\n") + 4
+        with Caller(server.url).line() as payload_cut, Caller(server.url).line() as header_cut:
+            payload_cut.send(data[:-1])
+            header_cut.send(data[: head + 3])
+
+            server.terminate()
+
+            payload_cut.answer().problem(503, "shutting_down")
+            header_cut.answer().problem(503, "shutting_down")
+            assert payload_cut.is_closed()
+        code = server.wait()
+
+    assert code == 0
+    assert [entry for entry in server.events if entry.get("level") in ("error", "warning")] == []
+
+
+def test_a_body_that_is_late_on_the_whole_is_408_and_counted(place, monkeypatch):
+    """However fast it begins: memory for it is held all the while."""
+    monkeypatch.setattr(deadlines, "BODY_S", 0.2)
+    monkeypatch.setattr(deadlines, "BODY_BYTES_PER_S", 1 << 40)
+    push = place.push(LARGE)
+    before = place.counts.bodies_too_slow
+    with place.caller.line() as line:
+        line.send(request(push.route, push.body())[:-1])
+        line.answer().problem(408, "body_too_slow")
+        assert line.is_closed()
+
+    assert place.counts.bodies_too_slow == before + 1
+    assert place.staging.leases == 0
