@@ -157,8 +157,26 @@ class Staging:
             ShuttingDown: The server stops.
         """
         if part is None or nbytes > part.unit:
+            self._check_wide(nbytes, part)
             part = self._shared
         return await self._take(Request(nbytes, part, holder, has_block))
+
+    def _check_wide(self, nbytes: int, part: Part | None) -> None:
+        """Refuse a payload of which a barrier cannot have as many as it waits for.
+
+        Raises:
+            BodyTooLarge: They would wait for each other for ever.
+        """
+        if part not in self._reserves:
+            return
+        count = part.capacity // part.unit
+        if count * nbytes > self._shared.capacity:
+            raise BodyTooLarge(
+                f"The server reserved {count} x {part.unit} bytes for the gradients of one step of "
+                f"this model. {count} of {nbytes} bytes do not fit beside them; send gradients in "
+                "the model's own dtype, or narrower",
+                limit=part.unit,
+            )
 
     async def take_for_answer(self, nbytes: int) -> Lease:
         """Return a lease for an answer's own copy of tensors, or for all there is if that is less.

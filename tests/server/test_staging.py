@@ -199,6 +199,20 @@ def test_a_payload_that_can_never_fit_is_refused_at_once():
     run(scenario)
 
 
+def test_wide_payloads_of_which_a_barrier_cannot_have_enough_are_refused_at_once():
+    """They would keep what they have, and wait for each other for ever."""
+
+    async def scenario(staging: Staging) -> None:
+        part = staging.reserve("sync", 2, MIB // 2)
+        with await staging.take(MIB, part), await staging.take(MIB, part):
+            pass  # twice that fits beside what is reserved
+        with pytest.raises(BodyTooLarge, match="the model's own dtype"):
+            await staging.take(2 * MIB, part)
+        assert staging.leases == 0
+
+    run(scenario)
+
+
 def test_a_reserve_is_never_used_by_others_and_serves_its_model_at_once():
     """However many of the others wait."""
 
@@ -223,11 +237,11 @@ def test_a_payload_wider_than_the_models_own_dtype_is_not_taken_from_its_reserve
     """It would take the room of another worker's."""
 
     async def scenario(staging: Staging) -> None:
-        part = staging.reserve("sync", 2, MIB)
-        await staging.take(2 * MIB, part)
+        part = staging.reserve("sync", 2, MIB // 2)
         await staging.take(MIB, part)
-        await staging.take(MIB, part)
-        assert (part.used, staging.shared.used) == (2 * MIB, 2 * MIB)
+        await staging.take(MIB // 2, part)
+        await staging.take(MIB // 2, part)
+        assert (part.used, staging.shared.used) == (MIB, MIB)
 
     run(scenario)
 
