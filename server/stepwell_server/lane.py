@@ -48,7 +48,13 @@ class Lane:
         self._thread = threading.Thread(target=self._work, name=f"lane-{name}", daemon=True)
         self._thread.start()
 
-    async def run(self, function: Callable[[], T], *, is_short: bool = False) -> T:
+    async def run(
+        self,
+        function: Callable[[], T],
+        *,
+        is_short: bool = False,
+        on_taken: Callable[[], None] | None = None,
+    ) -> T:
         """Run `function` on the lane, after everything that was given to it before.
 
         If the caller is cancelled the function still runs: a change that was begun is made whole.
@@ -56,22 +62,29 @@ class Lane:
         Args:
             function: The job.
             is_short: It takes some 100 us at most, so it may stop the event loop for as long.
+            on_taken: Called once it is certain that the function runs, before it can have ended in
+                any other way than here.
 
         Raises:
             ShuttingDown: The lane is closed.
             Exception: Whatever `function` raises.
         """
-        if is_short and self.is_idle:
-            return self.run_inline(function)
-        return await self.submit(function)
+        future = None if is_short and self._is_idle else self.submit(function)
+        if on_taken is not None:
+            on_taken()
+        if future is None:
+            return self._run_inline(function)
+        try:
+            return await future
+        finally:
+            del future  # it knows its error, which knows this frame: see `_do`
 
     @property
-    def is_idle(self) -> bool:
+    def _is_idle(self) -> bool:
         """Whether no job runs or waits, so that the event loop may run one itself."""
         return not (self._unfinished or self._is_inline or self._is_closed)
 
-    def run_inline(self, function: Callable[[], T]) -> T:
-        """Run `function` on the event loop, which it stops for as long; only when `is_idle`."""
+    def _run_inline(self, function: Callable[[], T]) -> T:
         self._is_inline = True
         try:
             return function()

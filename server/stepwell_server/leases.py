@@ -76,12 +76,11 @@ class Owner(Protocol):
 class Lease:
     """Some bytes of the budget, and a buffer of that size unless none was wanted.
 
-    As a context manager it is released at the end, unless it was lent to a lane meanwhile, which
+    As a context manager it is released at the end, unless it was lent meanwhile, as to a lane, which
     then releases it: also if who lent it is cancelled, for a lane that has begun goes on.
 
     Attributes:
         nbytes: How many.
-        is_lent: Whether a lane uses it.
         is_waiting: Whether a push at a barrier keeps it; said when there is no room.
         is_lasting: Whether it is kept for longer than a push takes.
         is_answer: Whether it is for what is sent.
@@ -89,7 +88,7 @@ class Lease:
 
     def __init__(self, owner: Owner, request: Request, block: Array | None) -> None:
         self.nbytes = request.nbytes
-        self.is_lent = False
+        self._is_lent = False
         self.is_waiting = False
         self.is_lasting = False
         self.is_answer = request.is_answer
@@ -101,8 +100,12 @@ class Lease:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if not self.is_lent:
+        if not self._is_lent:
             self.release()
+
+    def lend(self) -> None:
+        """Leave the release to somebody else than the block that this is the context of."""
+        self._is_lent = True
 
     def arenas(self, layout: Layout, dtype: str) -> Arenas:
         """Return uninitialized arenas for a payload; the lease's, and not to be used after it.

@@ -328,17 +328,8 @@ class HostedModel:
                 if self.readers.is_any_waiting:
                     self._lane.call_soon(self.readers.wake)
 
-        if is_short and self._lane.is_idle:
-            if lease is not None:
-                lease.is_lent = True
-            return self._lane.run_inline(run)
-        future = self._lane.submit(run)
-        if lease is not None:
-            lease.is_lent = True
-        try:
-            return await future
-        finally:
-            del future  # it knows its error, which knows this frame: see `Lane._do`
+        on_taken = None if lease is None else lease.lend
+        return await self._lane.run(run, is_short=is_short, on_taken=on_taken)
 
 
 def optimizer_tag(definition: Definition) -> str:

@@ -104,7 +104,7 @@ def test_a_lease_that_was_lent_outlives_who_took_it():
 
     async def scenario(staging: Staging) -> None:
         with await staging.take(MIB) as lease:
-            lease.is_lent = True
+            lease.lend()
         assert staging.leases == 1
         lease.release()
         assert staging.leases == 0

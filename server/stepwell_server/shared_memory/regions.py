@@ -73,7 +73,7 @@ class Region:
 
     def lend(self, lease: Lease) -> None:
         """Release a lease when the last view of the memory is gone."""
-        lease.is_lent = True
+        lease.lend()
         weakref.finalize(self._mapping, lease.release_soon)
 
 
