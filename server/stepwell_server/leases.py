@@ -76,8 +76,8 @@ class Owner(Protocol):
 class Lease:
     """Some bytes of the budget, and a buffer of that size unless none was wanted.
 
-    As a context manager it is released at the end, unless it was lent meanwhile, as to a lane, which
-    then releases it: also if who lent it is cancelled, for a lane that has begun goes on.
+    As a context manager it is released at the end, unless it was lent meanwhile, as to a lane,
+    which then releases it: also if who lent it is cancelled, for a lane that has begun goes on.
 
     Attributes:
         nbytes: How many.
