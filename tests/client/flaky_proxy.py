@@ -19,11 +19,10 @@ import struct
 import threading
 from urllib.parse import urlsplit
 
-DEADLINE_S = 30.0
-_TURN_S = 0.05
+from tests.client.listener import DEADLINE_S, TURN_S, Listener
 
 
-class FlakyProxy:
+class FlakyProxy(Listener):
     """The proxy; a context manager.
 
     Args:
@@ -38,9 +37,8 @@ class FlakyProxy:
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
         self._server = (parts.hostname or "", parts.port or 0)
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._listener.settimeout(_TURN_S)
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        super().__init__()
+        self.url = f"http://127.0.0.1:{self.port}"
         self.lost = 0
         self.is_holding = False
         self._held: list[bytes] = []
@@ -48,8 +46,6 @@ class FlakyProxy:
         self._left: int | None = None  # bytes of the next answer that still go through
         self._answers_to_lose = 0
         self._after_bytes = 0
-        self._is_over = False
-        self._threads = [threading.Thread(target=self._accept)]
 
     def lose_next_answer(self, after_bytes: int = 0, answers: int = 1) -> None:
         """Cut the connection after so many bytes of each of the next answers; of none, if 0."""
@@ -66,28 +62,10 @@ class FlakyProxy:
                 answers.append(_whole(server))
         return answers
 
-    def __enter__(self) -> FlakyProxy:
-        self._threads[0].start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._is_over = True
-        for thread in self._threads:
-            thread.join(DEADLINE_S)
-        self._listener.close()
-
-    def _accept(self) -> None:
-        while not self._is_over:
-            with contextlib.suppress(TimeoutError):
-                client, _ = self._listener.accept()
-                thread = threading.Thread(target=self._relay, args=(client,))
-                self._threads.append(thread)
-                thread.start()
-
-    def _relay(self, client: socket.socket) -> None:
+    def serve(self, client: socket.socket) -> None:
         with client, contextlib.suppress(OSError), socket.create_connection(self._server) as server:
-            while not self._is_over:
-                readable, _, _ = select.select([client, server], [], [], _TURN_S)
+            while not self.is_over:
+                readable, _, _ = select.select([client, server], [], [], TURN_S)
                 for source in readable:
                     piece = source.recv(1 << 16)
                     if not piece:

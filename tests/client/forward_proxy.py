@@ -9,14 +9,12 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
-import threading
 from urllib.parse import urlsplit
 
-DEADLINE_S = 30.0
-_TURN_S = 0.05
+from tests.client.listener import DEADLINE_S, TURN_S, Listener
 
 
-class ForwardProxy:
+class ForwardProxy(Listener):
     """The proxy; a context manager.
 
     Args:
@@ -30,32 +28,11 @@ class ForwardProxy:
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
         self._server = (parts.hostname or "", parts.port or 0)
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._listener.settimeout(_TURN_S)
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        super().__init__()
+        self.url = f"http://127.0.0.1:{self.port}"
         self.asked: list[str] = []
-        self._is_over = False
-        self._threads = [threading.Thread(target=self._accept)]
 
-    def __enter__(self) -> ForwardProxy:
-        self._threads[0].start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._is_over = True
-        for thread in self._threads:
-            thread.join(DEADLINE_S)
-        self._listener.close()
-
-    def _accept(self) -> None:
-        while not self._is_over:
-            with contextlib.suppress(TimeoutError):
-                client, _ = self._listener.accept()
-                thread = threading.Thread(target=self._serve, args=(client,))
-                self._threads.append(thread)
-                thread.start()
-
-    def _serve(self, client: socket.socket) -> None:
+    def serve(self, client: socket.socket) -> None:
         with client, contextlib.suppress(OSError), socket.create_connection(self._server) as server:
             client.settimeout(DEADLINE_S)
             server.settimeout(DEADLINE_S)
@@ -75,8 +52,8 @@ class ForwardProxy:
 
     def _relay(self, client: socket.socket, server: socket.socket) -> None:
         others = {client: server, server: client}
-        while not self._is_over:
-            readable, _, _ = select.select([client, server], [], [], _TURN_S)
+        while not self.is_over:
+            readable, _, _ = select.select([client, server], [], [], TURN_S)
             for source in readable:
                 piece = source.recv(1 << 16)
                 if not piece:

@@ -11,7 +11,6 @@ import json
 import socket
 import ssl
 import struct
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,7 @@ import msgpack
 import numpy as np
 from stepwell_core import wire
 
-DEADLINE_S = 30.0
+from tests.client.listener import DEADLINE_S, Listener
 
 
 @dataclass
@@ -76,7 +75,7 @@ class Connection:
         self.is_closed = True
 
 
-class Misbehaving:
+class Misbehaving(Listener):
     """The server; a context manager.
 
     Args:
@@ -96,39 +95,19 @@ class Misbehaving:
         self._acts = list(acts)
         self._tls = tls
         self.requests: list[Request] = []
-        self.is_over = False
         self.body_limit: int | None = None
         if uds is None:
-            self._listener = socket.create_server(("127.0.0.1", 0))
-            address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+            super().__init__()
+            address = f"127.0.0.1:{self.port}"
         else:
-            self._listener = socket.socket(socket.AF_UNIX)
-            self._listener.bind(uds)
-            self._listener.listen()
+            listening = socket.socket(socket.AF_UNIX)
+            listening.bind(uds)
+            listening.listen()
+            super().__init__(listening)
             address = "stepwell"
-        self._listener.settimeout(0.05)
         self.url = f"{'http' if tls is None else 'https'}://{address}"
-        self._threads = [threading.Thread(target=self._accept)]
 
-    def __enter__(self) -> Misbehaving:
-        self._threads[0].start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.is_over = True
-        for thread in self._threads:
-            thread.join(DEADLINE_S)
-        self._listener.close()
-
-    def _accept(self) -> None:
-        while not self.is_over:
-            with contextlib.suppress(TimeoutError):
-                raw, _ = self._listener.accept()
-                thread = threading.Thread(target=self._serve, args=(raw,))
-                self._threads.append(thread)
-                thread.start()
-
-    def _serve(self, raw: socket.socket) -> None:
+    def serve(self, raw: socket.socket) -> None:
         with contextlib.ExitStack() as stack:
             stack.enter_context(contextlib.suppress(OSError))
             stack.enter_context(raw)
