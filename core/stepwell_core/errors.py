@@ -42,8 +42,13 @@
     │   ├── ShuttingDown
     │   ├── VersionsExhausted    slow readers hold every spare version
     │   ├── StagingFull          no memory came free for a body in time
+    │   ├── JournalBehind        the journal grew faster than checkpoints are written
+    │   ├── ModelReadOnly        the disk failed: until a restart the model is only read
     │   └── TooManyWorkers
     ├── DoesNotFit               the model needs more memory or disk than there is
+    │   └── DiskFull             the disk has no room for a push's record; nothing changed
+    ├── StoreFailed              an object store cannot be reached or refuses; nothing changed
+    ├── JournalInvalid           a record that was on the disk is missing or damaged
     ├── CheckpointInvalid        a checkpoint is incomplete or does not match its hashes
     ├── DataFolderInvalid        the data folder cannot be used by this server
     └── InternalError            a bug in Stepwell; the log has the trace
@@ -321,6 +326,18 @@ class StagingFull(Unavailable):
     code = "staging_full"
 
 
+class JournalBehind(Unavailable):
+    """The journal grew faster than checkpoints are written; the push was not admitted."""
+
+    code = "journal_behind"
+
+
+class ModelReadOnly(Unavailable):
+    """The disk failed: until the server is restarted the model is only read."""
+
+    code = "model_read_only"
+
+
 class TooManyWorkers(Unavailable):
     """The model has as many open sessions as it takes."""
 
@@ -331,6 +348,24 @@ class DoesNotFit(StepwellError):
     """The model needs more memory or disk than there is."""
 
     code = "does_not_fit"
+
+
+class DiskFull(DoesNotFit):
+    """The disk has no room for it; nothing changed."""
+
+    code = "disk_full"
+
+
+class StoreFailed(StepwellError):
+    """The object store cannot be reached, or refuses; nothing changed."""
+
+    code = "store_failed"
+
+
+class JournalInvalid(StepwellError):
+    """A record of the journal that was on the disk is missing or damaged."""
+
+    code = "journal_invalid"
 
 
 class CheckpointInvalid(StepwellError):

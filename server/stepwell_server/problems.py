@@ -35,6 +35,8 @@ STATUS: Mapping[type[StepwellError], int] = {
     errors.Unavailable: 503,
     errors.DoesNotFit: 507,
     errors.CheckpointInvalid: 500,
+    errors.StoreFailed: 502,
+    errors.JournalInvalid: 500,
     errors.DataFolderInvalid: 500,
     errors.InternalError: 500,
 }

@@ -1,4 +1,8 @@
-"""Plain functions that touch the disk, safe against power loss where they say so."""
+"""Plain functions that touch the disk, safe against power loss where they say so.
+
+Every system call that changes something on the disk goes through `system`, a `System`. So a test
+can put in its place a disk that forgets what was not synced, or one that fails.
+"""
 
 from __future__ import annotations
 
@@ -17,27 +21,117 @@ TEMPORARY = ".tmp-"
 TRASH = ".trash-"
 
 
+class System:
+    """The system calls that change the disk, as they are in `os`. Thread-safe."""
+
+    def open(self, path: Path, flags: int, mode: int = 0o666) -> int:
+        """Open a file, or make one; returns its descriptor."""
+        return os.open(path, flags, mode)
+
+    def pwrite(self, descriptor: int, content: bytes | memoryview, offset: int) -> int:
+        """Write at an offset; returns how many bytes were."""
+        return os.pwrite(descriptor, content, offset)
+
+    def allocate(self, descriptor: int, offset: int, nbytes: int) -> None:
+        """Make sure that a part of a file has room on the disk; what is new reads as zeros."""
+        os.posix_fallocate(descriptor, offset, nbytes)
+
+    def truncate(self, descriptor: int, nbytes: int) -> None:
+        """Cut a file, or extend it by zeros."""
+        os.ftruncate(descriptor, nbytes)
+
+    def sync(self, descriptor: int) -> None:
+        """Wait until a file's content, or a folder's entries, are on the disk."""
+        os.fsync(descriptor)
+
+    def sync_content(self, descriptor: int) -> None:
+        """Wait until a file's content and size are on the disk."""
+        os.fdatasync(descriptor)
+
+    def close(self, descriptor: int) -> None:
+        """Close a descriptor."""
+        os.close(descriptor)
+
+    def rename(self, path: Path, new: Path) -> None:
+        """Give a file or folder a new name; a file of that name is replaced."""
+        os.rename(path, new)
+
+    def unlink(self, path: Path) -> None:
+        """Remove a file's name."""
+        os.unlink(path)
+
+    def make_folder(self, path: Path) -> None:
+        """Make a folder."""
+        os.mkdir(path)
+
+    def remove_tree(self, path: Path) -> None:
+        """Remove a folder with all that is in it."""
+        shutil.rmtree(path)
+
+
+system = System()
+
+
 def sync_file(path: Path) -> None:
     """Wait until the file's bytes are on the disk."""
-    _fsync(path, os.O_RDONLY)
+    _sync(path, os.O_RDONLY)
 
 
 def sync_folder(path: Path) -> None:
     """Wait until the folder's entries are on the disk."""
-    _fsync(path, os.O_RDONLY | os.O_DIRECTORY)
+    _sync(path, os.O_RDONLY | os.O_DIRECTORY)
 
 
-def _fsync(path: Path, flags: int) -> None:
-    descriptor = os.open(path, flags)
+def _sync(path: Path, flags: int) -> None:
+    descriptor = system.open(path, flags)
     try:
-        os.fsync(descriptor)
+        system.sync(descriptor)
     finally:
-        os.close(descriptor)
+        system.close(descriptor)
 
 
 def temporary_beside(path: Path) -> Path:
     """Return a new name beside `path`; `remove_leftovers` knows what it means."""
     return path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
+
+
+def write_whole(descriptor: int, content: bytes | memoryview, offset: int) -> None:
+    """Write all of `content` at an offset, in as many calls as it takes."""
+    left = memoryview(content).cast("B")
+    while left:
+        written = system.pwrite(descriptor, left, offset)
+        left, offset = left[written:], offset + written
+
+
+class NewFile:
+    """A file that is being written from its beginning to its end, and synced when it is closed.
+
+    A context manager: the block that ends well has the bytes on the disk. Its name is not yet: that
+    takes `sync_folder`.
+
+    Args:
+        path: Of the file; nothing of that name may exist.
+        mode: Permissions, before the umask takes from them.
+    """
+
+    def __init__(self, path: Path, mode: int = 0o666) -> None:
+        self.nbytes = 0
+        self._descriptor = system.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+
+    def write(self, content: bytes | memoryview) -> None:
+        """Append bytes."""
+        write_whole(self._descriptor, content, self.nbytes)
+        self.nbytes += memoryview(content).nbytes
+
+    def __enter__(self) -> NewFile:
+        return self
+
+    def __exit__(self, error: object, *rest: object) -> None:
+        try:
+            if error is None:
+                system.sync(self._descriptor)
+        finally:
+            system.close(self._descriptor)
 
 
 def write_durably(path: Path, content: bytes, mode: int = 0o666) -> None:
@@ -50,12 +144,9 @@ def write_durably(path: Path, content: bytes, mode: int = 0o666) -> None:
     """
     temporary = temporary_beside(path)
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        with open(descriptor, "wb") as file:
+        with NewFile(temporary, mode) as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        system.rename(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -66,10 +157,10 @@ def write_durably(path: Path, content: bytes, mode: int = 0o666) -> None:
 def new_folder(path: Path) -> Iterator[Path]:
     """Give a temporary folder that becomes `path` when the block ends well, and vanishes otherwise.
 
-    The block fsyncs the files that it writes. An existing `path` is never replaced.
+    The block syncs the files that it writes. An existing `path` is never replaced.
     """
     temporary = temporary_beside(path)
-    temporary.mkdir()
+    system.make_folder(temporary)
     try:
         yield temporary
         sync_folder(temporary)
@@ -87,16 +178,22 @@ def rename_folder(path: Path, new: Path) -> None:
     """
     if new.exists():
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(new))
-    os.rename(path, new)
+    system.rename(path, new)
     sync_folder(new.parent)
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file's name, durably."""
+    system.unlink(path)
+    sync_folder(path.parent)
 
 
 def remove_folder(path: Path) -> None:
     """Remove a folder: at once out of sight, durably, then its content."""
     trash = path.with_name(f"{TRASH}{uuid.uuid4().hex}")
-    os.rename(path, trash)
+    system.rename(path, trash)
     sync_folder(path.parent)
-    shutil.rmtree(trash)
+    system.remove_tree(trash)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -104,9 +201,9 @@ def remove_leftovers(folder: Path) -> None:
     for path in folder.iterdir():
         if path.name.startswith((TEMPORARY, TRASH)):
             if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
+                system.remove_tree(path)
             else:
-                path.unlink()
+                system.unlink(path)
 
 
 class FolderLock:
