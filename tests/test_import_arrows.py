@@ -50,11 +50,17 @@ CORE_ARROWS: dict[str, set[str]] = {
     "definition": {"keras_config", "consistency", "loss_scale", "optimizers", "layout", "names"},
     "state": {"definition", "ledger", "loss_scale", "pipeline", "store", "layout"},
     "push": {"gradient", "ledger", "optimizers", "scalars", "state"},
+    "record": {
+        "gradient", "keras_config", "layout", "ledger", "loss_scale", "optimizers", "push",
+        "scalars", "state",
+    },
+    "replay": {"engine", "record", "pipeline", "push"},
+    "succession": {"layout", "pipeline", "state"},
     "reduction": {"aggregation", "definition", "gradient", "loss_scale", "pipeline", "push"},
     "decision": {"definition", "gradient", "ledger", "loss_scale", "pipeline", "push", "state"},
     "hyperparameters": {"definition", "pipeline", "schedules"},
     "engine": {
-        "push", "reduction", "decision", "state", "definition", "store", "ledger", "consistency",
+        "push", "reduction", "decision", "state", "succession", "definition", "store", "ledger", "consistency",
         "hyperparameters", "pipeline", "loss_scale", "layout",
     },
     "rehearsal": {
@@ -87,6 +93,7 @@ CORE_EXCEPTIONS: dict[str, dict[str, str]] = {
         "importlib.metadata": "the versions of Numba and NumPy in the cache folder's name",
     },
     "wire": {"msgpack": "messages are msgpack streams"},
+    "gradient": {"xxhash": "the fingerprint of a payload"},
 }
 
 # The client stays light: these rooms of core work without Numba, and nothing else of core is used.

@@ -8,10 +8,16 @@ cannot fail. Whoever calls them may put a journal record, and its fsync, between
         ...                         # the journal's place
         answers = engine.commit(staged)
 
-Nothing else of the engine is called between the two, or the decision is not right any more. A
-change that is staged and never committed, because its record could not be written, leaves the model
-as it was; the pushes in it no longer wait, and are admitted when they come again. A push that waits
-is pending, in memory alone: staging may add its gradient to a running sum.
+Several pushes may be staged, one after the other, and then be committed in that order, so that one
+fsync serves them all: each is decided on what the model will be after those before it. `can_stage`
+says when that is not possible. Nothing else of the engine is called meanwhile.
+
+A change that is staged and never committed, because its record could not be written, is withdrawn
+(`withdraw`) and leaves the model as it was; the pushes in it no longer wait, and are admitted when
+they come again. A push that waits is pending, in memory alone: staging may add its gradient to a
+running sum.
+
+`record.py` says what is written down of a change, `replay.py` makes it again by the same `commit`.
 
 The engine is pure: no files, no clock, no random numbers. Not thread-safe: one lane a model calls
 it. `store.hold()` and `store.release()` alone may be called from other threads.
@@ -29,9 +35,7 @@ from stepwell_core import decision
 from stepwell_core.consistency import Drop, Policy, Wait
 from stepwell_core.definition import Definition
 from stepwell_core.errors import (
-    CheckpointInvalid,
     InvalidInput,
-    LayoutMismatch,
     NonFiniteGradient,
     NothingToFinalize,
     PushInFlight,
@@ -39,13 +43,14 @@ from stepwell_core.errors import (
 )
 from stepwell_core.hyperparameters import with_hyperparameters
 from stepwell_core.layout import Arenas, Layout
-from stepwell_core.ledger import Ledger, Result, Session
+from stepwell_core.ledger import Ledger, Result, Session, check_repetition
 from stepwell_core.loss_scale import LossScale, LossScaleOptimizer
 from stepwell_core.pipeline import AVERAGE, Gradient, Pipeline, StepScalars
 from stepwell_core.push import Push, Staged, Waiting, check_push
 from stepwell_core.reduction import reduction_of
 from stepwell_core.state import Counters, Snapshot, State, check_state, ledger_of
 from stepwell_core.store import Store
+from stepwell_core.succession import replaced, restored
 
 
 class Engine:
@@ -87,6 +92,7 @@ class Engine:
         self.counters = state.counters
         self.ledger = ledger
         self._reduction = reduction
+        self._staged: list[Staged] = []
         self._forget_waiting()
 
     def _forget_waiting(self) -> None:
@@ -108,6 +114,11 @@ class Engine:
         scale = self.counters.loss_scale
         return None if scale is None else scale.scale
 
+    @property
+    def _ahead(self) -> Counters:
+        """The counters after all that is staged."""
+        return self._staged[-1].counters if self._staged else self.counters
+
     # Sessions
 
     def open_session(self, worker: str) -> tuple[Session, Session | None]:
@@ -116,6 +127,7 @@ class Engine:
         A waiting push of the worker's earlier session is forgotten, and with it all that it was
         added to.
         """
+        assert not self._staged, "what was staged is committed or withdrawn before"
         session, previous = self.ledger.open(worker)
         self.policy.join(worker)
         if not self.policy.waiting:
@@ -131,6 +143,7 @@ class Engine:
         Raises:
             Fenced, UnknownSession, SessionExpired: As `Ledger.find`.
         """
+        assert not self._staged, "what was staged is committed or withdrawn before"
         self.ledger.find(worker, epoch)
         self.ledger.close(worker, epoch)
         step = self.policy.leave(worker)
@@ -142,6 +155,21 @@ class Engine:
 
     # Pushes
 
+    def can_stage(self, push: Push) -> bool:
+        """Return whether a push may be staged before what is staged was committed.
+
+        Not if it, or what is staged, depends on more than the counters: an earlier push of the same
+        worker, a barrier, a sum that the next gradient would be added to.
+        """
+        if not self._staged:
+            return True
+        if self._reduction.adds_on_arrival or self.policy.waiting:
+            return False
+        results = [results for staged in self._staged for results in staged.results]
+        return len(results) == len(self._staged) and all(
+            other.worker != push.worker for other, _ in results
+        )
+
     def stage(self, push: Push) -> Staged | Waiting | Result:
         """Decide what becomes of a push.
 
@@ -152,35 +180,58 @@ class Engine:
         Raises:
             StaleIncarnation, Fenced, UnknownSession, SessionExpired, SequenceGap, PushInFlight: The
                 session may not make this push.
+            PayloadMismatch: It was made before, with other bytes.
             InvalidInput: The push breaks a rule of the model; its sequence number is not used up.
         """
+        assert self.can_stage(push), "what was staged is committed or withdrawn before"
         self._check_incarnation(push.worker, push.epoch, push.incarnation)
         if self._is_waiting(push):
             return Waiting(is_added=self._reduction.adds_on_arrival)
-        settled = self.ledger.check(*push.key)
-        if settled is not None:
-            return settled
-        check_push(push, self.definition.rule, self.counters.parameters_version)
+        if self.ledger.check(*push.key) is not None:
+            return self._repeated(push)
+        check_push(push, self.definition.rule, self._ahead.parameters_version)
         push = self._with_loss_scale(push)
         dropped = self._check_finite(push)
         if dropped is not None:
-            return dropped
+            return self.keep(dropped)
         kept = self._reduction.kept(push)
-        offered = self.policy.offer(kept, self.counters.parameters_version)
+        offered = self.policy.offer(kept, self._ahead.parameters_version)
         if isinstance(offered, Drop):
-            return decision.drop(push, offered.outcome, self.counters)
+            return self.keep(decision.drop(push, offered.outcome, self._ahead))
         self._reduction.add(push)
         if isinstance(offered, Wait):
             return Waiting(is_added=self._reduction.adds_on_arrival)
         return self._stage_step(offered.pushes)
 
+    def _repeated(self, push: Push) -> Result:
+        """Return the stored result of a push that was settled, if this is the same one."""
+        settled = self.ledger.check(*push.key, push.fingerprint)
+        assert settled is not None, "the push was settled"
+        return settled
+
+    def keep(self, staged: Staged) -> Staged:
+        """Take a change as staged: one decided here, or in an earlier life of the model."""
+        self._staged.append(staged)
+        return staged
+
+    def withdraw(self, staged: Staged) -> None:
+        """Take back what was staged last; the pushes in it may be staged again."""
+        last = self._staged.pop()
+        assert last is staged, "changes are withdrawn from the last one back"
+
     def commit(self, staged: Staged) -> tuple[tuple[Push, Result], ...]:
-        """Make a staged change; cannot fail. Returns its results, which may be answered now."""
+        """Make the first change that is staged; cannot fail.
+
+        Returns:
+            Its results, which may be answered now.
+        """
+        first = self._staged.pop(0)
+        assert first is staged, "changes are committed in the order in which they were staged"
         if staged.gradient is not None and staged.scalars is not None:
             self._write(staged.gradient, staged.scalars, staged.counters.version)
         self.counters = staged.counters
         for push, result in staged.results:
-            self.ledger.record(*push.key, result)
+            self.ledger.record(*push.key, result, push.fingerprint)
         return staged.results
 
     def _write(self, gradient: Gradient, scalars: StepScalars, version: int) -> None:
@@ -202,6 +253,7 @@ class Engine:
                     f"{push.sequence}"
                 )
             if other.key == push.key:
+                check_repetition(*push.key[::2], other.fingerprint, push.fingerprint)
                 return True
         return False
 
@@ -237,8 +289,8 @@ class Engine:
         """Say in the gradient what it has still to be divided by."""
         scale = push.loss_scale
         if scale is None:
-            fixed = self.definition.rule.loss_scale_factor
-            scale = fixed if self.loss_scale is None else self.loss_scale
+            fixed, current = self.definition.rule.loss_scale_factor, self._ahead.loss_scale
+            scale = fixed if current is None else current.scale
         return (
             push
             if scale is None
@@ -258,16 +310,28 @@ class Engine:
                 "on_nonfinite='drop'",
                 tensor=name,
             )
-        return decision.drop(push, "skipped_nonfinite", self.counters)
+        return decision.drop(push, "skipped_nonfinite", self._ahead)
 
     def _stage_step(self, pushes: Sequence[Push]) -> Staged:
-        if self.counters.loss_scale is not None and not self._reduction.is_finite(pushes):
+        before = self._ahead
+        if before.loss_scale is not None and not self._reduction.is_finite(pushes):
             self._reduction.clear()
-            return decision.skipped_step(pushes, self.counters)
+            return self.keep(decision.skipped_step(pushes, before))
         gradient = self._reduction.reduce(pushes)
-        return decision.step(pushes, gradient, self.counters, self.definition, self.pipeline)
+        return self.keep(decision.step(pushes, gradient, before, self.definition, self.pipeline))
 
     # Everything else that changes a model
+
+    def check_finalize(self) -> None:
+        """Refuse a `finalize` that would fail.
+
+        Raises:
+            NothingToFinalize: There was no step yet, so the average is still all zeros.
+        """
+        if self.definition.rule.use_ema and not self.counters.iterations:
+            raise NothingToFinalize(
+                "The moving average is all zeros before the first push; push first"
+            )
 
     def finalize(self) -> Counters:
         """Write the moving average into the parameters, as `finalize_variable_values` does.
@@ -276,57 +340,55 @@ class Engine:
         told so when they are staged again.
 
         Raises:
-            NothingToFinalize: There was no step yet, so the average is still all zeros.
+            NothingToFinalize: See `check_finalize`.
         """
+        assert not self._staged, "what was staged is committed or withdrawn before"
+        self.check_finalize()
         after = replace(self.counters, version=self.counters.version + 1)
         if self.definition.rule.use_ema:
-            if not self.counters.iterations:
-                raise NothingToFinalize(
-                    "The moving average is all zeros before the first push; push first"
-                )
             self._replace_parameters(self.store.slots[AVERAGE], after.version)
             after = replace(after, parameters_version=after.version)
             self._forget_waiting()
         self.counters = after
         return after
 
-    def overwrite(self, parameters: Arenas, incarnation: str) -> Counters:
-        """Replace the parameters and leave slots and sessions; a new incarnation.
+    def state(self) -> State:
+        """Return the model as it is; its arrays are the engine's own, to be read only."""
+        return State(
+            self.definition,
+            self.counters,
+            self.ledger.to_json(),
+            self.store.current,
+            self.store.slots,
+        )
+
+    def adopt(self, state: State, incarnation: str) -> Counters:
+        """Become another state, one of `succession.py`; a new incarnation.
 
         Sessions of the old incarnation are told so at their next push. Pushes that wait are
         forgotten.
 
-        Raises:
-            LayoutMismatch: The arenas are not of this layout; nothing changed.
-        """
-        if not self.layout.fits(parameters):
-            raise LayoutMismatch("The parameters are not of the model's layout; nothing changed.")
-        version = self.counters.version + 1
-        self._replace_parameters(parameters, version)
-        self.counters = replace(self.counters, version=version, parameters_version=version)
-        self.incarnation = incarnation
-        self._forget_waiting()
-        return self.counters
-
-    def restore(self, state: State, incarnation: str) -> Counters:
-        """Replace everything by what a checkpoint held; a new incarnation.
-
-        The version goes on from the larger of the two, so that it never repeats for other bytes.
+        Args:
+            state: Its parameters are copied, its slots the engine's from now on.
+            incarnation: Of the new history.
 
         Raises:
-            CheckpointInvalid: The state is of another layout, or its slots, arrays, loss scale or
-                ledger are not what its definition asks for; nothing changed.
+            CheckpointInvalid: Its slots, arrays, loss scale or ledger are not what its definition
+                asks for; nothing changed.
         """
-        if state.definition.layout != self.layout:
-            raise CheckpointInvalid("The checkpoint has another layout than the model.")
-        version = max(self.counters.version, state.counters.version) + 1
-        last_epoch = self.ledger.last_epoch
+        assert not self._staged, "what was staged is committed or withdrawn before"
         self._adopt(state, incarnation)
         self.store.slots = dict(state.slots)
-        self._replace_parameters(state.parameters, version)
-        self.counters = replace(self.counters, version=version, parameters_version=version)
-        self.ledger.last_epoch = max(last_epoch, self.ledger.last_epoch)
+        self._replace_parameters(state.parameters, state.counters.version)
         return self.counters
+
+    def overwrite(self, parameters: Arenas, incarnation: str) -> Counters:
+        """Replace the parameters and leave slots and sessions; see `succession.replaced`."""
+        return self.adopt(replaced(self.state(), parameters), incarnation)
+
+    def restore(self, state: State, incarnation: str) -> Counters:
+        """Replace everything by what a checkpoint held; see `succession.restored`."""
+        return self.adopt(restored(self.state(), state), incarnation)
 
     def _replace_parameters(self, parameters: Arenas, version: int) -> None:
         claim = self.store.claim()

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from stepwell_core import kernels
-from stepwell_core.layout import Arenas, Array, Layout
+from stepwell_core.layout import Arenas, Array, Layout, byte_views
 
 _INFINITY: dict[str, np.signedinteger[Any]] = {
     "float16": np.int16(0x7C00),
@@ -41,6 +42,18 @@ class Gradient:
         array = self.arenas[arena_dtype]
         payload = arena_dtype if self.dtype == "native" else self.dtype
         return (array.view(np.uint16) if array.itemsize == 2 else array), payload
+
+    def fingerprint(self) -> str:
+        """Return the xxh3_64 of the payload's bytes, in hexadecimal.
+
+        O(bytes); without the GIL, so another thread may work it out beside the step. The same
+        however the bytes came, another for other bytes; no protection from somebody who looks for
+        two payloads that have the same.
+        """
+        fingerprint = xxhash.xxh3_64()
+        for view in byte_views(self.arenas):
+            fingerprint.update(view)
+        return fingerprint.hexdigest()
 
     def first_nonfinite(self) -> str | None:
         """Return the name of the first tensor that is not finite; see `is_finite`."""

@@ -3,7 +3,8 @@
 A worker opens a *session*; its *epoch* is a number that no earlier session of the model had. Pushes
 of a session carry the *sequence* 0, 1, 2, ... The ledger admits each once, in order, and answers a
 repetition with what the first one got. An older session of the same worker is *fenced*: it can
-never push again.
+never push again. Beside each result lies the *fingerprint* of the push's bytes, so that other bytes
+under the same number are not taken for a repetition.
 
 The ledger is saved with the parameters, in one cut, so it is right about them after a restart.
 """
@@ -17,6 +18,7 @@ from typing import Any
 from stepwell_core.errors import (
     Fenced,
     InvalidInput,
+    PayloadMismatch,
     SequenceGap,
     SessionExpired,
     TooManyWorkers,
@@ -77,6 +79,7 @@ class Session:
         is_open: False once it was closed.
         last_sequence: Of the last push that was admitted; -1 before the first.
         results: The last `STORED_RESULTS` results by sequence, oldest first.
+        fingerprints: Of those pushes' payloads, where they are known; see `Gradient.fingerprint`.
         previous: The worker's newest earlier session that admitted a push, with its last result
             alone; kept until this one admits a push, so that a repeated `open` tells it again.
     """
@@ -86,6 +89,7 @@ class Session:
     is_open: bool = True
     last_sequence: int = -1
     results: dict[int, Result] = field(default_factory=dict)
+    fingerprints: dict[int, str] = field(default_factory=dict)
     previous: Session | None = None
 
     @property
@@ -96,21 +100,30 @@ class Session:
     def to_json(self) -> dict[str, Any]:
         """Return plain values for the checkpoint."""
         results = {str(number): result.to_json() for number, result in self.results.items()}
+        fingerprints = {str(number): value for number, value in self.fingerprints.items()}
         previous = None if self.previous is None else self.previous.to_json()
-        return {**vars(self), "results": results, "previous": previous}
+        return {
+            **vars(self),
+            "results": results,
+            "fingerprints": fingerprints,
+            "previous": previous,
+        }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Session:
         """Return the session that `to_json` described."""
         numbers = sorted(map(int, value["results"]))  # whatever order the JSON came in
         results = {number: Result(**value["results"][str(number)]) for number in numbers}
+        fingerprints = {int(number): text for number, text in value["fingerprints"].items()}
         previous = None if value["previous"] is None else cls.from_json(value["previous"])
-        return cls(**{**value, "results": results, "previous": previous})
+        return cls(
+            **{**value, "results": results, "fingerprints": fingerprints, "previous": previous}
+        )
 
     def _last_alone(self) -> Session:
         last = self.last_result
         results = {} if last is None else {self.last_sequence: last}
-        return replace(self, is_open=False, results=results, previous=None)
+        return replace(self, is_open=False, results=results, fingerprints={}, previous=None)
 
 
 class Ledger:
@@ -196,13 +209,22 @@ class Ledger:
             )
         return session
 
-    def check(self, worker: str, epoch: int, sequence: int) -> Result | None:
+    def check(
+        self, worker: str, epoch: int, sequence: int, fingerprint: str | None = None
+    ) -> Result | None:
         """Return None if the push is the next one, or the stored result if it is a repetition.
+
+        Args:
+            worker: Who pushes.
+            epoch: Of its session.
+            sequence: Of the push.
+            fingerprint: Of its payload; None if only its result is asked for.
 
         Raises:
             Fenced, UnknownSession, SessionExpired: As `find`.
             InvalidInput: The sequence number is negative.
             SequenceGap: Pushes between the last one and this one are missing.
+            PayloadMismatch: It was made already, with other bytes.
         """
         session = self.find(worker, epoch)
         if sequence < 0:
@@ -216,6 +238,7 @@ class Ledger:
                 expected=due,
                 received=sequence,
             )
+        check_repetition(worker, sequence, session.fingerprints.get(sequence), fingerprint)
         stored = session.results.get(sequence)
         if stored is None:
             last = session.last_result
@@ -223,7 +246,14 @@ class Ledger:
             stored = replace(last, outcome="settled_before")
         return replace(stored, duplicate=True)
 
-    def record(self, worker: str, epoch: int, sequence: int, result: Result) -> None:
+    def record(
+        self,
+        worker: str,
+        epoch: int,
+        sequence: int,
+        result: Result,
+        fingerprint: str | None = None,
+    ) -> None:
         """Keep the result of the push that `check` let through; uses up its sequence number.
 
         A session that was closed or fenced in between is left alone: nobody can ask any more.
@@ -234,8 +264,12 @@ class Ledger:
         session.last_sequence = sequence
         session.previous = None
         session.results[sequence] = result
+        if fingerprint is not None:
+            session.fingerprints[sequence] = fingerprint
         if len(session.results) > STORED_RESULTS:
-            del session.results[next(iter(session.results))]
+            oldest = next(iter(session.results))
+            del session.results[oldest]
+            session.fingerprints.pop(oldest, None)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for the checkpoint."""
@@ -260,3 +294,27 @@ class Ledger:
         closed = [name for name, session in self.sessions.items() if not session.is_open]
         for name in closed[: max(len(closed) - MAX_CLOSED_SESSIONS, 0)]:
             del self.sessions[name]
+
+
+def check_repetition(worker: str, sequence: int, first: str | None, second: str | None) -> None:
+    """Refuse other bytes under a number that was used.
+
+    Args:
+        worker: Who pushes.
+        sequence: The number.
+        first: The fingerprint of the push that used it; None if it is not known.
+        second: That of the present one; None if it has no payload.
+
+    Raises:
+        PayloadMismatch: They differ.
+    """
+    if None not in (first, second) and first != second:
+        raise PayloadMismatch(
+            f"Worker {worker!r} has made push {sequence} already, with other bytes (xxh3_64 "
+            f"{first}). Received: {second}. A repetition has the same gradient; a new gradient has "
+            f"the next number",
+            worker=worker,
+            sequence=sequence,
+            expected=first,
+            received=second,
+        )

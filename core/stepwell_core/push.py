@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -30,6 +31,8 @@ class Push:
         weight: In an aggregate; finite and > 0.
         loss_scale: What the loss was multiplied by; None means the current one.
         hyperparameters: Values of those that were declared to come with each push.
+        fingerprints: Returns the fingerprint of the gradient, if somebody works it out elsewhere
+            meanwhile; None works it out when it is asked for.
     """
 
     worker: str
@@ -41,6 +44,12 @@ class Push:
     weight: float = 1.0
     loss_scale: float | None = None
     hyperparameters: Mapping[str, float] = field(default_factory=dict)
+    fingerprints: Callable[[], str] | None = field(default=None, compare=False, repr=False)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The gradient's; see `Gradient.fingerprint`."""
+        return self.gradient.fingerprint() if self.fingerprints is None else self.fingerprints()
 
     @property
     def key(self) -> tuple[str, int, int]:
@@ -49,7 +58,9 @@ class Push:
 
     def without_arrays(self) -> Push:
         """Return the push without its gradient's elements, which then may be freed or reused."""
-        return replace(self, gradient=Gradient(self.gradient.layout, {}, self.gradient.dtype))
+        fingerprint = self.fingerprint
+        nothing = Gradient(self.gradient.layout, {}, self.gradient.dtype)
+        return replace(self, gradient=nothing, fingerprints=lambda: fingerprint)
 
 
 @dataclass(frozen=True)
@@ -67,7 +78,7 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Staged:
-    """A change that was decided and is not made yet.
+    """A change that was decided and is not made yet; `record.py` writes it down.
 
     Attributes:
         results: What each push in it will be answered.

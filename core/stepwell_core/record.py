@@ -1,0 +1,193 @@
+"""What a journal says of a change: plain values and a payload, from which it is made again.
+
+    pushes           a step, a drop or a skip: the results, the counters after it, the gradient
+                     that the step takes (reduced, if it is of several pushes) and its scalars
+    session_opened   a worker took an epoch
+    session_closed   ... and gave it back
+    optimizer        its hyperparameters are others from now on
+    finalized        the moving average was written into the parameters
+
+A record has the outcome of a decision, never what it was decided from: replaying decides nothing
+again. It has the step's scalars, since `pow` and `exp` may differ between processors. So
+`Engine.replay` ends with the same bytes as the engine that wrote it.
+
+Restoring and overwriting have no record: a checkpoint of what comes after is written before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from stepwell_core import keras_config
+from stepwell_core.errors import JournalInvalid, StepwellError
+from stepwell_core.gradient import Gradient
+from stepwell_core.layout import ARENA_DTYPES, Arenas, Layout, byte_views, payload_dtype
+from stepwell_core.ledger import Result
+from stepwell_core.loss_scale import LossScaleOptimizer
+from stepwell_core.optimizers import Optimizer
+from stepwell_core.push import Push, Staged
+from stepwell_core.scalars import StepScalars
+from stepwell_core.state import Counters
+
+
+@dataclass(frozen=True)
+class SessionOpened:
+    """A worker opened a session, which got this epoch."""
+
+    worker: str
+    epoch: int
+
+
+@dataclass(frozen=True)
+class SessionClosed:
+    """A session was closed."""
+
+    worker: str
+    epoch: int
+
+
+@dataclass(frozen=True)
+class OptimizerChanged:
+    """The rule has these hyperparameters from now on."""
+
+    rule: Optimizer
+
+
+@dataclass(frozen=True)
+class Finalized:
+    """The moving average was written into the parameters, or a version was counted without one."""
+
+
+Change = Staged | SessionOpened | SessionClosed | OptimizerChanged | Finalized
+
+_RESULT = ("outcome", "version", "parameters_version", "staleness", "loss_scale")
+
+
+def describe(change: Change) -> tuple[dict[str, Any], list[memoryview]]:
+    """Return the plain values and the payload of a change.
+
+    The payload is views of the gradient: it is theirs for as long as the gradient lives.
+    """
+    match change:
+        case Staged():
+            return _describe_pushes(change)
+        case SessionOpened():
+            return {"kind": "session_opened", **vars(change)}, []
+        case SessionClosed():
+            return {"kind": "session_closed", **vars(change)}, []
+        case OptimizerChanged():
+            return {"kind": "optimizer", "rule": keras_config.serialize(change.rule)}, []
+        case Finalized():
+            return {"kind": "finalized"}, []
+
+
+def read(header: Mapping[str, Any], payload: memoryview, layout: Layout) -> Change:
+    """Return the change that `describe` described.
+
+    Args:
+        header: Perhaps from a stranger.
+        payload: Read until the change is made; not copied if it is writable and aligned.
+        layout: Of the model.
+
+    Raises:
+        JournalInvalid: It is not a change of such a model.
+    """
+    kind = header.get("kind")
+    try:
+        match kind:
+            case "pushes":
+                return _read_pushes(header, payload, layout)
+            case "session_opened":
+                return SessionOpened(str(header["worker"]), int(header["epoch"]))
+            case "session_closed":
+                return SessionClosed(str(header["worker"]), int(header["epoch"]))
+            case "optimizer":
+                optimizer = keras_config.deserialize(header["rule"])
+                if not isinstance(optimizer, LossScaleOptimizer):
+                    return OptimizerChanged(optimizer)
+            case "finalized":
+                return Finalized()
+    except (StepwellError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise JournalInvalid(
+            f"A record of kind {kind!r} lacks something, or has what cannot be "
+            f"({type(error).__name__})"
+        ) from None
+    raise JournalInvalid(f"A record has a kind that this server knows. Received: {str(kind)[:80]}")
+
+
+def _describe_pushes(staged: Staged) -> tuple[dict[str, Any], list[memoryview]]:
+    gradient, scalars = staged.gradient, staged.scalars
+    header = {
+        "kind": "pushes",
+        "results": [
+            [*push.key, push.fingerprint, *(getattr(result, name) for name in _RESULT)]
+            for push, result in staged.results
+        ],
+        "counters": staged.counters.to_json(),
+        "gradient": None,
+    }
+    if gradient is None or scalars is None:
+        return header, []
+    header["gradient"] = {
+        "tensors": list(gradient.layout.names),
+        "dtype": gradient.dtype,
+        "loss_scale": gradient.loss_scale,
+    }
+    header["scalars"] = {
+        "learning_rate": scalars.learning_rate,
+        "updates": scalars.updates,
+        "overwrites": scalars.overwrites,
+        "constants": {dtype: array.tobytes() for dtype, array in scalars.constants.items()},
+        "rule": {dtype: np.array(v, dtype).tobytes() for dtype, v in scalars.rule.items()},
+    }
+    return header, byte_views(gradient.arenas)
+
+
+def _read_pushes(header: Mapping[str, Any], payload: memoryview, layout: Layout) -> Staged:
+    nothing = Gradient(layout, {})
+    results = []
+    for worker, epoch, sequence, fingerprint, *values in header["results"]:
+        push = Push(worker, epoch, sequence, "", nothing, fingerprints=_always(fingerprint))
+        results.append((push, Result(**dict(zip(_RESULT, values, strict=True)))))
+    counters = Counters.from_json(header["counters"])
+    said = header["gradient"]
+    if said is None:
+        return Staged(tuple(results), counters)
+    selection = layout.select(said["tensors"])
+    selection = layout if selection == layout else selection
+    arenas = _arenas(selection, said["dtype"], payload)
+    gradient = Gradient(selection, arenas, said["dtype"], said["loss_scale"])
+    return Staged(tuple(results), counters, gradient, _scalars(header["scalars"], layout))
+
+
+def _always(fingerprint: str) -> Any:
+    return lambda: fingerprint
+
+
+def _scalars(said: Mapping[str, Any], layout: Layout) -> StepScalars:
+    return StepScalars(
+        learning_rate=float(said["learning_rate"]),
+        updates=bool(said["updates"]),
+        overwrites=bool(said["overwrites"]),
+        constants={d: np.frombuffer(said["constants"][d], d).copy() for d in layout.sizes},
+        rule={d: tuple(np.frombuffer(said["rule"][d], d)) for d in layout.sizes},
+    )
+
+
+def _arenas(layout: Layout, dtype: str, payload: memoryview) -> Arenas:
+    """Return a payload as the kernels take it: writable arrays, which are aligned."""
+    if payload.nbytes != layout.payload_nbytes(dtype):
+        raise ValueError("the payload has another size than its tensors")
+    arenas: Arenas = {}
+    start = 0
+    for arena_dtype in (d for d in ARENA_DTYPES if d in layout.sizes):
+        element, count = payload_dtype(dtype, arena_dtype), layout.sizes[arena_dtype]
+        array = np.frombuffer(payload, element, count, start)
+        is_usable = array.flags.writeable and array.flags.aligned
+        arenas[arena_dtype] = array if is_usable else array.copy()
+        start += array.nbytes
+    return arenas
