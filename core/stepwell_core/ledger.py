@@ -155,12 +155,8 @@ class Ledger:
         Raises:
             TooManyWorkers: So many sessions are open already.
         """
+        self.check_room(worker)
         previous = self.sessions.get(worker)
-        is_one_more = previous is None or not previous.is_open
-        if is_one_more and len(self.open_workers) >= MAX_OPEN_SESSIONS:
-            raise TooManyWorkers(
-                f"A model has at most {MAX_OPEN_SESSIONS} open sessions; close some of them"
-            )
         self.last_epoch += 1
         self.sessions.pop(worker, None)  # so that the order is that of opening
         if previous is not None and previous.last_sequence < 0:
@@ -169,6 +165,19 @@ class Ledger:
         session.previous = None if previous is None else previous._last_alone()
         self.most_open = max(self.most_open, len(self.open_workers))
         return session, previous
+
+    def check_room(self, worker: str) -> None:
+        """Refuse one session too many.
+
+        Raises:
+            TooManyWorkers: So many sessions are open already.
+        """
+        previous = self.sessions.get(worker)
+        is_one_more = previous is None or not previous.is_open
+        if is_one_more and len(self.open_workers) >= MAX_OPEN_SESSIONS:
+            raise TooManyWorkers(
+                f"A model has at most {MAX_OPEN_SESSIONS} open sessions; close some of them"
+            )
 
     def close(self, worker: str, epoch: int) -> None:
         """Close a session; a session that is closed, fenced or not known stays as it is."""

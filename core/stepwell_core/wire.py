@@ -14,7 +14,7 @@ bytes belong, so that a socket can put them there without a copy on the way.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgpack
@@ -88,6 +88,8 @@ class Decoder:
         self._early = bytearray()  # what came before `receive`
         self._is_receiving = False
         self._views: list[memoryview] = []  # what is left of them, none empty
+        self._on_filled: Callable[[memoryview], None] | None = None
+        self._whole: list[memoryview] = []  # the views as they were given, for `_on_filled`
         self._missing = 0  # payload bytes still to come
         self._bin_left = 0  # of them, in the present `bin`
         self._bins_left = 0  # how many more `bin`s may come
@@ -119,17 +121,28 @@ class Decoder:
                 self.receive([])
             self._scatter(memoryview(piece))
 
-    def receive(self, views: Sequence[memoryview]) -> None:
+    def receive(
+        self,
+        views: Sequence[memoryview],
+        on_filled: Callable[[memoryview], None] | None = None,
+    ) -> None:
         """Say where the payload belongs: byte views that are filled one after the other.
 
         The caller owns them; they must stay valid until `is_complete` or until the decoder is
         dropped.
+
+        Args:
+            views: The same memory may be given several times, for a payload that is read piece by
+                piece.
+            on_filled: Called with each view when it is full, before the next is written to.
 
         Raises:
             MalformedMessage, PayloadSizeMismatch: As `feed`, for what came behind the header.
         """
         assert self.header is not None, "receive() comes after the header"
         self._views = [view.cast("B") for view in views if view.nbytes]
+        self._on_filled = on_filled
+        self._whole = self._views[:] if on_filled else []
         self._missing = sum(view.nbytes for view in self._views)
         self._bins_left = MAX_SMALL_BINS + self._missing // LEAST_BIN_BYTES
         self._is_receiving = True
@@ -159,6 +172,8 @@ class Decoder:
         self._views[0] = self._views[0][count:]
         if not self._views[0]:
             del self._views[0]  # the `bin` may go on in the next view
+            if self._on_filled is not None:
+                self._on_filled(self._whole.pop(0))
 
     def finish(self) -> None:
         """Check that nothing is missing, at the end of the body.

@@ -9,9 +9,10 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from stepwell_server import __version__, memory, problems
+from stepwell_server.checkpoints import Schedule
 from stepwell_server.counts import Counts
 from stepwell_server.gate import Gate
-from stepwell_server.registry import Registry
+from stepwell_server.registry import ModelOptions, Registry
 from stepwell_server.routes import ROUTERS
 from stepwell_server.routes.direct import direct
 from stepwell_server.settings import Settings
@@ -38,7 +39,7 @@ class Application:
         self.counts = Counts()
         self._budget = _staging_budget(settings)
         self.staging = Staging(self._budget.nbytes, self.counts)
-        self.registry = Registry(data, settings.push_wait_s, self.staging)
+        self.registry = Registry(data, _options(settings), self.staging)
         self._data = data
         self.api = self._build()
         self.asgi: ASGIApp = Gate(direct(self.api), authenticator, settings.allowed_hosts)
@@ -79,7 +80,7 @@ class Application:
         """Recover the models; comes before the first request.
 
         Raises:
-            CheckpointInvalid: A model cannot be recovered; nothing was changed.
+            CheckpointInvalid, JournalInvalid: A model cannot be recovered; nothing was changed.
         """
         await self.registry.recover()
         log.info("staging", bytes=self._budget.nbytes, source=self._budget.whose)
@@ -98,6 +99,17 @@ class Application:
         finally:
             self._data.release()
         log.info("stopped")
+
+
+def _options(settings: Settings) -> ModelOptions:
+    schedule = Schedule(
+        settings.checkpoint_every_versions,
+        settings.checkpoint_every_s,
+        settings.keep_checkpoints,
+    )
+    return ModelOptions(
+        settings.push_wait_s, settings.durability, settings.journal_max_bytes, schedule
+    )
 
 
 def _staging_budget(settings: Settings) -> memory.Limit:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import numpy as np
+import xxhash
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 from stepwell_core import wire
@@ -28,6 +29,9 @@ from stepwell_server.problems import invalid_fields
 from stepwell_server.receiving import HTTP_EXTENSION
 
 M = TypeVar("M", bound=BaseModel)
+
+WINDOW_BYTES = 1 << 18
+"""Through which a payload is read that is not kept."""
 
 
 def is_json(request: Request) -> bool:
@@ -122,17 +126,22 @@ class MessageReader:
         self._decoder.receive(byte_views(arenas))
         await self.end()
 
-    async def skip(self) -> None:
-        """Read to the end of the body and throw it away, whatever it is.
+    async def fingerprint(self, nbytes: int) -> str:
+        """Read a payload of `nbytes` and keep nothing of it but its fingerprint.
+
+        Returns:
+            See `Gradient.fingerprint`.
 
         Raises:
-            ClientDisconnect: The connection ended.
+            PayloadSizeMismatch: It is shorter or longer.
+            ClientDisconnect: The connection ended; nothing was done.
         """
-        if self._receive is not None:
-            await self._receive(None)
-        else:
-            while self._has_more:
-                await self._piece()
+        fingerprint = xxhash.xxh3_64()
+        window = memoryview(bytearray(min(nbytes, WINDOW_BYTES)))
+        count, rest = divmod(nbytes, WINDOW_BYTES)
+        self._decoder.receive([window] * count + [window[:rest]], on_filled=fingerprint.update)
+        await self.end()
+        return fingerprint.hexdigest()
 
     async def end(self) -> None:
         """Read to the end of the body, which may hold nothing more than was asked for.

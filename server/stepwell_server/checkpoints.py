@@ -1,61 +1,111 @@
-"""The checkpoints of one model: written beside training, and which of them holds everything."""
+"""The checkpoints of one model: written beside training, kept, and which of them holds everything.
+
+A checkpoint begins with a *cut* on the lane: the slots are copied, the parameters' version is held,
+and the journal begins a new segment; the lane then goes on. Once the checkpoint is whole on the
+disk, and was read back, the journal before the cut is let go of.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import structlog
 from stepwell_core.engine import Engine
+from stepwell_core.errors import CheckpointInvalid, StepwellError
 from stepwell_core.layout import Arenas
-from stepwell_core.state import Snapshot
+from stepwell_core.state import Snapshot, State
 
+from stepwell_server import failpoints
+from stepwell_server.recorder import Recorder
+from stepwell_server.storage.archive import CheckpointArchive
 from stepwell_server.storage.checkpoint import Manifest
-from stepwell_server.storage.folders import ModelFolder
+
+LOOK_EVERY_S = 0.5
+"""How often it is asked whether it is time for a checkpoint."""
 
 log = structlog.get_logger("stepwell")
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """When a checkpoint is written by itself, and how many are kept.
+
+    Attributes:
+        every_versions: After so many versions; None means never for that reason.
+        every_s: After so many seconds in which something changed; None means never.
+        keep: The newest whole ones that are not pinned.
+    """
+
+    every_versions: int | None = None
+    every_s: float | None = None
+    keep: int = 3
+
+
+@dataclass
+class Progress:
+    """How far a checkpoint is that is being written.
+
+    Attributes:
+        phase: "writing" or "verifying".
+        done_bytes: Of this phase.
+        bytes: Of the phase in all.
+    """
+
+    phase: str = "writing"
+    done_bytes: int = 0
+    bytes: int = 0
+
+
 class Checkpoints:
-    """Writes and removes the checkpoints of one model. Methods are called on the event loop.
+    """The checkpoints of one model. Methods are called on the event loop unless they say otherwise.
 
     Args:
         engine: Of the model.
-        folder: Where its checkpoints are.
+        archive: Where they are.
+        recorder: Of the model; cut when a checkpoint is whole.
         run: Runs a function on the model's lane.
-        saved: The checkpoint that the model was read from, if any.
+        schedule: When one is written by itself.
+        saved: The checkpoint that the model was read from, or written to at its creation.
     """
 
     def __init__(
         self,
         engine: Engine,
-        folder: ModelFolder,
+        archive: CheckpointArchive,
+        recorder: Recorder,
         run: Callable[[Callable[[], Any]], Awaitable[Any]],
+        schedule: Schedule,
         saved: Manifest | None,
     ) -> None:
+        self.lock = asyncio.Lock()  # a later cut gets a later name
         self._engine = engine
-        self._folder = folder
+        self._archive = archive
+        self._recorder = recorder
         self._run = run
+        self._schedule = schedule
         self._saved = saved
-        self._lock = asyncio.Lock()
+        self._saved_at = time.monotonic()
+        self._progress: Progress | None = None
+        self._automatic = asyncio.create_task(self._write_by_itself())
 
-    async def write(self) -> Manifest:
-        """Write a checkpoint; returns when it is durable."""
-        async with self._lock:  # a later cut gets a later name
+    @property
+    def progress(self) -> dict[str, Any] | None:
+        """How far the one is that is being written; None if there is none."""
+        return None if self._progress is None else asdict(self._progress)
+
+    async def write(self, *, pinned: bool = False) -> Manifest:
+        """Write a checkpoint; returns when it is durable and was read back."""
+        async with self.lock:
             buffers = await asyncio.to_thread(self._touched_buffers)
-            snapshot: Snapshot = await self._run(lambda: self._engine.snapshot(buffers))
-            manifest = await asyncio.to_thread(self._write, snapshot)
-            self._saved = manifest
+            snapshot, number = await self._run(lambda: self._cut(buffers))
+            manifest = await asyncio.to_thread(self._write, snapshot, number, pinned=pinned)
+            await self.note(manifest)
         log.info("checkpoint", model=self._engine.definition.name, id=manifest.id)
         return manifest
-
-    def _write(self, snapshot: Snapshot) -> Manifest:
-        """Write a cut and release it, in one thread, whatever becomes of who asked for it."""
-        try:
-            return self._folder.write_checkpoint(snapshot)
-        finally:
-            self._engine.store.release(snapshot.parameters)
 
     def _touched_buffers(self) -> dict[str, Arenas]:
         """Return buffers for the slots; their pages are there already, so the cut is short."""
@@ -66,12 +116,123 @@ class Checkpoints:
                 array.fill(0)
         return buffers
 
+    def _cut(self, buffers: dict[str, Arenas]) -> tuple[Snapshot, int]:
+        """The lane's part of a checkpoint."""
+        number = self._recorder.rotate()
+        snapshot = self._engine.snapshot(buffers)
+        failpoints.reach("checkpoint.cut")
+        return snapshot, number
+
+    def _write(self, snapshot: Snapshot, number: int, *, pinned: bool) -> Manifest:
+        """Write a cut and release it, in one thread, whatever becomes of who asked for it."""
+        try:
+            return self.save(snapshot, number, pinned=pinned)
+        finally:
+            self._engine.store.release(snapshot.parameters)
+
+    def save(self, snapshot: Snapshot, number: int, *, pinned: bool = False) -> Manifest:
+        """Write a snapshot; blocks for as long as the disk takes. On any thread, under `lock`."""
+        self._progress = Progress()
+        try:
+            return self._archive.write(
+                snapshot, number, pinned=pinned, progress=self._note_progress
+            )
+        finally:
+            self._progress = None
+
+    def _note_progress(self, phase: str, done_bytes: int, nbytes: int) -> None:
+        self._progress = Progress(phase, done_bytes, nbytes)
+
+    async def note(self, manifest: Manifest) -> None:
+        """Let go of what a new whole checkpoint has made unnecessary; under `lock`."""
+        failpoints.reach("checkpoint.verified")
+        self._saved, self._saved_at = manifest, time.monotonic()
+        await asyncio.to_thread(self._recorder.remove_before, manifest.journal_number)
+        await self._retain()
+
+    async def _retain(self) -> None:
+        try:
+            removed = await asyncio.to_thread(self._archive.retain, self._schedule.keep)
+        except (OSError, StepwellError) as error:  # the new one is whole: that is what matters
+            log.warning("checkpoints_not_removed", reason=type(error).__name__)
+        else:
+            if removed:
+                log.info("checkpoints_removed", model=self._engine.definition.name, ids=removed)
+
+    # By itself
+
+    async def _write_by_itself(self) -> None:
+        """Write a checkpoint whenever it is time for one."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            if not self._is_due:
+                continue
+            try:
+                await self.write()
+            except Exception as error:
+                log.error("checkpoint_failed", model=self._engine.definition.name, exc_info=error)
+                self._saved_at = time.monotonic()  # not again at once
+
+    @property
+    def _is_due(self) -> bool:
+        saved, schedule = self._saved, self._schedule
+        version = self._engine.counters.version
+        new = version - (0 if saved is None else saved.counters.version)
+        age_s = time.monotonic() - self._saved_at
+        return (
+            (self._recorder.is_large and age_s > LOOK_EVERY_S)
+            or (schedule.every_versions is not None and new >= schedule.every_versions)
+            or (schedule.every_s is not None and new != 0 and age_s >= schedule.every_s)
+        )
+
+    async def end(self) -> None:
+        """Write none by itself any more; one that is being written is finished."""
+        async with self.lock:
+            self._automatic.cancel()
+        await asyncio.gather(self._automatic, return_exceptions=True)
+
+    # What there is
+
+    async def list(self) -> list[dict[str, Any]]:
+        """Return what lists show of each, oldest first; one that cannot be read says why."""
+        return await asyncio.to_thread(self._list)
+
+    def _list(self) -> list[dict[str, Any]]:
+        pinned = self._archive.pinned()
+        found = []
+        for checkpoint_id in self._archive.ids():
+            try:
+                summary = self._archive.manifest(checkpoint_id).summary()
+            except CheckpointInvalid as error:
+                summary = {"id": checkpoint_id, "invalid": error.message}
+            found.append({**summary, "pinned": checkpoint_id in pinned})
+        return found
+
+    async def read(self, checkpoint_id: str) -> tuple[Manifest, State]:
+        """Return a checkpoint, verified."""
+        return await asyncio.to_thread(self._archive.read, checkpoint_id)
+
+    async def verify(self, checkpoint_id: str) -> Manifest:
+        """Read a checkpoint whole and check every tensor against its hash.
+
+        Raises:
+            CheckpointNotFound, CheckpointInvalid: There is none, or it is damaged.
+        """
+        return await asyncio.to_thread(self._archive.verify, checkpoint_id)
+
+    async def pin(self, checkpoint_id: str, pinned: bool) -> None:
+        """Keep a checkpoint for ever, or no longer."""
+        async with self.lock:
+            await asyncio.to_thread(self._archive.pin, checkpoint_id, pinned)
+
     async def remove(self, checkpoint_id: str) -> None:
-        """Remove a checkpoint; see `ModelFolder.remove_checkpoint`."""
-        async with self._lock:
-            await asyncio.to_thread(self._folder.remove_checkpoint, checkpoint_id)
+        """Remove a checkpoint; see `CheckpointArchive.remove`."""
+        async with self.lock:
+            await asyncio.to_thread(self._archive.remove, checkpoint_id)
             if self._saved is not None and self._saved.id == checkpoint_id:
                 self._saved = None  # so that a stop writes another
+
+    # Does the newest one hold everything?
 
     def has_everything(self) -> bool:
         """Return whether the newest one has all, sessions included; on the lane, or after it."""
@@ -84,7 +245,7 @@ class Checkpoints:
             and saved.ledger == engine.ledger.to_json()
         )
 
-    async def mark_clean_stop(self) -> None:
-        """Say that the newest checkpoint is all there was, if it is; after the lane has ended."""
-        if self._saved is not None and self.has_everything():
-            await asyncio.to_thread(self._folder.mark_clean_stop, self._saved.id)
+    @property
+    def newest_id(self) -> str | None:
+        """The name of the newest one if it holds everything; after the lane has ended."""
+        return self._saved.id if self._saved is not None and self.has_everything() else None

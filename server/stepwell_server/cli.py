@@ -84,7 +84,19 @@ def serve(
         Path | None, typer.Option(help="Where models are kept [stepwell-data].")
     ] = None,
     durability: Annotated[
-        str | None, typer.Option(help="memory; everysec and always come with the journal [memory].")
+        str | None, typer.Option(help="memory, everysec or always [everysec].")
+    ] = None,
+    checkpoint_every_versions: Annotated[
+        int | None, typer.Option(help="Write a checkpoint after so many versions [never].")
+    ] = None,
+    checkpoint_every_s: Annotated[
+        float | None, typer.Option(help="Write a checkpoint after so many seconds [900].")
+    ] = None,
+    keep_checkpoints: Annotated[
+        int | None, typer.Option(help="How many checkpoints are kept beside pinned ones [3].")
+    ] = None,
+    checkpoint_store: Annotated[
+        str | None, typer.Option(help="s3://bucket/prefix, gs:// or az:// [the data folder].")
     ] = None,
     token_file: Annotated[
         Path | None, typer.Option(help="A secret file with tokens, one a line.")
@@ -118,6 +130,10 @@ def serve(
         "shared_memory": shared_memory,
         "data_dir": data_dir,
         "durability": durability,
+        "checkpoint_every_versions": checkpoint_every_versions,
+        "checkpoint_every_s": checkpoint_every_s,
+        "keep_checkpoints": keep_checkpoints,
+        "checkpoint_store": checkpoint_store,
         "token_file": token_file,
         "tls_cert": tls_cert,
         "tls_key": tls_key,

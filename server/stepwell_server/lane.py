@@ -29,6 +29,7 @@ Ts = TypeVarTuple("Ts")
 class _Job:
     function: Callable[[], Any]
     future: asyncio.Future[Any]
+    is_grouped: bool
 
 
 class Lane:
@@ -37,9 +38,13 @@ class Lane:
     Args:
         name: Of the thread, for logs and debuggers.
         loop: Where the results are awaited.
+
+    Attributes:
+        end_group: Called by the thread behind a grouped job, before any other job; may not raise.
     """
 
     def __init__(self, name: str, loop: asyncio.AbstractEventLoop) -> None:
+        self.end_group: Callable[[], None] = _do_nothing
         self._loop = loop
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._is_closed = False
@@ -53,6 +58,7 @@ class Lane:
         function: Callable[[], T],
         *,
         is_short: bool = False,
+        is_grouped: bool = False,
         on_taken: Callable[[], None] | None = None,
     ) -> T:
         """Run `function` on the lane, after everything that was given to it before.
@@ -62,6 +68,7 @@ class Lane:
         Args:
             function: The job.
             is_short: It takes some 100 us at most, so it may stop the event loop for as long.
+            is_grouped: `end_group` ends what it begins; not for short ones.
             on_taken: Called once it is certain that the function runs, before it can have ended in
                 any other way than here.
 
@@ -69,7 +76,9 @@ class Lane:
             ShuttingDown: The lane is closed.
             Exception: Whatever `function` raises.
         """
-        future = None if is_short and self._is_idle else self.submit(function)
+        future = (
+            None if is_short and self._is_idle else self.submit(function, is_grouped=is_grouped)
+        )
         if on_taken is not None:
             on_taken()
         if future is None:
@@ -91,7 +100,7 @@ class Lane:
         finally:
             self._is_inline = False
 
-    def submit(self, function: Callable[[], T]) -> asyncio.Future[T]:
+    def submit(self, function: Callable[[], T], *, is_grouped: bool = False) -> asyncio.Future[T]:
         """Give `function` to the lane without waiting; see `run`.
 
         Raises:
@@ -101,7 +110,7 @@ class Lane:
             raise ShuttingDown("The model is being closed; try again")
         future: asyncio.Future[T] = self._loop.create_future()
         self._unfinished += 1
-        self._jobs.put(_Job(function, future))
+        self._jobs.put(_Job(function, future, is_grouped))
         return future
 
     def answer(self, future: asyncio.Future[T], result: T) -> None:
@@ -127,8 +136,13 @@ class Lane:
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
+            if not job.is_grouped:
+                self.end_group()
             self._do(job)
             del job  # a large gradient must not live until the next job comes
+            if self._jobs.empty():
+                self.end_group()
+        self.end_group()
 
     def _do(self, job: _Job) -> None:
         """Run one job, in a frame of its own: nor must a large result live until then."""
@@ -151,6 +165,10 @@ class Lane:
         """Receive a result on the event loop."""
         self._unfinished -= 1
         settle(future, value)
+
+
+def _do_nothing() -> None:
+    """End no group: there is none."""
 
 
 def _set_result(future: asyncio.Future[Any], result: Any) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import secrets
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -28,16 +27,21 @@ from stepwell_core.errors import (
 from stepwell_core.layout import Arenas
 from stepwell_core.ledger import Result, Session
 from stepwell_core.push import Push
+from stepwell_core.record import Finalized, OptimizerChanged, SessionClosed, SessionOpened
 from stepwell_core.rehearsal import rehearse
-from stepwell_core.state import Counters, State
+from stepwell_core.state import Counters, Snapshot, State
 from stepwell_core.store import Version
+from stepwell_core.succession import replaced, restored
 
-from stepwell_server.checkpoints import Checkpoints
+from stepwell_server import failpoints
+from stepwell_server.checkpoints import Checkpoints, Schedule
 from stepwell_server.lane import Lane
 from stepwell_server.leases import Lease, Part
 from stepwell_server.pulls import Pulls
 from stepwell_server.pushes import Pushes
 from stepwell_server.readers import Readers
+from stepwell_server.recorder import Recorder
+from stepwell_server.recovery import Recovered, identity_of, new_incarnation
 from stepwell_server.shared_memory import RegionArenas, shared_arenas
 from stepwell_server.storage.checkpoint import Manifest
 from stepwell_server.storage.folders import ModelFolder
@@ -46,44 +50,47 @@ T = TypeVar("T")
 
 log = structlog.get_logger("stepwell")
 
-_WAITS_NO_MORE = "The push waited for others and does so no more; send it again"
-
-
-def new_incarnation() -> str:
-    """Return 128 random bits in hexadecimal: the name of one uncut history of a model."""
-    return secrets.token_hex(16)
-
 
 class HostedModel:
     """A model that the server runs.
 
     Args:
         engine: Belongs to this object's lane from now on.
-        folder: Where its checkpoints are.
+        folder: Where its checkpoints and its journal are.
+        recorder: Writes its changes down.
         push_wait_s: How long a push that waits for others is kept before it is answered `waiting`.
         part: Of the staging, for its pushes.
-        saved: The checkpoint that it was read from, if any.
+        schedule: When checkpoints are written by themselves.
+        saved: The checkpoint that it was read from or written to.
+        recovered: How it came back at the server's start; None for a new model.
     """
 
     def __init__(
         self,
         engine: Engine,
         folder: ModelFolder,
+        recorder: Recorder,
         push_wait_s: float,
         part: Part,
+        schedule: Schedule,
         saved: Manifest | None = None,
+        recovered: Recovered | None = None,
     ) -> None:
         self.engine = engine
         self.folder = folder
+        self.recorder = recorder
         self.part = part
+        self.recovered = recovered
         self.pulls = Pulls()
         self._loop = asyncio.get_running_loop()
         self._lane = Lane(engine.definition.name, self._loop)
-        self.pushes = Pushes(engine, self._lane, self._submit, self._check_running, push_wait_s)
+        self.pushes = Pushes(
+            engine, recorder, self._lane, self._submit, self._check_running, push_wait_s
+        )
         self.readers = Readers(engine)
         self._warm_dtypes = {"native"}  # of pushes
         self._warm_encodings = {"native"}  # of pulls
-        self._checkpoints = Checkpoints(engine, folder, self._run, saved)
+        self.checkpoints = Checkpoints(engine, folder.archive, recorder, self._run, schedule, saved)
         self._is_stopping = False
 
     @property
@@ -160,6 +167,8 @@ class HostedModel:
         """
 
         def open_session() -> tuple[Session, Session | None, str, Counters]:
+            self.engine.ledger.check_room(worker)
+            self.recorder.keep(SessionOpened(worker, self.engine.ledger.last_epoch + 1))
             session, previous = self.engine.open_session(worker)
             self.pushes.forget()
             return session, previous, self.engine.incarnation, self.engine.counters
@@ -177,7 +186,10 @@ class HostedModel:
             session = self.engine.ledger.sessions.get(worker)
             if session is None:
                 raise WorkerNotFound(f"The model knows no worker {worker!r}", worker=worker)
-            staged = self.engine.close_session(worker, session.epoch if epoch is None else epoch)
+            closed = session.epoch if epoch is None else epoch
+            self.engine.ledger.find(worker, closed)
+            self.recorder.keep(SessionClosed(worker, closed))
+            staged = self.engine.close_session(worker, closed)
             if staged is not None:
                 self.pushes.commit(staged)
             self.pushes.forget()
@@ -190,6 +202,8 @@ class HostedModel:
         """See `Engine.finalize`."""
 
         def finalize() -> Counters:
+            self.engine.check_finalize()
+            self.recorder.keep(Finalized())
             counters = self.engine.finalize()
             self.pushes.forget()
             return counters
@@ -199,42 +213,85 @@ class HostedModel:
     async def overwrite(
         self, parameters: Arenas, lease: Lease | None = None
     ) -> tuple[str, Counters]:
-        """See `Engine.overwrite`; returns the new incarnation, its first checkpoint written.
+        """Replace the parameters and leave slots and sessions; see `_begin_history`.
 
         Args:
             parameters: Copied.
             lease: Of their memory, if that is staged. Lent from here until they are copied.
         """
-        cut = await self._cut(lambda new: self.engine.overwrite(parameters, new), lease)
-        await self.checkpoint()
-        return cut
+        return await self._begin_history(lambda present: replaced(present, parameters), lease)
 
-    async def restore(self, state: State) -> tuple[str, Counters]:
-        """See `Engine.restore`; returns the new incarnation, its first checkpoint written."""
-        cut = await self._cut(lambda new: self.engine.restore(state, new))
+    async def restore(self, checkpoint_id: str) -> tuple[str, Counters]:
+        """Go back to a checkpoint: parameters, slots, counters and sessions; all or nothing.
+
+        Raises:
+            CheckpointNotFound, CheckpointInvalid: There is none, or it is damaged.
+        """
+        _, past = await self.checkpoints.read(checkpoint_id)
+        begun = await self._begin_history(lambda present: restored(present, past))
         self._warm_dtypes = set()
         await self._warm("native")
-        await self.checkpoint()
-        return cut
+        return begun
 
-    async def _cut(
-        self, function: Callable[[str], Counters], lease: Lease | None = None
+    async def import_state(
+        self,
+        parameters: Arenas | None,
+        slots: Mapping[str, Arenas] | None,
+        iterations: int | None,
+        lease: Lease | None = None,
     ) -> tuple[str, Counters]:
-        """Begin a new history."""
+        """Take over what was trained elsewhere; see `succession.replaced` and `_begin_history`.
 
-        def cut() -> tuple[str, Counters]:
-            try:
-                incarnation = new_incarnation()
-                counters = function(incarnation)
-            finally:
-                if lease is not None:
-                    lease.release()
-            self.readers.incarnation = incarnation  # after the version is there; see `hold`
-            self.pushes.forget()
-            return incarnation, counters
+        Args:
+            parameters: Copied; None leaves them.
+            slots: All of the optimizer's; the model's from now on. None leaves them.
+            iterations: Keras's raw counter; None leaves it.
+            lease: Of their memory, if that is staged; lent from here until the end.
+        """
+        return await self._begin_history(
+            lambda present: replaced(present, parameters, slots, iterations), lease
+        )
 
+    async def _begin_history(
+        self, successor: Callable[[State], State], lease: Lease | None = None
+    ) -> tuple[str, Counters]:
+        """Begin a new history: what comes after is saved, then the model becomes it.
+
+        The lane does nothing else meanwhile. So a crash leaves the one history or the other, and
+        nobody sees the new one before it is durable.
+
+        Returns:
+            The new incarnation, and the counters.
+        """
         self._check_running()
-        return await self._submit(cut, lease)
+        async with self.checkpoints.lock:
+            manifest, counters = await self._submit(lambda: self._succeed(successor, lease), lease)
+            await self.checkpoints.note(manifest)
+        return manifest.incarnation, counters
+
+    def _succeed(
+        self, successor: Callable[[State], State], lease: Lease | None
+    ) -> tuple[Manifest, Counters]:
+        """The lane's part of `_begin_history`."""
+        engine = self.engine
+        try:
+            self.recorder.check()
+            state, incarnation = successor(engine.state()), new_incarnation()
+            number = self.recorder.rotate(identity_of(state.definition, incarnation))
+            try:
+                manifest = self.checkpoints.save(_snapshot(state, incarnation), number)
+            except BaseException:
+                self.recorder.rotate(identity_of(engine.definition, engine.incarnation))
+                raise
+            failpoints.reach("restore.checkpoint_written")
+            counters = engine.adopt(state, incarnation)
+        finally:
+            if lease is not None:
+                lease.release()
+        failpoints.reach("restore.adopted")
+        self.readers.incarnation = incarnation  # after the version is there; see `hold`
+        self.pushes.forget()
+        return manifest, counters
 
     async def set_hyperparameters(self, values: Mapping[str, Any], if_match: str | None) -> None:
         """Change hyperparameters from the next step on.
@@ -256,21 +313,16 @@ class HostedModel:
         def adopt() -> bool:
             if self.definition is not before:
                 return False
+            self.recorder.keep(OptimizerChanged(definition.rule))
             self.engine.adopt_hyperparameters(definition, pipeline)
             self._warm_dtypes = {"native"}
             return True
 
         return await self._change(adopt)
 
-    # Checkpoints
-
-    async def checkpoint(self) -> Manifest:
+    async def checkpoint(self, *, pinned: bool = False) -> Manifest:
         """Write a checkpoint beside training; returns when it is durable."""
-        return await self._checkpoints.write()
-
-    async def remove_checkpoint(self, checkpoint_id: str) -> None:
-        """Remove a checkpoint; see `ModelFolder.remove_checkpoint`."""
-        await self._checkpoints.remove(checkpoint_id)
+        return await self.checkpoints.write(pinned=pinned)
 
     # The end
 
@@ -286,16 +338,23 @@ class HostedModel:
     async def stop(self) -> None:
         """Write a last checkpoint, unless nothing changed; mark the stop as clean; end the lane."""
         self._is_stopping = True
-        if not await self._run(self._checkpoints.has_everything):
+        await self.checkpoints.end()
+        is_readable_alone = self.recorder.failure is not None  # what is on its disk has to do
+        if not (is_readable_alone or await self._run(self.checkpoints.has_everything)):
             await self.checkpoint()
         await self._lane.close()
-        await self._checkpoints.mark_clean_stop()
+        await asyncio.to_thread(self.recorder.close)
+        newest = self.checkpoints.newest_id
+        if newest is not None and not is_readable_alone:
+            await asyncio.to_thread(self.folder.mark_clean_stop, newest)
 
     async def discard(self) -> None:
         """End the lane without a checkpoint: the model is being deleted."""
         name = self.definition.name
         self._end(ModelNotFound(f"The model {name!r} was deleted", model=name))
+        await self.checkpoints.end()
         await self._lane.close()
+        await asyncio.to_thread(self.recorder.close)
 
     def _check_running(self) -> None:
         if self._is_stopping:
@@ -311,7 +370,12 @@ class HostedModel:
         return await self._submit(function)
 
     async def _submit(
-        self, function: Callable[[], T], lease: Lease | None = None, is_short: bool = False
+        self,
+        function: Callable[[], T],
+        lease: Lease | None = None,
+        *,
+        is_short: bool = False,
+        is_grouped: bool = False,
     ) -> T:
         """Run `function` on the lane, which then wakes readers who wait for what it does.
 
@@ -319,6 +383,7 @@ class HostedModel:
             function: Releases the lease when it is done with it.
             lease: Of memory that it uses; lent from here on.
             is_short: See `Lane.run`.
+            is_grouped: See `Lane.run`.
         """
 
         def run() -> T:
@@ -329,7 +394,22 @@ class HostedModel:
                     self._lane.call_soon(self.readers.wake)
 
         on_taken = None if lease is None else lease.lend
-        return await self._lane.run(run, is_short=is_short, on_taken=on_taken)
+        return await self._lane.run(
+            run, is_short=is_short, is_grouped=is_grouped, on_taken=on_taken
+        )
+
+
+def _snapshot(state: State, incarnation: str) -> Snapshot:
+    """Return a state as the cut of a model that it is not yet; nothing has to be released."""
+    version = Version(state.counters.parameters_version, state.parameters, move=0)
+    return Snapshot(
+        definition=state.definition,
+        incarnation=incarnation,
+        counters=state.counters,
+        ledger=dict(state.ledger),
+        parameters=version,
+        slots=state.slots,
+    )
 
 
 def optimizer_tag(definition: Definition) -> str:

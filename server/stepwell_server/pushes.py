@@ -13,13 +13,19 @@ from typing import Protocol
 
 from stepwell_core.engine import Engine
 from stepwell_core.errors import PushInFlight, PushNotFound, StepwellError, Unavailable
-from stepwell_core.ledger import Result
+from stepwell_core.ledger import Result, check_repetition
 from stepwell_core.push import Push, Staged, Waiting
 
+from stepwell_server import failpoints
+from stepwell_server.fingerprints import with_fingerprint_begun
 from stepwell_server.lane import Lane
 from stepwell_server.leases import Lease
+from stepwell_server.recorder import Recorder
 from stepwell_server.short_steps import is_small
 from stepwell_server.waiters import Key, PushWaiters, Waiter
+
+MOST_IN_GROUP = 64
+"""Changes that one fsync is for; more would make the first of them wait for the others."""
 
 _WAITS_NO_MORE = "The push waited for others and does so no more; send it again"
 
@@ -28,7 +34,12 @@ class Submit(Protocol):
     """Runs a function on the model's lane; see `HostedModel._submit`."""
 
     def __call__(
-        self, function: Callable[[], None], lease: Lease | None = None, is_short: bool = False
+        self,
+        function: Callable[[], None],
+        lease: Lease | None = None,
+        *,
+        is_short: bool = False,
+        is_grouped: bool = False,
     ) -> Awaitable[None]:
         """Run it."""
 
@@ -38,7 +49,8 @@ class Pushes:
 
     Args:
         engine: Of the model.
-        lane: Of the model.
+        recorder: Writes down what is about to be made.
+        lane: Of the model; ends our groups.
         submit: Runs a function on the lane.
         check_running: Raises if the model is being closed.
         wait_s: How long a push that waits for others is kept before it is answered `waiting`.
@@ -47,13 +59,17 @@ class Pushes:
     def __init__(
         self,
         engine: Engine,
+        recorder: Recorder,
         lane: Lane,
         submit: Submit,
         check_running: Callable[[], None],
         wait_s: float,
     ) -> None:
         self._engine = engine
+        self._recorder = recorder
         self._lane = lane
+        lane.end_group = self.settle
+        self._group: list[tuple[Staged, contextlib.ExitStack]] = []  # recorded, not synced yet
         self._submit = submit
         self._check_running = check_running
         self._wait_s = wait_s
@@ -61,7 +77,7 @@ class Pushes:
         self._is_small = is_small(engine.definition)
 
     async def push(self, push: Push, lease: Lease | None = None) -> Result:
-        """Make a push: stage, commit, publish, answer.
+        """Make a push: stage, record, sync, commit, publish, answer.
 
         Args:
             push: As it came.
@@ -74,9 +90,16 @@ class Pushes:
         Raises:
             StepwellError: See `Engine.stage`.
             ShuttingDown: The server stops; the push was not admitted.
+            DiskFull, JournalBehind, ModelReadOnly: It could not be written down; nothing changed.
         """
         waiter: Waiter = asyncio.get_running_loop().create_future()
-        await self._submit(partial(self._push, push, waiter, lease), lease, self._is_small)
+        push = with_fingerprint_begun(push)
+        await self._submit(
+            partial(self._push, push, waiter, lease),
+            lease,
+            is_short=self._is_small and self._recorder.is_quick,
+            is_grouped=self._recorder.waits,
+        )
         del push  # while it waits nobody holds its gradient but who will read it
         return await self._settled(waiter, self._wait_s)
 
@@ -90,18 +113,66 @@ class Pushes:
             if lease is not None:
                 done.callback(lease.release)
             self._check_running()
+            self._recorder.check()
+            if not self._engine.can_stage(push):
+                self.settle()
             outcome = self._stage(push)
             if isinstance(outcome, Result):
                 self._lane.answer(waiter, outcome)
                 return
-            self._waiters.add(push.key, waiter)
             if isinstance(outcome, Staged):
-                self.commit(outcome)
-            elif outcome.is_added:
+                self._record(outcome)
+                self._waiters.add(push.key, waiter)
+                self._make(outcome, done)
+                return
+            self._waiters.add(push.key, waiter)
+            if outcome.is_added:
                 self._waiters.keep(push.key, None)
             else:
                 self._waiters.keep(push.key, lease)
                 done.pop_all()
+
+    def _record(self, staged: Staged) -> None:
+        """Write down a change; one that cannot be is withdrawn, and those in it wait no more."""
+        failpoints.reach("push.staged")
+        try:
+            self._recorder.append(staged)
+        except BaseException:
+            self._engine.withdraw(staged)
+            self.forget()
+            raise
+
+    def _make(self, staged: Staged, done: contextlib.ExitStack) -> None:
+        """Make a change that is written down: at once, or with its group when that is synced.
+
+        Args:
+            staged: The last one that was staged.
+            done: What is to be given back when the change is made; it may be taken from.
+        """
+        if not self._recorder.waits:
+            self._commit(staged)
+            return
+        self._group.append((staged, done.pop_all()))
+        if len(self._group) >= MOST_IN_GROUP:
+            self.settle()
+
+    def settle(self) -> None:
+        """Sync, make and answer what was grouped; the lane's. Does not raise."""
+        group, self._group = self._group, []
+        if not group:
+            return
+        with contextlib.ExitStack() as given_back:
+            for _, done in group:
+                given_back.push(done)
+            try:
+                self._recorder.sync()
+            except StepwellError as error:
+                for staged, _ in reversed(group):
+                    self._engine.withdraw(staged)
+                self._waiters.forget(self._waiting, error)
+                return
+            for staged, _ in group:
+                self._commit(staged)
 
     def _stage(self, push: Push) -> Staged | Waiting | Result:
         try:
@@ -131,41 +202,63 @@ class Pushes:
             )
         return True
 
-    async def repeat(self, key: Key) -> Result:
+    async def repeat(self, key: Key, fingerprint: str) -> Result:
         """Return what `push` would for a repetition of a push that `is_known`.
+
+        Args:
+            key: Of the push.
+            fingerprint: Of the repetition's payload.
 
         Raises:
             StepwellError: As `push`.
         """
         self._check_running()
         try:
-            return await self.result(key, self._wait_s)
+            return await self.result(key, self._wait_s, fingerprint)
         except PushNotFound:
             raise Unavailable(_WAITS_NO_MORE) from None
 
     def commit(self, staged: Staged) -> None:
-        """Make a change and answer the pushes in it; the lane's."""
+        """Write down and make a change that is no push's, and answer the pushes in it; the lane's.
+
+        One that cannot be written down is not made: the pushes in it are refused, and come again.
+        """
+        with contextlib.suppress(StepwellError), contextlib.ExitStack() as nothing:
+            self._record(staged)
+            self._make(staged, nothing)
+        self.settle()
+
+    def _commit(self, staged: Staged) -> None:
         for push, result in self._engine.commit(staged):
             self._waiters.answer(push.key, result)
+        failpoints.reach("push.committed")
 
-    async def result(self, key: Key, wait_s: float) -> Result:
+    async def result(self, key: Key, wait_s: float, fingerprint: str | None = None) -> Result:
         """Return the result of an earlier push, waiting for it if it waits.
+
+        Args:
+            key: Of the push.
+            wait_s: For how long; at most as long as a push waits.
+            fingerprint: Of a repetition's payload; None if only the result is asked for.
 
         Raises:
             PushNotFound: The session neither stores nor awaits such a push.
+            PayloadMismatch: The push had other bytes.
         """
         waiter: Waiter = asyncio.get_running_loop().create_future()
-        await self._submit(partial(self._find, key, waiter))
+        await self._submit(partial(self._find, key, waiter, fingerprint))
         return await self._settled(waiter, min(wait_s, self._wait_s))
 
-    def _find(self, key: Key, waiter: Waiter) -> None:
+    def _find(self, key: Key, waiter: Waiter, fingerprint: str | None) -> None:
         worker, epoch, sequence = key
         session = self._engine.ledger.find(worker, epoch)
         if sequence <= session.last_sequence:
-            result = self._engine.ledger.check(*key)
+            result = self._engine.ledger.check(*key, fingerprint)
             assert result is not None, "an admitted push has a result"
             self._lane.answer(waiter, result)
         elif key in self._waiting:
+            (first,) = (p.fingerprint for p in self._engine.policy.waiting if p.key == key)
+            check_repetition(worker, sequence, first, fingerprint)
             self._check_running()
             self._waiters.add(key, waiter)
         else:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import structlog
 from stepwell_core.consistency import Sync
 from stepwell_core.definition import Definition
 from stepwell_core.engine import Engine
 from stepwell_core.errors import (
-    DataFolderInvalid,
     DoesNotFit,
     ModelDiffers,
     ModelExists,
@@ -19,18 +19,42 @@ from stepwell_core.errors import (
     ShuttingDown,
 )
 from stepwell_core.layout import Arenas
+from stepwell_core.ledger import Ledger
 from stepwell_core.pipeline import Pipeline
 from stepwell_core.placement import extent
 from stepwell_core.rehearsal import rehearse
+from stepwell_core.state import State
 
-from stepwell_server import memory
+from stepwell_server import failpoints, memory
+from stepwell_server.checkpoints import Schedule
 from stepwell_server.leases import Part
-from stepwell_server.model import HostedModel, new_incarnation
+from stepwell_server.model import HostedModel
+from stepwell_server.recorder import Recorder
+from stepwell_server.recovery import Recovery, identity_of, new_incarnation, read_model
 from stepwell_server.staging import Staging
+from stepwell_server.storage import journal
 from stepwell_server.storage.checkpoint import Manifest
 from stepwell_server.storage.folders import DataFolder, ModelFolder
+from stepwell_server.storage.journal import Journal
 
 log = structlog.get_logger("stepwell")
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """What holds for every model of one server; see `docs/settings.md`.
+
+    Attributes:
+        push_wait_s: How long a push that waits for others is kept before it is answered `waiting`.
+        durability: "memory", "everysec" or "always".
+        journal_max_bytes: Of one model; None takes what the disk has room for.
+        schedule: When checkpoints are written by themselves.
+    """
+
+    push_wait_s: float
+    durability: str
+    journal_max_bytes: int | None
+    schedule: Schedule
 
 
 class Registry:
@@ -38,14 +62,14 @@ class Registry:
 
     Args:
         data: The server's folder.
-        push_wait_s: See `HostedModel`.
+        options: Of all models.
         staging: Where pushes are received.
     """
 
-    def __init__(self, data: DataFolder, push_wait_s: float, staging: Staging) -> None:
+    def __init__(self, data: DataFolder, options: ModelOptions, staging: Staging) -> None:
         self._data = data
         self._staging = staging
-        self._push_wait_s = push_wait_s
+        self._options = options
         self._models: dict[str, HostedModel] = {}
         self._changing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._is_stopping = False
@@ -87,40 +111,98 @@ class Registry:
             ModelDiffers: A model of that name exists with another definition.
             DoesNotFit: There is not enough memory, or staging.
         """
-        name = definition.name
-        async with self._changing[name]:
-            if self._is_stopping:
-                raise ShuttingDown("The server is stopping; try again")
-            existing = self._models.get(name)
-            if existing is not None:
+        async with self._changing[definition.name]:
+            existing = self._models.get(definition.name)
+            if existing is not None and not self._is_stopping:
                 _check_same(existing.definition, definition, exist_ok=exist_ok)
                 return existing, False
-            check_memory(definition)
-            part = self._reserve(definition)
-            try:
-                model = await self._create(definition, parameters, part)
-            except BaseException:
-                self._staging.forget(name, part)
-                raise
-            self._models[name] = model
-            log.info("model_created", model=name, bytes=definition.layout.nbytes)
-            return model, True
+            return await self._add(definition, lambda: _new_engine(definition, parameters)), True
+
+    async def fork(self, model: HostedModel, checkpoint_id: str, name: str) -> HostedModel:
+        """Create a model from a checkpoint of another one: all but its sessions.
+
+        Raises:
+            CheckpointNotFound, CheckpointInvalid: There is none, or it is damaged.
+            ModelExists: There is a model of that name.
+            DoesNotFit: There is not enough memory, or staging.
+        """
+        _, state = await model.checkpoints.read(checkpoint_id)
+        definition = replace(state.definition, name=name)
+        async with self._changing[name]:
+            if name in self._models:
+                _check_same(self._models[name].definition, definition, exist_ok=False)
+            forked = replace(state, definition=definition, ledger=Ledger().to_json())
+            return await self._add(definition, lambda: _engine_of(forked))
+
+    async def _add(self, definition: Definition, new_engine: Callable[[], Engine]) -> HostedModel:
+        """Create a model that is not there yet; under its lock."""
+        if self._is_stopping:
+            raise ShuttingDown("The server is stopping; try again")
+        check_memory(definition)
+        part = self._reserve(definition)
+        try:
+            model = await self._create(definition, new_engine, part)
+        except BaseException:
+            self._staging.forget(definition.name, part)
+            raise
+        self._models[definition.name] = model
+        log.info("model_created", model=definition.name, bytes=definition.layout.nbytes)
+        return model
 
     async def _create(
-        self, definition: Definition, parameters: Arenas | None, part: Part
+        self, definition: Definition, new_engine: Callable[[], Engine], part: Part
     ) -> HostedModel:
         folder = self._data.new_model(definition.name)
-        engine = await asyncio.to_thread(_new_engine, definition, parameters)
+        engine = await asyncio.to_thread(new_engine)
         await asyncio.to_thread(folder.create)
-        model = HostedModel(engine, folder, self._push_wait_s, part)
         try:
-            await model.checkpoint()
+            manifest = await asyncio.to_thread(_write_first, engine, folder)
             await asyncio.to_thread(folder.show)
+            recorder = await asyncio.to_thread(self._recorder, engine, folder, 0)
         except BaseException:
-            await model.discard()
             await asyncio.to_thread(folder.remove)
             raise
-        return model
+        return self._host(engine, folder, recorder, part, manifest)
+
+    def _recorder(self, engine: Engine, folder: ModelFolder, first_number: int) -> Recorder:
+        """Open what writes a model's changes down; blocks for as long as the disk takes."""
+        options = self._options
+        if options.durability == "memory":
+            return Recorder(None, first_number)
+        most = options.journal_max_bytes or journal.default_max_bytes(folder.path)
+        identity = identity_of(engine.definition, engine.incarnation)
+        return Recorder(
+            Journal(
+                folder.journal_path,
+                identity,
+                first_number,
+                options.durability,
+                most,
+                on_failure=lambda error: log.critical(
+                    "model_read_only", model=engine.definition.name, reason=str(error)
+                ),
+            )
+        )
+
+    def _host(
+        self,
+        engine: Engine,
+        folder: ModelFolder,
+        recorder: Recorder,
+        part: Part,
+        manifest: Manifest,
+        recovery: Recovery | None = None,
+    ) -> HostedModel:
+        return HostedModel(
+            engine,
+            folder,
+            recorder,
+            self._options.push_wait_s,
+            part,
+            self._options.schedule,
+            manifest,
+            None if recovery is None else recovery.recovered,
+        )
 
     def _reserve(self, definition: Definition) -> Part:
         """Return the part of the staging that a model's pushes take from.
@@ -159,24 +241,38 @@ class Registry:
 
         Raises:
             CheckpointInvalid: A model has none; the server then refuses to start.
+            JournalInvalid: A journal lacks a record that was on the disk; likewise.
         """
         # All are read before anything is changed: a refused start leaves the folder as it was.
-        found = [await asyncio.to_thread(_read, folder) for folder in self._data.models()]
-        for folder, manifest, engine in found:
-            await asyncio.to_thread(folder.forget_clean_stop)
-            await asyncio.to_thread(folder.remove_leftovers)
-            await asyncio.to_thread(rehearse, engine.definition)
-            part = self._reserve_what_there_is(engine.definition)
-            self._models[folder.name] = HostedModel(
-                engine, folder, self._push_wait_s, part, manifest
-            )
-            log.info(
-                "model_recovered",
-                model=folder.name,
-                checkpoint=manifest.id,
-                version=manifest.counters.version,
-                clean_stop=engine.incarnation == manifest.incarnation,
-            )
+        found = [await asyncio.to_thread(read_model, folder) for folder in self._data.models()]
+        for recovery in found:
+            self._models[recovery.folder.name] = await self._open(recovery)
+            log.info("model_recovered", model=recovery.folder.name, **recovery.recovered.to_json())
+            if recovery.recovered.cut_off is not None:
+                log.warning(
+                    "journal_cut_off", model=recovery.folder.name, at=recovery.recovered.cut_off
+                )
+
+    async def _open(self, recovery: Recovery) -> HostedModel:
+        """Go on with a model that was read."""
+        folder, engine, number = recovery.folder, recovery.engine, recovery.next_number
+        # What was made again is on the disk before anything is built on it.
+        await asyncio.to_thread(journal.sync_all, folder.journal_path)
+        await asyncio.to_thread(folder.forget_clean_stop)
+        await asyncio.to_thread(folder.remove_leftovers)
+        await asyncio.to_thread(rehearse, engine.definition)
+        recorder = await asyncio.to_thread(self._recorder, engine, folder, number)
+        part = self._reserve_what_there_is(engine.definition)
+        model = self._host(engine, folder, recorder, part, recovery.manifest, recovery)
+        is_journaled = self._options.durability != "memory"
+        if not recovery.recovered.is_whole and is_journaled:
+            await model.checkpoint()  # a journal belongs to a checkpoint of its incarnation
+        elif not is_journaled and recovery.recovered.records:
+            await model.checkpoint()  # what the journal had is in it, or would be lost
+        if not is_journaled:
+            await asyncio.to_thread(journal.remove_all, folder.journal_path)
+        failpoints.reach("recovery.replayed")
+        return model
 
     def stop_waiting(self) -> None:
         """Answer everyone who waits with 503 and take no more pushes."""
@@ -223,17 +319,19 @@ def check_memory(definition: Definition) -> None:
         )
 
 
-def _read(folder: ModelFolder) -> tuple[ModelFolder, Manifest, Engine]:
-    """Read a model's newest checkpoint that is whole; changes nothing."""
-    manifest, state = folder.newest()
-    if manifest.definition.name != folder.name:
-        raise DataFolderInvalid(
-            f"The folder {folder.path} holds a model that calls itself "
-            f"{manifest.definition.name!r}; rename the folder back"
-        )
-    is_clean = folder.clean_stop() == manifest.id
-    engine = Engine(state, manifest.incarnation if is_clean else new_incarnation())
-    return folder, manifest, engine
+def _write_first(engine: Engine, folder: ModelFolder) -> Manifest:
+    """Write the first checkpoint of a model that nobody uses yet."""
+    snapshot = engine.snapshot({n: engine.layout.new_arenas(None) for n in engine.store.slots})
+    try:
+        return folder.archive.write(snapshot, 0)
+    finally:
+        engine.store.release(snapshot.parameters)
+
+
+def _engine_of(state: State) -> Engine:
+    engine = Engine(state, new_incarnation())
+    rehearse(engine.definition)
+    return engine
 
 
 def _new_engine(definition: Definition, parameters: Arenas | None) -> Engine:

@@ -36,7 +36,12 @@ class Settings(BaseSettings):
     shared_memory: bool = True
     memory_socket: Path | None = None
     data_dir: Path = Path("stepwell-data")
-    durability: Durability = "memory"
+    durability: Durability = "everysec"
+    journal_max_bytes: Annotated[int, Field(ge=1 << 20)] | None = None
+    checkpoint_every_versions: Annotated[int, Field(gt=0)] | None = None
+    checkpoint_every_s: Annotated[float, Field(gt=0)] | None = 900.0
+    keep_checkpoints: Annotated[int, Field(gt=0)] = 3
+    checkpoint_store: str | None = None
     token_file: Path | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None
@@ -49,16 +54,6 @@ class Settings(BaseSettings):
     shutdown_grace_s: Annotated[int, Field(ge=0)] = 20
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-
-    @field_validator("durability")
-    @classmethod
-    def _has_no_journal_yet(cls, value: Durability) -> Durability:
-        if value != "memory":
-            raise ValueError(
-                f"this version has no journal yet, so it cannot promise {value!r}: use "
-                "'memory' (back to the last checkpoint after a crash)"
-            )
-        return value
 
     @field_validator("allowed_hosts", mode="before")
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
@@ -17,6 +18,7 @@ from stepwell_core.placement import extent
 from stepwell_core.push import Push
 
 from stepwell_server import bodies
+from stepwell_server.arena_copies import copy_arenas
 from stepwell_server.model import HostedModel
 from stepwell_server.representations import negotiate
 from stepwell_server.routes.access import (
@@ -111,7 +113,8 @@ async def push_gradients(
         if header.memory:
             await reader.end()
             arenas = memory_of(request).gradient(model.definition.name, selection, header.dtype)
-            result = await model.push(header.push(Gradient(selection, arenas, header.dtype)))
+            gradient = Gradient(selection, arenas, header.dtype)
+            result = await _push_in_memory(header.push(gradient), model, staging_of(request))
         else:
             result = await _receive(reader, header, selection, model, staging_of(request))
     if result.outcome == "waiting":
@@ -133,14 +136,26 @@ async def _receive(
     """Receive a gradient into staged memory and push it, unless the push is known already."""
     key = header.worker, header.epoch, header.sequence
     if model.pushes.is_known(key):
-        await reader.skip()
-        return await model.pushes.repeat(key)
+        fingerprint = await reader.fingerprint(selection.payload_nbytes(header.dtype))
+        return await model.pushes.repeat(key, fingerprint)
     nbytes, holder = extent(selection, header.dtype), (model, *key[:2])
     with await staging.take(nbytes, model.part, holder) as lease:
         arenas = lease.arenas(selection, header.dtype)
         await reader.payload(arenas)
         push = header.push(Gradient(selection, arenas, header.dtype))
         return await model.push(push, lease)
+
+
+async def _push_in_memory(push: Push, model: HostedModel, staging: Staging) -> Result:
+    """Push a gradient that its worker could still write to; a journal needs one that nobody can."""
+    if not model.recorder.copies_shared_memory:
+        return await model.push(push)
+    gradient, holder = push.gradient, (model, push.worker, push.epoch)
+    nbytes = extent(gradient.layout, gradient.dtype)
+    with await staging.take(nbytes, model.part, holder) as lease:
+        arenas = lease.arenas(gradient.layout, gradient.dtype)
+        await copy_arenas(gradient.arenas, arenas)
+        return await model.push(replace(push, gradient=replace(gradient, arenas=arenas)), lease)
 
 
 def _selection(header: PushHeader, layout: Layout) -> Layout:

@@ -1,0 +1,132 @@
+"""What stands between a decision and its effect: the journal of one model, or nothing.
+
+    memory     nothing is written down; after a crash the model goes back to its last checkpoint
+    everysec   a change is written before it is made, and on the disk within about a second
+    always     a change is on the disk before it is made
+
+The lane calls these methods, in the order of its changes.
+"""
+
+from __future__ import annotations
+
+from stepwell_core import record
+from stepwell_core.push import Staged
+from stepwell_core.record import Change
+
+from stepwell_server import failpoints
+from stepwell_server.storage.journal import Identity, Journal
+
+
+class Recorder:
+    """Writes down the changes of one model.
+
+    Args:
+        journal: Where to; None under `memory`.
+        first_number: Of the next record, where there is no journal.
+    """
+
+    def __init__(self, journal: Journal | None, first_number: int = 0) -> None:
+        self._journal = journal
+        self._first_number = first_number
+
+    @property
+    def waits(self) -> bool:
+        """Whether a change may be made, and answered, only after `sync`."""
+        return self._journal is not None and self._journal.durability == "always"
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether writing down a small change takes a moment only, so that the event loop may."""
+        journal = self._journal
+        return journal is None or (journal.durability != "always" and not journal.is_late)
+
+    @property
+    def copies_shared_memory(self) -> bool:
+        """Whether a gradient must not be where its worker could still write to it."""
+        return self._journal is not None
+
+    @property
+    def nbytes(self) -> int:
+        """How large the journal is."""
+        return 0 if self._journal is None else self._journal.nbytes
+
+    @property
+    def is_large(self) -> bool:
+        """Whether it is time for a checkpoint, so that the journal may be cut."""
+        return self._journal is not None and self._journal.is_large
+
+    @property
+    def failure(self) -> str | None:
+        """Why the model is only read until a restart; None if it is not so."""
+        failure = None if self._journal is None else self._journal.failure
+        return None if failure is None else failure.message
+
+    def check(self) -> None:
+        """Refuse changes that could not be written down.
+
+        Raises:
+            ModelReadOnly: The disk failed before.
+        """
+        if self._journal is not None and self._journal.failure is not None:
+            raise self._journal.failure
+
+    def append(self, change: Change) -> None:
+        """Write down a change that is about to be made.
+
+        Raises:
+            DiskFull, JournalBehind, ModelReadOnly: It is not written down, and must not be made.
+        """
+        if self._journal is None:
+            return
+        failpoints.reach("journal.before_append")
+        header, payload = record.describe(change)
+        self._journal.append(header, payload, checksum=_checksum(change))
+        failpoints.reach("journal.appended")
+
+    def sync(self) -> None:
+        """Wait until all that was written down is on the disk.
+
+        Raises:
+            ModelReadOnly: It is not known to be; nothing that was appended since the last `sync`
+                may be made.
+        """
+        if self._journal is not None:
+            self._journal.sync()
+            failpoints.reach("journal.synced")
+
+    def keep(self, change: Change) -> None:
+        """Write down one change, so that it may be made.
+
+        Raises:
+            DiskFull, JournalBehind, ModelReadOnly: It must not be made.
+        """
+        self.append(change)
+        if self.waits:
+            self.sync()
+
+    def rotate(self, identity: Identity | None = None) -> int:
+        """Begin a segment; returns the number of the next record.
+
+        Args:
+            identity: Of another history, that begins here; None goes on with the present one.
+        """
+        return self._first_number if self._journal is None else self._journal.rotate(identity)
+
+    def remove_before(self, number: int) -> None:
+        """Let go of the records that a checkpoint has made unnecessary; on any thread."""
+        if self._journal is not None:
+            self._journal.remove_before(number)
+            failpoints.reach("journal.segments_removed")
+
+    def close(self) -> None:
+        """Write everything to the disk and end."""
+        if self._journal is not None:
+            self._journal.close()
+
+
+def _checksum(change: Change) -> int | None:
+    """Return the xxh3_64 of a change's payload if it is known: a single push's fingerprint."""
+    if not isinstance(change, Staged) or len(change.results) != 1 or change.gradient is None:
+        return None
+    ((push, _),) = change.results
+    return int(push.fingerprint, 16) if push.gradient.arenas is change.gradient.arenas else None

@@ -1,0 +1,124 @@
+"""How a model comes back after a stop or a crash: its newest whole checkpoint, then its journal.
+
+All is read before anything is changed: a start that is refused leaves the folder as it was.
+
+The incarnation stays if the history is known to be whole: the stop was clean; or everything that
+was answered was on the disk (`always`), or had at least left the process and the machine has not
+been started again since (`everysec`). Else it is a new one, so that workers are told.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import structlog
+from stepwell_core import record
+from stepwell_core.definition import Definition
+from stepwell_core.engine import Engine
+from stepwell_core.errors import DataFolderInvalid
+from stepwell_core.rehearsal import rehearse
+from stepwell_core.replay import replay
+
+from stepwell_server import failpoints
+from stepwell_server.storage import journal
+from stepwell_server.storage.checkpoint import Manifest
+from stepwell_server.storage.folders import ModelFolder
+from stepwell_server.storage.journal import Identity
+
+log = structlog.get_logger("stepwell")
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """How a model came back.
+
+    Attributes:
+        checkpoint: The name of the checkpoint it was read from.
+        version: The model's, after all that was read.
+        records: How many changes were made again from the journal.
+        cut_off: Where the journal ended in a torn record, "file:offset"; None if it did not.
+        is_whole: Whether the history is known to be whole, so that the incarnation stayed.
+    """
+
+    checkpoint: str
+    version: int
+    records: int
+    cut_off: str | None
+    is_whole: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What was read of a model, before anything is changed.
+
+    Attributes:
+        folder: Of the model.
+        manifest: Of the checkpoint.
+        engine: After all changes; of a new incarnation if the history is not known to be whole.
+        next_number: Of the next record.
+        recovered: For people.
+    """
+
+    folder: ModelFolder
+    manifest: Manifest
+    engine: Engine
+    next_number: int
+    recovered: Recovered
+
+
+def new_incarnation() -> str:
+    """Return 128 random bits in hexadecimal: the name of one uncut history of a model."""
+    return secrets.token_hex(16)
+
+
+def identity_of(definition: Definition, incarnation: str) -> Identity:
+    """Return which history of which model a journal belongs to."""
+    return Identity(definition.name, definition.layout.hash, incarnation)
+
+
+def read_model(folder: ModelFolder) -> Recovery:
+    """Read a model; changes nothing.
+
+    Raises:
+        CheckpointInvalid: None of its checkpoints is whole.
+        JournalInvalid: A record that was on the disk is missing or damaged.
+        DataFolderInvalid: It is another model's folder.
+    """
+    manifest, state = folder.archive.newest()
+    if manifest.definition.name != folder.name:
+        raise DataFolderInvalid(
+            f"The folder {folder.path} holds a model that calls itself "
+            f"{manifest.definition.name!r}; rename the folder back"
+        )
+    engine = Engine(state, manifest.incarnation)
+    reading = journal.read(
+        folder.journal_path,
+        identity_of(manifest.definition, manifest.incarnation),
+        manifest.journal_number,
+    )
+    count = 0
+    for entry in reading:
+        if not count:
+            rehearse(engine.definition)
+        replay(engine, record.read(entry.header, entry.payload, engine.layout))
+        count += 1
+    is_whole = folder.clean_stop() == manifest.id or _is_proven(reading.last)
+    if not is_whole:
+        engine = Engine(engine.state(), new_incarnation())  # the old one is not used any more
+    torn = None if reading.torn is None else f"{reading.torn[0]}:{reading.torn[1]}"
+    recovered = Recovered(manifest.id, engine.counters.version, count, torn, is_whole)
+    failpoints.reach("recovery.read")
+    return Recovery(folder, manifest, engine, reading.next_number, recovered)
+
+
+def _is_proven(last: journal.LastSegment | None) -> bool:
+    """Return whether all that was answered is in what was read, by the journal's newest segment."""
+    if last is None:
+        return False
+    return last.durability == "always" or last.boot_id == journal.boot_id()
