@@ -139,12 +139,11 @@ def hosted(data_dir: Path, *, loop: str = "uvloop", **settings: Any) -> Iterator
         loop: "uvloop" or "asyncio".
         settings: Of `stepwell_server.settings.Settings`.
     """
-    from stepwell_server.serve import new_server
+    from stepwell_server.serve import new_server, open_data
     from stepwell_server.settings import Settings
-    from stepwell_server.storage.folders import DataFolder
 
     chosen = Settings.load(None, **{"port": 0, "data_dir": data_dir, **settings})
-    data = DataFolder(data_dir)
+    data = open_data(chosen)
     server = new_server(chosen, data, loop)
     begun, failures = threading.Event(), []
     startup = server.startup

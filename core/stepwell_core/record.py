@@ -67,14 +67,18 @@ Change = Staged | SessionOpened | SessionClosed | OptimizerChanged | Finalized
 _RESULT = ("outcome", "version", "parameters_version", "staleness", "loss_scale")
 
 
-def describe(change: Change) -> tuple[dict[str, Any], list[memoryview]]:
+def describe(
+    change: Change, layout: Layout | None = None
+) -> tuple[dict[str, Any], list[memoryview]]:
     """Return the plain values and the payload of a change.
 
-    The payload is views of the gradient: it is theirs for as long as the gradient lives.
+    Args:
+        change: The payload is views of its gradient: good for as long as that lives.
+        layout: Of the model; a gradient of all its tensors then does not name them.
     """
     match change:
         case Staged():
-            return _describe_pushes(change)
+            return _describe_pushes(change, layout)
         case SessionOpened():
             return {"kind": "session_opened", **vars(change)}, []
         case SessionClosed():
@@ -119,7 +123,9 @@ def read(header: Mapping[str, Any], payload: memoryview, layout: Layout) -> Chan
     raise JournalInvalid(f"A record has a kind that this server knows. Received: {str(kind)[:80]}")
 
 
-def _describe_pushes(staged: Staged) -> tuple[dict[str, Any], list[memoryview]]:
+def _describe_pushes(
+    staged: Staged, layout: Layout | None
+) -> tuple[dict[str, Any], list[memoryview]]:
     gradient, scalars = staged.gradient, staged.scalars
     header = {
         "kind": "pushes",
@@ -133,7 +139,7 @@ def _describe_pushes(staged: Staged) -> tuple[dict[str, Any], list[memoryview]]:
     if gradient is None or scalars is None:
         return header, []
     header["gradient"] = {
-        "tensors": list(gradient.layout.names),
+        "tensors": None if gradient.layout == layout else list(gradient.layout.names),
         "dtype": gradient.dtype,
         "loss_scale": gradient.loss_scale,
     }
@@ -157,7 +163,8 @@ def _read_pushes(header: Mapping[str, Any], payload: memoryview, layout: Layout)
     said = header["gradient"]
     if said is None:
         return Staged(tuple(results), counters)
-    selection = layout.select(said["tensors"])
+    names = said["tensors"]
+    selection = layout if names is None else layout.select(names)
     selection = layout if selection == layout else selection
     arenas = _arenas(selection, said["dtype"], payload)
     gradient = Gradient(selection, arenas, said["dtype"], said["loss_scale"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -193,7 +193,7 @@ class Checkpoints:
 
     # What there is
 
-    async def list(self) -> list[dict[str, Any]]:
+    async def listed(self) -> list[dict[str, Any]]:
         """Return what lists show of each, oldest first; one that cannot be read says why."""
         return await asyncio.to_thread(self._list)
 
@@ -207,6 +207,14 @@ class Checkpoints:
                 summary = {"id": checkpoint_id, "invalid": error.message}
             found.append({**summary, "pinned": checkpoint_id in pinned})
         return found
+
+    async def manifest(self, checkpoint_id: str) -> Manifest:
+        """Return what a checkpoint says about itself; the tensors are not read."""
+        return await asyncio.to_thread(self._archive.manifest, checkpoint_id)
+
+    async def open_file(self, checkpoint_id: str, name: str) -> tuple[int, Iterator[memoryview]]:
+        """Return the bytes of a file and its content; see `CheckpointArchive.open_file`."""
+        return await asyncio.to_thread(self._archive.open_file, checkpoint_id, name)
 
     async def read(self, checkpoint_id: str) -> tuple[Manifest, State]:
         """Return a checkpoint, verified."""

@@ -11,6 +11,9 @@ GRAIN_BYTES = 1 << 16
 """Sizes are multiples of it. Smaller buffers are not kept: the allocator is as quick."""
 
 
+PAGE_BYTES = 4096
+
+
 class IdleBlocks:
     """Blocks of bytes by size, the one used last on top. Not thread-safe."""
 
@@ -25,7 +28,7 @@ class IdleBlocks:
         size = size_of(nbytes)
         blocks = self._blocks.get(size)
         if not blocks:
-            return np.empty(size, np.uint8)
+            return _aligned(size)
         self.nbytes -= size
         return blocks.pop()[1]
 
@@ -56,6 +59,15 @@ class IdleBlocks:
                 self.nbytes -= blocks.popleft()[1].nbytes
         self._blocks = {size: blocks for size, blocks in self._blocks.items() if blocks}
         self._count_at_trim = self._count
+
+
+def _aligned(nbytes: int) -> Array:
+    """Return new bytes; many begin at a page, so that a journal can write them as they lie."""
+    if nbytes < GRAIN_BYTES:
+        return np.empty(nbytes, np.uint8)
+    block = np.empty(nbytes + PAGE_BYTES, np.uint8)
+    start = -block.ctypes.data % PAGE_BYTES
+    return block[start : start + nbytes]
 
 
 def size_of(nbytes: int) -> int:

@@ -10,6 +10,7 @@ The lane calls these methods, in the order of its changes.
 from __future__ import annotations
 
 from stepwell_core import record
+from stepwell_core.layout import Layout
 from stepwell_core.push import Staged
 from stepwell_core.record import Change
 
@@ -21,11 +22,13 @@ class Recorder:
     """Writes down the changes of one model.
 
     Args:
+        layout: Of the model.
         journal: Where to; None under `memory`.
         first_number: Of the next record, where there is no journal.
     """
 
-    def __init__(self, journal: Journal | None, first_number: int = 0) -> None:
+    def __init__(self, layout: Layout, journal: Journal | None, first_number: int = 0) -> None:
+        self._layout = layout
         self._journal = journal
         self._first_number = first_number
 
@@ -79,7 +82,7 @@ class Recorder:
         if self._journal is None:
             return
         failpoints.reach("journal.before_append")
-        header, payload = record.describe(change)
+        header, payload = record.describe(change, self._layout)
         self._journal.append(header, payload, checksum=_checksum(change))
         failpoints.reach("journal.appended")
 

@@ -168,10 +168,11 @@ class Registry:
         """Open what writes a model's changes down; blocks for as long as the disk takes."""
         options = self._options
         if options.durability == "memory":
-            return Recorder(None, first_number)
+            return Recorder(engine.layout, None, first_number)
         most = options.journal_max_bytes or journal.default_max_bytes(folder.path)
         identity = identity_of(engine.definition, engine.incarnation)
         return Recorder(
+            engine.layout,
             Journal(
                 folder.journal_path,
                 identity,
@@ -181,7 +182,7 @@ class Registry:
                 on_failure=lambda error: log.critical(
                     "model_read_only", model=engine.definition.name, reason=str(error)
                 ),
-            )
+            ),
         )
 
     def _host(
@@ -259,7 +260,7 @@ class Registry:
         # What was made again is on the disk before anything is built on it.
         await asyncio.to_thread(journal.sync_all, folder.journal_path)
         await asyncio.to_thread(folder.forget_clean_stop)
-        await asyncio.to_thread(folder.remove_leftovers)
+        await asyncio.to_thread(folder.prepare)
         await asyncio.to_thread(rehearse, engine.definition)
         recorder = await asyncio.to_thread(self._recorder, engine, folder, number)
         part = self._reserve_what_there_is(engine.definition)

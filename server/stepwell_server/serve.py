@@ -21,6 +21,7 @@ from stepwell_server.loops import LOOPS
 from stepwell_server.settings import Settings
 from stepwell_server.shared_memory.listener import MemorySocket
 from stepwell_server.storage.folders import DataFolder
+from stepwell_server.storage.stores import open_store
 from stepwell_server.tokens import Authenticator, TokenStore
 
 log = structlog.get_logger("stepwell")
@@ -124,9 +125,9 @@ def run(settings: Settings) -> bool:
         NotSafe: The server would be reachable from other machines without a token.
         TlsUnusable: Certificate or key cannot be used.
         DataFolderInvalid: The data folder or a token file cannot be used.
-        CheckpointInvalid: A model cannot be recovered.
+        CheckpointInvalid, JournalInvalid: A model cannot be recovered.
     """
-    data = DataFolder(settings.data_dir)
+    data = open_data(settings)
     try:
         server = new_server(settings, data)
         # uvicorn raises the signal again when all is done; unhandled, it would kill the process.
@@ -135,6 +136,17 @@ def run(settings: Settings) -> bool:
     finally:
         data.release()
     return server.started
+
+
+def open_data(settings: Settings) -> DataFolder:
+    """Return the data folder of a server's settings, locked.
+
+    Raises:
+        InvalidArgument: The checkpoint store is not a URL of one.
+        DataFolderInvalid, StoreFailed: One of them cannot be used.
+    """
+    store = None if settings.checkpoint_store is None else open_store(settings.checkpoint_store)
+    return DataFolder(settings.data_dir, store)
 
 
 def new_server(settings: Settings, data: DataFolder, loop: str = "uvloop") -> Server:

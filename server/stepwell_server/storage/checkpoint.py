@@ -4,39 +4,45 @@
     <id>/optimizer.safetensors     the slots: `momentum/dense_1/kernel`
     <id>/manifest.json             everything else, and the hash of every tensor
 
-The files are written and fsynced in a temporary folder, the manifest last, and the folder is
-renamed: after a power loss there is the whole checkpoint or none. A safetensors file opens with
-plain `safetensors.numpy.load_file`. Nothing is ever unpickled.
+Where the files lie is the store's affair (`stores/`); the manifest is written last, so there is the
+whole checkpoint or none. A safetensors file opens with plain `safetensors.numpy.load_file`. Nothing
+is ever unpickled. docs/checkpoint-format.md is the format for other readers.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xxhash
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 from stepwell_core.definition import Definition
 from stepwell_core.errors import CheckpointInvalid, StepwellError
-from stepwell_core.layout import Arenas, Array, Layout
+from stepwell_core.layout import Arenas, Array, Layout, byte_view
+from stepwell_core.pipeline import Pipeline
 from stepwell_core.state import Counters, Snapshot, State
 
-from stepwell_server.storage import disk
+from stepwell_server.storage.stores.base import MANIFEST, ModelStore
+from stepwell_server.storage.tensor_files import Note, Place, TensorFile, write_tensors
 
 FORMAT = "stepwell-checkpoint"
-FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)
+"""Version 1 had no journal beside it."""
+
 PARAMETERS = "parameters.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 FILES = (PARAMETERS, OPTIMIZER, MANIFEST)
 """The files that a checkpoint has, the only names that may be downloaded."""
 
-MAX_MANIFEST_BYTES = 1 << 30
+MAX_MANIFEST_BYTES = 256 << 20
+"""Of 65,536 tensors with the longest names, and 10,000 sessions with all their results: 100 MB."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with the phase ("writing", "verifying"), the bytes done, and the bytes in all."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,8 @@ class Manifest:
         incarnation: Of the history it was cut from.
         counters: At the cut.
         ledger: As plain values.
+        journal_number: Of the first record of the journal that is not in the checkpoint.
+        prefix: Before the files' names in their store.
         files: Size in bytes by file name, without the manifest.
         hashes: xxh3_128 by file name and tensor name.
     """
@@ -60,6 +68,8 @@ class Manifest:
     incarnation: str
     counters: Counters
     ledger: Mapping[str, Any]
+    journal_number: int
+    prefix: str
     files: Mapping[str, int]
     hashes: Mapping[str, Mapping[str, str]]
 
@@ -74,6 +84,8 @@ class Manifest:
             "definition": self.definition.to_json(),
             "counters": self.counters.to_json(),
             "ledger": dict(self.ledger),
+            "journal_number": self.journal_number,
+            "prefix": self.prefix,
             "files": dict(self.files),
             "hashes": {name: dict(hashes) for name, hashes in self.hashes.items()},
         }
@@ -91,21 +103,33 @@ class Manifest:
         }
 
 
-def write(folder: Path, checkpoint_id: str, created: str, snapshot: Snapshot) -> Manifest:
-    """Write a checkpoint durably as `folder / checkpoint_id`.
+def write(
+    store: ModelStore,
+    checkpoint_id: str,
+    created: str,
+    snapshot: Snapshot,
+    journal_number: int,
+    progress: Progress,
+) -> Manifest:
+    """Write a checkpoint durably, piece by piece.
 
-    The snapshot's arrays are only read. Blocks for as long as the disk takes; call it off the event
-    loop.
+    The snapshot's arrays are only read. Blocks for as long as the store takes; call it off the
+    event loop.
+
+    Raises:
+        Conflict: There is one of that name.
     """
     layout = snapshot.definition.layout
     contents = {
         PARAMETERS: layout.views(snapshot.parameters.arenas),
         OPTIMIZER: _named_slots(layout, snapshot.slots),
     }
-    with disk.new_folder(folder / checkpoint_id) as temporary:
+    note = _counted(progress, "writing", layout.nbytes * (1 + len(snapshot.slots)))
+    files, hashes = {}, {}
+    with store.draft(checkpoint_id) as draft:
         for name, tensors in contents.items():
-            save_file(tensors, temporary / name, {"format": FORMAT})
-            disk.sync_file(temporary / name)
+            with draft.file(name) as file:
+                files[name], hashes[name] = write_tensors(file, tensors, {"format": FORMAT}, note)
         manifest = Manifest(
             id=checkpoint_id,
             created=created,
@@ -113,28 +137,29 @@ def write(folder: Path, checkpoint_id: str, created: str, snapshot: Snapshot) ->
             incarnation=snapshot.incarnation,
             counters=snapshot.counters,
             ledger=snapshot.ledger,
-            files={name: (temporary / name).stat().st_size for name in contents},
-            hashes={
-                name: {tensor: hash_of(array) for tensor, array in tensors.items()}
-                for name, tensors in contents.items()
-            },
+            journal_number=journal_number,
+            prefix=draft.prefix,
+            files=files,
+            hashes=hashes,
         )
-        disk.write_durably(temporary / MANIFEST, _sealed(manifest.to_json()))
+        draft.commit(_sealed(manifest.to_json()))
     return manifest
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Return the manifest of the checkpoint in `folder`.
+def read_manifest(store: ModelStore, checkpoint_id: str) -> Manifest:
+    """Return what a checkpoint says about itself.
 
     Raises:
-        CheckpointInvalid: It is missing, damaged, of a newer format, or of another program.
+        CheckpointInvalid: The manifest is missing, damaged, of a newer format, or of another
+            program.
     """
-    values = _unsealed(folder / MANIFEST)
-    if values.get("format") != FORMAT or values.get("format_version") != FORMAT_VERSION:
+    values = _unsealed(store, checkpoint_id)
+    version = values.get("format_version")
+    if values.get("format") != FORMAT or version not in READABLE_VERSIONS:
         raise CheckpointInvalid(
-            f"Checkpoint {folder.name} has the format {values.get('format')!r} version "
-            f"{values.get('format_version')!r}; this server reads {FORMAT!r} version "
-            f"{FORMAT_VERSION}"
+            f"Checkpoint {checkpoint_id} has the format {str(values.get('format'))[:40]!r} "
+            f"version {str(version)[:40]}; this server reads {FORMAT!r} up to version "
+            f"{FORMAT_VERSION}. Use the Stepwell that wrote it"
         )
     try:
         return Manifest(
@@ -144,46 +169,77 @@ def read_manifest(folder: Path) -> Manifest:
             incarnation=str(values["incarnation"]),
             counters=Counters.from_json(values["counters"]),
             ledger=dict(values["ledger"]),
+            journal_number=0 if version == 1 else int(values["journal_number"]),
+            prefix="" if version == 1 else check_prefix(values["prefix"]),
             files={name: int(size) for name, size in values["files"].items()},
             hashes={name: dict(hashes) for name, hashes in values["hashes"].items()},
         )
     except (KeyError, TypeError, ValueError, AttributeError, StepwellError) as error:
         raise CheckpointInvalid(
-            f"The manifest of checkpoint {folder.name} lacks something ({type(error).__name__})"
+            f"The manifest of checkpoint {checkpoint_id} lacks something ({type(error).__name__})"
         ) from None
 
 
-def read(folder: Path) -> tuple[Manifest, State]:
+def read(store: ModelStore, checkpoint_id: str) -> tuple[Manifest, State]:
     """Return a checkpoint, every tensor checked against its hash; the caller owns the arrays.
 
     Raises:
         CheckpointInvalid: Something is missing, misshaped or damaged.
     """
-    manifest = read_manifest(folder)
+    manifest = read_manifest(store, checkpoint_id)
     layout = manifest.definition.layout
-    parameters = _read_tensors(folder, PARAMETERS, manifest)
-    slots = _read_tensors(folder, OPTIMIZER, manifest)
-    try:
-        state = State(
-            definition=manifest.definition,
-            counters=manifest.counters,
-            ledger=manifest.ledger,
-            parameters=layout.flatten(parameters),
-            slots={
-                slot: layout.flatten(tensors) for slot, tensors in _by_slot(layout, slots).items()
-            },
-        )
-    except CheckpointInvalid:
-        raise
-    except StepwellError as error:
-        raise CheckpointInvalid(f"Checkpoint {folder.name}: {error.message}") from None
-    return manifest, state
+    parameters = layout.new_arenas(None)
+    slots = {name: layout.new_arenas(None) for name in _slots_of(manifest.definition)}
+    tensors = {
+        PARAMETERS: layout.views(parameters),
+        OPTIMIZER: _named_slots(layout, slots),
+    }
+    for name, arrays in tensors.items():
+        _read_file(store, manifest, name, arrays, _nothing)
+    counters, ledger = manifest.counters, manifest.ledger
+    return manifest, State(manifest.definition, counters, ledger, parameters, slots)
+
+
+def verify(store: ModelStore, checkpoint_id: str, progress: Progress) -> Manifest:
+    """Read a checkpoint whole, keep nothing, and check every tensor against its hash.
+
+    Raises:
+        CheckpointInvalid: Something is missing, misshaped or damaged.
+    """
+    manifest = read_manifest(store, checkpoint_id)
+    note = _counted(progress, "verifying", sum(manifest.files.values()))
+    for name in (PARAMETERS, OPTIMIZER):
+        _read_file(store, manifest, name, None, note)
+    return manifest
+
+
+def places_of(definition: Definition) -> dict[str, dict[str, Place]]:
+    """Return the tensors that each file of a model's checkpoint has."""
+    places = {tensor.name: Place(tensor.shape, tensor.dtype) for tensor in definition.layout}
+    slots = {
+        f"{slot}/{name}": place for slot in _slots_of(definition) for name, place in places.items()
+    }
+    return {PARAMETERS: places, OPTIMIZER: slots}
+
+
+def check_prefix(prefix: object) -> str:
+    """Return a prefix that a manifest names.
+
+    Raises:
+        ValueError: It leads elsewhere.
+    """
+    if not isinstance(prefix, str) or not re.fullmatch(r"([0-9a-f]{16}/)?", prefix):
+        raise ValueError("a prefix is one draft's, or nothing")
+    return prefix
 
 
 def hash_of(array: Array) -> str:
     """Return the xxh3_128 of an array's bytes, in hexadecimal."""
-    flat = np.ascontiguousarray(array).reshape(-1)
-    return xxhash.xxh3_128_hexdigest(flat.view(np.uint8).data if flat.size else b"")
+    return xxhash.xxh3_128_hexdigest(byte_view(np.ascontiguousarray(array)))
+
+
+def _slots_of(definition: Definition) -> list[str]:
+    return list(Pipeline(definition.layout, definition.rule).slot_values)
 
 
 def _named_slots(layout: Layout, slots: Mapping[str, Arenas]) -> dict[str, Array]:
@@ -194,36 +250,50 @@ def _named_slots(layout: Layout, slots: Mapping[str, Arenas]) -> dict[str, Array
     }
 
 
-def _by_slot(layout: Layout, tensors: Mapping[str, Array]) -> dict[str, dict[str, Array]]:
-    found: dict[str, dict[str, Array]] = {}
-    for key, array in tensors.items():
-        slot, _, name = key.partition("/")
-        found.setdefault(slot, {})[name] = array
-    return found
-
-
-def _read_tensors(folder: Path, name: str, manifest: Manifest) -> dict[str, Array]:
+def _read_file(
+    store: ModelStore,
+    manifest: Manifest,
+    name: str,
+    into: Mapping[str, Array] | None,
+    note: Note,
+) -> None:
+    """Read one file, into arrays or to nowhere, and check all of it."""
     try:
-        size = (folder / name).stat().st_size
+        key = manifest.prefix + name
+        size = store.size(manifest.id, key)
         if size != manifest.files.get(name):
-            raise CheckpointInvalid(
-                f"Checkpoint {folder.name}: {name} has {size} bytes instead of "
-                f"{manifest.files.get(name)}"
-            )
-        tensors: dict[str, Array] = load_file(folder / name)
-    except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"it has {size} bytes instead of {manifest.files.get(name)}")
+        places = places_of(manifest.definition)[name]
+        file = TensorFile(store.pieces(manifest.id, key), size, places)
+        views = {} if into is None else {key: byte_view(array) for key, array in into.items()}
+        found = file.read(views.get, note)
+    except (OSError, ValueError) as error:
+        reason = error if type(error) is ValueError else type(error).__name__
         raise CheckpointInvalid(
-            f"Checkpoint {folder.name}: {name} cannot be read ({type(error).__name__})"
+            f"Checkpoint {manifest.id}: {name} cannot be read: {reason}"
         ) from None
     expected = manifest.hashes.get(name, {})
-    if tensors.keys() != expected.keys():
-        raise CheckpointInvalid(f"Checkpoint {folder.name}: {name} has other tensors than it says")
-    for tensor, array in tensors.items():
-        if hash_of(array) != expected[tensor]:
+    for tensor, hashed in found.items():
+        if hashed != expected.get(tensor):
             raise CheckpointInvalid(
-                f"Checkpoint {folder.name}: tensor {tensor!r} in {name} does not match its hash"
+                f"Checkpoint {manifest.id}: tensor {tensor!r} in {name} does not match its hash"
             )
-    return tensors
+
+
+def _counted(progress: Progress, phase: str, nbytes: int) -> Note:
+    """Return what adds up the bytes of a phase."""
+    done = 0
+
+    def note(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(phase, done, nbytes)
+
+    return note
+
+
+def _nothing(*done: object) -> None:
+    """Note no progress."""
 
 
 _SEAL = b'{"xxh3_128":"%s","manifest":'
@@ -235,21 +305,21 @@ def _sealed(values: Mapping[str, Any]) -> bytes:
     return _SEAL % xxhash.xxh3_128_hexdigest(text).encode() + text + b"}\n"
 
 
-def _unsealed(path: Path) -> dict[str, Any]:
+def _unsealed(store: ModelStore, checkpoint_id: str) -> dict[str, Any]:
     try:
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise CheckpointInvalid(f"Checkpoint {path.parent.name}: the manifest is too large")
-        content = path.read_bytes()
+        if store.size(checkpoint_id, MANIFEST) > MAX_MANIFEST_BYTES:
+            raise CheckpointInvalid(f"Checkpoint {checkpoint_id}: the manifest is too large")
+        content = b"".join(map(bytes, store.pieces(checkpoint_id, MANIFEST)))
         text = content[len(_SEAL) - 2 + 32 : -2]
         if content != _SEAL % xxhash.xxh3_128_hexdigest(text).encode() + text + b"}\n":
             raise CheckpointInvalid(
-                f"Checkpoint {path.parent.name}: the manifest does not match its hash"
+                f"Checkpoint {checkpoint_id}: the manifest does not match its hash"
             )
         values = json.loads(text)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointInvalid(
-            f"Checkpoint {path.parent.name}: the manifest cannot be read ({type(error).__name__})"
+            f"Checkpoint {checkpoint_id}: the manifest cannot be read ({type(error).__name__})"
         ) from None
     if not isinstance(values, dict):
-        raise CheckpointInvalid(f"Checkpoint {path.parent.name}: the manifest is not a map")
+        raise CheckpointInvalid(f"Checkpoint {checkpoint_id}: the manifest is not a map")
     return values

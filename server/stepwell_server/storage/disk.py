@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import mmap
 import os
 import shutil
 import uuid
@@ -16,6 +17,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from stepwell_core.errors import DataFolderInvalid
+
+BLOCK_BYTES = 4096
+"""Of what goes past the page cache."""
+
+WINDOW_BYTES = 4 << 20
+"""So much goes past it at a time."""
 
 TEMPORARY = ".tmp-"
 TRASH = ".trash-"
@@ -112,16 +119,39 @@ class NewFile:
     Args:
         path: Of the file; nothing of that name may exist.
         mode: Permissions, before the umask takes from them.
+        is_large: Go past the page cache, whose fresh pages may cost more than the disk, and which
+            has better things to keep.
     """
 
-    def __init__(self, path: Path, mode: int = 0o666) -> None:
+    def __init__(self, path: Path, mode: int = 0o666, *, is_large: bool = False) -> None:
         self.nbytes = 0
+        self._path = path
         self._descriptor = system.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        self._direct = open_direct(path, os.O_WRONLY) if is_large else None
+        self._window = window() if is_large else memoryview(b"")
+        self._filled = 0
 
     def write(self, content: bytes | memoryview) -> None:
-        """Append bytes."""
-        write_whole(self._descriptor, content, self.nbytes)
-        self.nbytes += memoryview(content).nbytes
+        """Append bytes; they are copied, or written, before this returns."""
+        left = memoryview(content).cast("B")
+        self.nbytes += left.nbytes
+        if not self._window:
+            write_whole(self._descriptor, left, self.nbytes - left.nbytes)
+            return
+        while left:
+            count = min(left.nbytes, self._window.nbytes - self._filled)
+            self._window[self._filled : self._filled + count] = left[:count]
+            self._filled, left = self._filled + count, left[count:]
+            if self._filled == self._window.nbytes:
+                self._write_window(self.nbytes - left.nbytes - self._filled)
+
+    def _write_window(self, offset: int) -> None:
+        """Write what the window holds; the last time there may be zeros behind it."""
+        extent = -(-self._filled // BLOCK_BYTES) * BLOCK_BYTES
+        self._window[self._filled : extent] = bytes(extent - self._filled)
+        target = self._descriptor if self._direct is None else self._direct
+        write_whole(target, self._window[:extent], offset)
+        self._filled = 0
 
     def __enter__(self) -> NewFile:
         return self
@@ -129,9 +159,46 @@ class NewFile:
     def __exit__(self, error: object, *rest: object) -> None:
         try:
             if error is None:
+                if self._filled:
+                    self._write_window(self.nbytes - self._filled)
+                    system.truncate(self._descriptor, self.nbytes)
                 system.sync(self._descriptor)
         finally:
+            if self._direct is not None:
+                system.close(self._direct)
             system.close(self._descriptor)
+
+
+def open_direct(path: Path, flags: int) -> int | None:
+    """Open a file past the page cache; None where that cannot be, as in memory.
+
+    What is read or written is of whole blocks then, in memory too; see `window`.
+    """
+    try:
+        return system.open(path, flags | os.O_DIRECT)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return None
+
+
+def window() -> memoryview:
+    """Return new memory that begins at a page, for bytes on their way past the page cache."""
+    return memoryview(mmap.mmap(-1, WINDOW_BYTES))
+
+
+def pieces_of(path: Path) -> Iterator[memoryview]:
+    """Yield the bytes of a file in pieces, past the page cache; a piece is good until the next."""
+    buffer, offset = window(), 0
+    descriptor = open_direct(path, os.O_RDONLY)
+    if descriptor is None:
+        descriptor = system.open(path, os.O_RDONLY)
+    try:
+        while count := os.preadv(descriptor, [buffer], offset):
+            yield buffer[:count]
+            offset += count
+    finally:
+        system.close(descriptor)
 
 
 def write_durably(path: Path, content: bytes, mode: int = 0o666) -> None:

@@ -1,0 +1,234 @@
+"""The checkpoints of one model: named, verified, pinned, and let go of when they are old."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import structlog
+from stepwell_core.errors import CheckpointInvalid, CheckpointNotFound, Conflict
+from stepwell_core.state import Snapshot, State
+
+from stepwell_server.storage import checkpoint
+from stepwell_server.storage.checkpoint import FILES, Manifest, Progress
+from stepwell_server.storage.stores.base import MANIFEST, ModelStore
+
+PINS = "pins.json"
+
+_ID = re.compile(r"^(\d{6,})-v(\d+)$")
+
+log = structlog.get_logger("stepwell")
+
+
+def _quietly(*done: object) -> None:
+    """Note no progress."""
+
+
+class CheckpointArchive:
+    """What is kept of one model's past. Thread-safe; all methods block.
+
+    Args:
+        model: Its name.
+        store: Where its checkpoints are.
+        place: Of the store, for people.
+    """
+
+    def __init__(self, model: str, store: ModelStore, place: str) -> None:
+        self._model = model
+        self._store = store
+        self._place = place
+        self._changing = threading.Lock()
+
+    def ids(self) -> list[str]:
+        """Return the names of all checkpoints, oldest first, whole or not."""
+        return sorted((name for name in self._store.ids() if _ID.match(name)), key=_serial)
+
+    def write(
+        self,
+        snapshot: Snapshot,
+        journal_number: int,
+        *,
+        pinned: bool = False,
+        progress: Progress = _quietly,
+    ) -> Manifest:
+        """Write a checkpoint under the next name, and read it back.
+
+        Args:
+            snapshot: Only read.
+            journal_number: Of the first record of the journal that is not in it.
+            pinned: Whether it is kept for ever.
+            progress: Told how far it is.
+
+        Raises:
+            CheckpointInvalid: What was read back is not what was written; it is removed.
+        """
+        with self._changing:
+            ids = self.ids()
+            serial = _serial(ids[-1]) + 1 if ids else 1
+            name = f"{serial:06d}-v{snapshot.counters.version}"
+            if pinned:
+                self._put_pins({*self.pinned(), name})
+            created = datetime.now(UTC).isoformat(timespec="seconds")
+            checkpoint.write(self._store, name, created, snapshot, journal_number, progress)
+            try:
+                return checkpoint.verify(self._store, name, progress)
+            except CheckpointInvalid:
+                self._store.remove(name)
+                raise
+
+    # Reading
+
+    def manifest(self, checkpoint_id: str) -> Manifest:
+        """Return what a checkpoint says about itself; the tensors are not read.
+
+        Raises:
+            CheckpointNotFound: There is none of that name.
+            CheckpointInvalid: It is damaged.
+        """
+        return checkpoint.read_manifest(self._store, self._found(checkpoint_id))
+
+    def read(self, checkpoint_id: str) -> tuple[Manifest, State]:
+        """Return a checkpoint, verified; raises as `manifest`."""
+        return checkpoint.read(self._store, self._found(checkpoint_id))
+
+    def verify(self, checkpoint_id: str, progress: Progress = _quietly) -> Manifest:
+        """Check every tensor against its hash; raises as `manifest`."""
+        return checkpoint.verify(self._store, self._found(checkpoint_id), progress)
+
+    def open_file(self, checkpoint_id: str, name: str) -> tuple[int, Iterator[memoryview]]:
+        """Return the bytes of a file and its content, in pieces that are good until the next.
+
+        Raises:
+            CheckpointNotFound: There is no such checkpoint, or it has no such file.
+        """
+        if name not in FILES:
+            raise CheckpointNotFound(f"A checkpoint has the files {', '.join(FILES)}")
+        found = self._found(checkpoint_id)
+        key = name if name == MANIFEST else self.manifest(found).prefix + name
+        try:
+            return self._store.size(found, key), self._store.pieces(found, key)
+        except FileNotFoundError:
+            raise CheckpointNotFound(f"Checkpoint {found} lacks its {name}") from None
+
+    def _found(self, checkpoint_id: str) -> str:
+        if not _ID.match(checkpoint_id) or checkpoint_id not in self.ids():
+            raise CheckpointNotFound(
+                f"Model {self._model!r} has no checkpoint {checkpoint_id[:80]!r}", model=self._model
+            )
+        return checkpoint_id
+
+    def newest(self) -> tuple[Manifest, State]:
+        """Return the newest checkpoint that is whole; complains of those that are not.
+
+        Raises:
+            CheckpointInvalid: None is whole.
+        """
+        ids = self.ids()
+        for checkpoint_id in reversed(ids):
+            try:
+                return self.read(checkpoint_id)
+            except CheckpointInvalid as error:
+                log.error(
+                    "checkpoint_invalid",
+                    model=self._model,
+                    checkpoint=checkpoint_id,
+                    reason=error.message,
+                )
+        raise CheckpointInvalid(
+            f"Model {self._model!r} has no checkpoint that is whole (of {len(ids)}). Bring one "
+            f"back from a backup, or move {self._place} away; nothing was changed"
+        )
+
+    # Pins and removal
+
+    def pinned(self) -> set[str]:
+        """Return the names of the checkpoints that are kept for ever."""
+        note = self._store.note(PINS)
+        try:
+            names = [] if note is None else json.loads(note)
+        except ValueError:
+            names = None
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise CheckpointInvalid(
+                f"The list of pins of model {self._model!r}, {PINS}, is damaged; write it anew: a "
+                "JSON list of names"
+            )
+        return set(names)
+
+    def _put_pins(self, names: set[str]) -> None:
+        self._store.put_note(PINS, json.dumps(sorted(names)).encode())
+
+    def pin(self, checkpoint_id: str, pinned: bool) -> None:
+        """Keep a checkpoint for ever, or no longer.
+
+        Raises:
+            CheckpointNotFound: There is none of that name.
+        """
+        with self._changing:
+            name = {self._found(checkpoint_id)}
+            kept = self.pinned() & set(self.ids())
+            self._put_pins(kept | name if pinned else kept - name)
+
+    def remove(self, checkpoint_id: str) -> None:
+        """Remove a checkpoint.
+
+        Raises:
+            CheckpointNotFound: There is none of that name.
+            Conflict: It is pinned, or the last one that is whole, without which the model would be
+                lost at a restart.
+        """
+        with self._changing:
+            found = self._found(checkpoint_id)
+            if found in self.pinned():
+                raise Conflict(f"Checkpoint {found} is pinned; unpin it first")
+            if not any(self._is_whole(other) for other in self.ids() if other != found):
+                raise Conflict(
+                    f"Checkpoint {found} is the last one of model {self._model!r} that is whole; "
+                    "write another first"
+                )
+            self._store.remove(found)
+
+    def retain(self, keep: int) -> list[str]:
+        """Remove old checkpoints; returns which.
+
+        The newest `keep` stay whose manifests can be read, and all that are pinned. What is damaged
+        and older than those goes too.
+
+        Args:
+            keep: At least 1.
+        """
+        assert keep > 0, "the newest one stays"
+        with self._changing:
+            pinned, kept, removed = self.pinned(), 0, []
+            for checkpoint_id in reversed(self.ids()):
+                if checkpoint_id in pinned:
+                    continue
+                if kept < keep:
+                    kept += self._has_manifest(checkpoint_id)
+                    continue
+                self._store.remove(checkpoint_id)
+                removed.append(checkpoint_id)
+            return removed
+
+    def _has_manifest(self, checkpoint_id: str) -> bool:
+        try:
+            checkpoint.read_manifest(self._store, checkpoint_id)
+        except CheckpointInvalid:
+            return False
+        return True
+
+    def _is_whole(self, checkpoint_id: str) -> bool:
+        try:
+            checkpoint.verify(self._store, checkpoint_id, _quietly)
+        except CheckpointInvalid:
+            return False
+        return True
+
+
+def _serial(checkpoint_id: str) -> int:
+    match = _ID.match(checkpoint_id)
+    assert match is not None
+    return int(match[1])

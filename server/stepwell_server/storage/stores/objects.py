@@ -1,0 +1,248 @@
+"""Checkpoints in an object store, through obstore: S3 and what speaks like it, GCS, Azure.
+
+    <prefix>/<model>/<checkpoint>/<draft>/<file>
+    <prefix>/<model>/<checkpoint>/manifest.json
+    <prefix>/<model>/<note>
+
+An object appears whole or not at all. Each draft's files have keys of their own, large ones are put
+in parts; then the small manifest, which says where they are, is put if there is none of its key. So
+of two who write a checkpoint of one name one wins, and the other has disturbed nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from datetime import timedelta
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError, PreconditionError
+from obstore.store import from_url
+from stepwell_core.errors import Conflict, StoreFailed
+
+from stepwell_server import failpoints
+from stepwell_server.storage.stores.base import (
+    MANIFEST,
+    CheckpointStore,
+    Draft,
+    DraftFile,
+    ModelStore,
+)
+
+PART_BYTES = 16 << 20
+"""Of one part of a large object; 10,000 parts of it are 160 GiB."""
+
+READ_BYTES = 4 << 20
+
+T = TypeVar("T")
+
+
+class ObjectStore(CheckpointStore):
+    """All models' checkpoints below one prefix of a bucket.
+
+    Args:
+        url: Checked by `open_store`.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._place = url
+        options: Any = {"timeout": "300s", "connect_timeout": "5s", "allow_http": _may_use_http()}
+        retries: Any = {"max_retries": 4, "retry_timeout": timedelta(seconds=30)}
+        self._store: Any = _asked(
+            url, lambda: from_url(url, client_options=options, retry_config=retries)
+        )
+
+    def models(self) -> list[str]:
+        """Return the names below the prefix."""
+        return _asked(self._place, lambda: _names_below(self._store, ""))
+
+    def of_model(self, name: str) -> ModelStore:
+        """Return the checkpoints of one model."""
+        return ObjectModelStore(self._store, self._place, name)
+
+
+class ObjectModelStore(ModelStore):
+    """The checkpoints of one model, below its name."""
+
+    def __init__(self, store: Any, place: str, model: str) -> None:
+        self._store = store
+        self._place = place
+        self._model = model
+
+    def ids(self) -> list[str]:
+        """Return the names below the model's that have a manifest."""
+        suffix = f"/{MANIFEST}"
+
+        def ids() -> list[str]:
+            keys = _keys_below(self._store, f"{self._model}/")
+            found = [key.split("/") for key in keys if key.endswith(suffix)]
+            return [parts[1] for parts in found if len(parts) == 3]
+
+        return self._ask(ids)
+
+    @contextlib.contextmanager
+    def draft(self, checkpoint_id: str) -> Iterator[Draft]:
+        """Give a draft; see `ModelStore.draft`."""
+        draft = ObjectDraft(self, checkpoint_id)
+        try:
+            yield draft
+        finally:
+            if not draft.is_committed:
+                draft.forget()
+
+    def size(self, checkpoint_id: str, name: str) -> int:
+        """Return the bytes of an object."""
+        key = self._key(checkpoint_id, name)
+        return int(self._ask(lambda: self._store.head(key)["size"]))
+
+    def pieces(self, checkpoint_id: str, name: str) -> Iterator[memoryview]:
+        """Yield the bytes of an object as they come."""
+        key = self._key(checkpoint_id, name)
+        stream = iter(self._ask(lambda: self._store.get(key).stream(min_chunk_size=READ_BYTES)))
+        while (piece := self._ask(lambda: next(stream, None))) is not None:
+            yield memoryview(piece)
+
+    def remove(self, checkpoint_id: str) -> None:
+        """Remove a checkpoint: the manifest first."""
+        prefix = f"{self._model}/{checkpoint_id}/"
+
+        def remove() -> None:
+            with contextlib.suppress(NotFoundError, FileNotFoundError):
+                self._store.delete(prefix + MANIFEST)
+            _delete_all(self._store, prefix)
+
+        self._ask(remove)
+
+    def remove_all(self) -> None:
+        """Remove all keys of the model, those of manifests first."""
+        for checkpoint_id in self.ids():
+            self.remove(checkpoint_id)
+        self._ask(lambda: _delete_all(self._store, f"{self._model}/"))
+
+    def note(self, name: str) -> bytes | None:
+        """Return the content of an object beside the checkpoints."""
+        try:
+            return self._ask(lambda: bytes(self._store.get(f"{self._model}/{name}").bytes()))
+        except FileNotFoundError:
+            return None
+
+    def put_note(self, name: str, content: bytes) -> None:
+        """Replace an object beside the checkpoints."""
+        self._ask(lambda: self._store.put(f"{self._model}/{name}", content))
+
+    def _key(self, checkpoint_id: str, name: str) -> str:
+        return f"{self._model}/{checkpoint_id}/{name}"
+
+    def _ask(self, call: Callable[[], T]) -> T:
+        return _asked(self._place, call)
+
+    # For drafts
+
+    def put_manifest(self, checkpoint_id: str, content: bytes) -> None:
+        """Put a manifest, unless there is one."""
+        key = self._key(checkpoint_id, MANIFEST)
+
+        def put() -> None:
+            try:
+                self._store.put(key, content, mode="create", use_multipart=False)
+            except (AlreadyExistsError, PreconditionError):
+                raise Conflict(
+                    f"There is a checkpoint {checkpoint_id!r} already; nothing changed"
+                ) from None
+
+        self._ask(put)
+
+    @contextlib.contextmanager
+    def writer(self, checkpoint_id: str, name: str) -> Iterator[DraftFile]:
+        """Give a file that is put in parts; it appears when the block ends well."""
+        key = self._key(checkpoint_id, name)
+        upload = Upload(self._ask, self._store, key)
+        yield upload
+        upload.end()
+
+    def delete_below(self, checkpoint_id: str, name: str) -> None:
+        """Delete what a draft has put."""
+        self._ask(lambda: _delete_all(self._store, f"{self._key(checkpoint_id, name)}/"))
+
+
+class ObjectDraft(Draft):
+    """Objects under keys that no manifest names yet."""
+
+    def __init__(self, store: ObjectModelStore, checkpoint_id: str) -> None:
+        self.prefix = f"{secrets.token_hex(8)}/"
+        self.is_committed = False
+        self._store = store
+        self._id = checkpoint_id
+
+    def file(self, name: str) -> AbstractContextManager[DraftFile]:
+        """Begin an object."""
+        return self._store.writer(self._id, self.prefix + name)
+
+    def commit(self, manifest: bytes) -> None:
+        """Put the manifest, unless there is one."""
+        failpoints.reach("checkpoint.files_written")
+        self._store.put_manifest(self._id, manifest)
+        self.is_committed = True
+
+    def forget(self) -> None:
+        """Delete what was put; what cannot be is named by no manifest."""
+        with contextlib.suppress(StoreFailed):
+            self._store.delete_below(self._id, self.prefix.rstrip("/"))
+
+
+class Upload:
+    """One object that is being put, in parts; not there before `end`."""
+
+    def __init__(self, ask: Callable[[Callable[[], Any]], Any], store: Any, key: str) -> None:
+        self._ask = ask
+        self._file = ask(lambda: obstore.open_writer(store, key, buffer_size=PART_BYTES))
+
+    def write(self, content: bytes | memoryview) -> None:
+        """Append bytes; they are copied."""
+        self._ask(lambda: self._file.write(bytes(content)))
+
+    def end(self) -> None:
+        """Put the last part, and the object is there."""
+        self._ask(self._file.close)
+
+
+def _may_use_http() -> bool:
+    """Return whether credentials may go unencrypted: to this machine, or where it was said so."""
+    host = urlsplit(os.environ.get("AWS_ENDPOINT_URL", "")).hostname or ""
+    is_here = host == "localhost" or host.startswith("127.") or host == "::1"
+    return is_here or os.environ.get("AWS_ALLOW_HTTP", "").lower() == "true"
+
+
+def _asked(place: str, call: Callable[[], T]) -> T:
+    """Ask the store, and translate its errors."""
+    try:
+        return call()
+    except (NotFoundError, FileNotFoundError):
+        raise FileNotFoundError from None
+    except (BaseError, OSError) as error:
+        raise StoreFailed(
+            f"The checkpoint store {place} cannot be reached, or refuses "
+            f"({type(error).__name__}); nothing changed. Look after its address, its credentials "
+            "and the network between",
+            store=place,
+        ) from None
+
+
+def _keys_below(store: Any, prefix: str) -> list[str]:
+    return [entry["path"] for entries in store.list(prefix or None) for entry in entries]
+
+
+def _names_below(store: Any, prefix: str) -> list[str]:
+    found = store.list_with_delimiter(prefix or None)["common_prefixes"]
+    return [name.rstrip("/").rsplit("/", 1)[-1] for name in found]
+
+
+def _delete_all(store: Any, prefix: str) -> None:
+    keys = _keys_below(store, prefix)
+    if keys:
+        store.delete(keys)
