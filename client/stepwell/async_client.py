@@ -122,9 +122,9 @@ class AsyncModel(ModelHandle):
         """See `Model.finalize`."""
         return await self._driver.run(self._flows.finalize())
 
-    async def checkpoint(self) -> Checkpoint:
+    async def checkpoint(self, *, pinned: bool = False) -> Checkpoint:
         """See `Model.checkpoint`."""
-        return await self._driver.run(self._flows.checkpoint())
+        return await self._driver.run(self._flows.checkpoint(pinned=pinned))
 
     async def checkpoints(self) -> list[Checkpoint]:
         """See `Model.checkpoints`."""
@@ -134,7 +134,39 @@ class AsyncModel(ModelHandle):
         """See `Model.restore`."""
         return await self._driver.run(self._flows.restore(checkpoint))
 
-    def worker(self, name: str, *, hyperparameters: Hyperparameters | None = None) -> AsyncWorker:
+    async def verify(self, checkpoint: str | Checkpoint) -> Checkpoint:
+        """See `Model.verify`."""
+        return await self._driver.run(self._flows.verify(checkpoint))
+
+    async def pin(self, checkpoint: str | Checkpoint, *, pinned: bool = True) -> None:
+        """See `Model.pin`."""
+        await self._driver.run(self._flows.pin(checkpoint, pinned=pinned))
+
+    async def delete_checkpoint(self, checkpoint: str | Checkpoint) -> None:
+        """See `Model.delete_checkpoint`."""
+        await self._driver.run(self._flows.delete_checkpoint(checkpoint))
+
+    async def fork(self, checkpoint: str | Checkpoint, name: str) -> AsyncModel:
+        """See `Model.fork`."""
+        return AsyncModel(self._driver, await self._driver.run(self._flows.fork(checkpoint, name)))
+
+    async def import_state(
+        self,
+        parameters: Mapping[str, Any] | None = None,
+        slots: Mapping[str, Mapping[str, Any]] | None = None,
+        iterations: int | None = None,
+    ) -> int:
+        """See `Model.import_state`."""
+        flow = self._flows.import_state(parameters, slots, iterations)
+        return await self._driver.run(flow)
+
+    def worker(
+        self,
+        name: str,
+        *,
+        hyperparameters: Hyperparameters | None = None,
+        on_stale: Literal["raise", "repull"] = "raise",
+    ) -> AsyncWorker:
         """See `Model.worker`; `async with` opens the session."""
-        session = self._flows.session(name, hyperparameters)
+        session = self._flows.session(name, hyperparameters, on_stale)
         return AsyncWorker(self._driver, session, self._driver.memory_of(self.name, self.layout))

@@ -199,9 +199,13 @@ class Model(ModelHandle):
         """
         return self._driver.run(self._flows.finalize())
 
-    def checkpoint(self) -> Checkpoint:
-        """Write a checkpoint; it is durable when this returns."""
-        return self._driver.run(self._flows.checkpoint())
+    def checkpoint(self, *, pinned: bool = False) -> Checkpoint:
+        """Write a checkpoint; it is durable, and was read back, when this returns.
+
+        Args:
+            pinned: Keep it for ever; else it goes when it is older than those that are kept.
+        """
+        return self._driver.run(self._flows.checkpoint(pinned=pinned))
 
     def checkpoints(self) -> list[Checkpoint]:
         """List the checkpoints that can be read, oldest first."""
@@ -216,13 +220,75 @@ class Model(ModelHandle):
         """
         return self._driver.run(self._flows.restore(checkpoint))
 
-    def worker(self, name: str, *, hyperparameters: Hyperparameters | None = None) -> Worker:
+    def verify(self, checkpoint: str | Checkpoint) -> Checkpoint:
+        """Have every tensor of a checkpoint read and checked against its hash.
+
+        Raises:
+            CheckpointNotFound: The model has none of that id.
+            CheckpointInvalid: It is damaged; says which tensor.
+        """
+        return self._driver.run(self._flows.verify(checkpoint))
+
+    def pin(self, checkpoint: str | Checkpoint, *, pinned: bool = True) -> None:
+        """Keep a checkpoint for ever, or with `pinned=False` no longer."""
+        self._driver.run(self._flows.pin(checkpoint, pinned=pinned))
+
+    def delete_checkpoint(self, checkpoint: str | Checkpoint) -> None:
+        """Delete a checkpoint.
+
+        Raises:
+            Conflict: It is pinned, or the last one that is whole.
+        """
+        self._driver.run(self._flows.delete_checkpoint(checkpoint))
+
+    def fork(self, checkpoint: str | Checkpoint, name: str) -> Model:
+        """Create another model from a checkpoint: all but its sessions.
+
+        Raises:
+            ModelExists: There is a model of that name.
+        """
+        return Model(self._driver, self._driver.run(self._flows.fork(checkpoint, name)))
+
+    def import_state(
+        self,
+        parameters: Mapping[str, Any] | None = None,
+        slots: Mapping[str, Mapping[str, Any]] | None = None,
+        iterations: int | None = None,
+    ) -> int:
+        """Take over what was trained elsewhere; sessions have to be opened again.
+
+        Args:
+            parameters: All of the model's, in their shapes and dtypes; None leaves them.
+            slots: All of the optimizer's, each with an array for every parameter:
+                `{"momentum": {...}, "velocity": {...}}`; None leaves them.
+            iterations: Steps made so far, Keras's counter; None leaves it.
+
+        Returns:
+            The model's version after it.
+
+        Raises:
+            InvalidInput: A slot is missing or unknown; nothing changed.
+            LayoutMismatch, ShapeMismatch, DtypeMismatch: Arrays are not of the model's layout.
+        """
+        flow = self._flows.import_state(parameters, slots, iterations)
+        return self._driver.run(flow)
+
+    def worker(
+        self,
+        name: str,
+        *,
+        hyperparameters: Hyperparameters | None = None,
+        on_stale: Literal["raise", "repull"] = "raise",
+    ) -> Worker:
         """Return a worker; its session is opened by `with`, or by the first call.
 
         Args:
             name: One process at a time may use it: a second one fences the first.
             hyperparameters: Values or callables for those that were declared to come with each
                 push.
+            on_stale: When the model's history was cut, by a restore or by a crash that took more
+                than the journal had: "raise" `StaleIncarnation`, or "repull": go on from the
+                present parameters. The push that met it is dropped then, and says so.
         """
-        session = self._flows.session(name, hyperparameters)
+        session = self._flows.session(name, hyperparameters, on_stale)
         return Worker(self._driver, session, self._driver.memory_of(self.name, self.layout))

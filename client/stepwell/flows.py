@@ -113,9 +113,11 @@ class ModelFlows:
         """Write the moving average into the parameters; returns the version."""
         return _version((yield from self._ask("POST", "finalize")))
 
-    def checkpoint(self) -> Flow[Checkpoint]:
+    def checkpoint(self, *, pinned: bool = False) -> Flow[Checkpoint]:
         """Write a checkpoint."""
-        return calls.read_checkpoint((yield from self._ask("POST", "checkpoints")).fields)
+        body = {"pinned": bool(pinned)}
+        answer = yield from self._ask("POST", "checkpoints", json=body)
+        return calls.read_checkpoint(answer.fields)
 
     def checkpoints(self) -> Flow[list[Checkpoint]]:
         """List the checkpoints that can be read, oldest first."""
@@ -124,20 +126,55 @@ class ModelFlows:
 
     def restore(self, checkpoint: str | Checkpoint) -> Flow[int]:
         """Go back to a checkpoint; returns the version."""
-        name = checkpoint.id if isinstance(checkpoint, Checkpoint) else checkpoint
-        path = ("checkpoints", check_identifier(name, "checkpoint"), "restore")
-        return _version((yield from self._ask("POST", *path)))
+        return _version((yield from self._ask("POST", *_path_of(checkpoint), "restore")))
 
-    def session(self, worker: str, hyperparameters: Hyperparameters | None) -> Session:
+    def verify(self, checkpoint: str | Checkpoint) -> Flow[Checkpoint]:
+        """Have every tensor of a checkpoint checked against its hash."""
+        answer = yield from self._ask("POST", *_path_of(checkpoint), "verify")
+        return calls.read_checkpoint(answer.fields)
+
+    def pin(self, checkpoint: str | Checkpoint, *, pinned: bool) -> Flow[None]:
+        """Keep a checkpoint for ever, or no longer."""
+        yield from self._ask("POST", *_path_of(checkpoint), "pin", json={"pinned": bool(pinned)})
+
+    def delete_checkpoint(self, checkpoint: str | Checkpoint) -> Flow[None]:
+        """Delete a checkpoint."""
+        yield from self._ask("DELETE", *_path_of(checkpoint))
+
+    def fork(self, checkpoint: str | Checkpoint, name: str) -> Flow[ModelFlows]:
+        """Create another model from a checkpoint."""
+        body = {"name": check_identifier(name, "model")}
+        answer = yield from self._ask("POST", *_path_of(checkpoint), "fork", json=body)
+        layout = Layout.from_json(answer["tensors"])
+        return ModelFlows(answer["name"], layout, self.patience, self.callables)
+
+    def import_state(
+        self,
+        parameters: Mapping[str, Any] | None,
+        slots: Mapping[str, Mapping[str, Any]] | None,
+        iterations: int | None,
+    ) -> Flow[int]:
+        """Take over what was trained elsewhere; returns the version."""
+        call = calls.import_state(self.name, self.layout, parameters, slots, iterations)
+        return _version((yield from repeatedly(call, self.patience)))
+
+    def session(
+        self, worker: str, hyperparameters: Hyperparameters | None, on_stale: str
+    ) -> Session:
         """Return a session, not opened yet."""
         merged = {**self.callables, **(hyperparameters or {})}
         check_identifier(worker, "worker")
-        return Session(self.name, self.layout, worker, merged, self.patience)
+        return Session(self.name, self.layout, worker, merged, self.patience, on_stale)
 
-    def _ask(self, method: str, *path: str) -> Flow[Answer]:
-        """Make a call without a body; a POST may do something twice, so it is not repeated."""
-        call = Call(method, model_path(self.name, *path), can_repeat=method == "GET")
+    def _ask(self, method: str, *path: str, json: Mapping[str, Any] | None = None) -> Flow[Answer]:
+        """Make a call; one that may do something twice is not repeated."""
+        call = Call(method, model_path(self.name, *path), json=json, can_repeat=method == "GET")
         return (yield from repeatedly(call, self.patience))
+
+
+def _path_of(checkpoint: str | Checkpoint) -> tuple[str, str]:
+    name = checkpoint.id if isinstance(checkpoint, Checkpoint) else checkpoint
+    return "checkpoints", check_identifier(name, "checkpoint")
 
 
 def _version(answer: Answer) -> int:

@@ -77,6 +77,8 @@ class PushResult:
     Attributes:
         outcome: "applied", "accumulated", "skipped_nonfinite", "dropped_late", ...; see
             docs/protocol.md. `push` returns when it is settled, so never "waiting".
+            "dropped_stale" with `on_stale="repull"`: the model's history was cut, and the push,
+            which belonged to the old one, has no effect in the new.
         version: The model's version after it.
         parameters_version: The version at which the parameters' bytes last changed.
         staleness: Changes of the parameters between those the gradient was computed at and the
@@ -104,9 +106,11 @@ class Checkpoint:
         version: Of the model in it.
         created: UTC, ISO 8601.
         bytes: Size of its tensors' files.
+        pinned: Whether it is kept for ever.
     """
 
     id: str
     version: int
     created: str
     bytes: int
+    pinned: bool = False

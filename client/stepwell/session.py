@@ -18,13 +18,16 @@ from dataclasses import replace
 from typing import Any, Unpack
 
 from stepwell_core.errors import (
+    InvalidArgument,
     MalformedMessage,
     PayloadMismatch,
     PushInFlight,
     PushNotFound,
     SessionExpired,
+    StaleIncarnation,
     StepwellError,
     UnknownSession,
+    shown,
 )
 from stepwell_core.layout import Layout
 
@@ -42,6 +45,8 @@ WAIT_S = 20.0
 CLOSE_S = 1.0
 """How long closing may take; a server that is gone must not hold up a program that ends."""
 
+ON_STALE = ("raise", "repull")
+
 REFUSALS = frozenset({400, 415, 422})
 """Statuses that each repetition of the same bytes meets too: so no earlier one had an effect."""
 
@@ -57,6 +62,8 @@ class Session:
         worker: Name of the worker; at any time one process may use it.
         hyperparameters: Values or callables for those that come with each push.
         patience: How long a call is repeated before its error is raised.
+        on_stale: What to do when the model's history was cut: "raise" `StaleIncarnation`, or
+            "repull": go on in the new one from its parameters; see `push`.
 
     Attributes:
         epoch: Of the session at the server; -1 before the first.
@@ -73,7 +80,12 @@ class Session:
         worker: str,
         hyperparameters: Hyperparameters,
         patience: Patience,
+        on_stale: str = "raise",
     ) -> None:
+        if on_stale not in ON_STALE:
+            raise InvalidArgument(
+                f"`on_stale` is one of {', '.join(ON_STALE)}. Received: {shown(on_stale)}"
+            )
         self.model = model
         self.layout = layout
         self.worker = worker
@@ -83,6 +95,7 @@ class Session:
         self.version: int | None = None
         self.loss_scale: float | None = None
         self._hyperparameters = dict(hyperparameters)
+        self._on_stale = on_stale
         self._patience = patience
         self._pulls = Pulls(model, layout, patience)
         self._pid: int | None = None  # of the process that opened it; None if it is not open
@@ -151,6 +164,19 @@ class Session:
     ) -> Flow[Parameters]:
         """Pull all parameters; the next gradient counts as computed at them."""
         yield from self._ensure_open()
+        try:
+            return (yield from self._pull(destination, **options))
+        except StaleIncarnation as error:  # it was asked for a version of the old history
+            if self._on_stale == "raise":
+                raise
+            self._warn_of(error)
+        yield from self.open()
+        options.pop("min_version", None)
+        return (yield from self._pull(destination, **options))
+
+    def _pull(
+        self, destination: Destination | None, **options: Unpack[PullOptions]
+    ) -> Flow[Parameters]:
         cached = options.get("cached")
         parameters = yield from self._pulls.pull(
             incarnation=self.incarnation, destination=destination, **options
@@ -169,8 +195,43 @@ class Session:
         metrics: Mapping[str, float] | None = None,
         hyperparameters: Hyperparameters | None = None,
     ) -> Flow[PushResult]:
-        """Push gradients and wait for what becomes of them."""
+        """Push gradients and wait for what becomes of them.
+
+        If the model's history was cut and `on_stale` is "repull", the gradients, which belong to
+        the old one, are dropped: the session is opened anew and the parameters are pulled.
+        """
         yield from self._ensure_open()
+        try:
+            return (
+                yield from self._push_once(
+                    gradients, weight, metrics, hyperparameters, pulls=pulls, dtype=dtype
+                )
+            )
+        except StaleIncarnation as error:
+            if self._on_stale == "raise":
+                raise
+            self._warn_of(error)
+        yield from self.open()
+        parameters = yield from self._pull(None)
+        now = parameters.version
+        return PushResult("dropped_stale", now, now, loss_scale=self.loss_scale)
+
+    def _warn_of(self, error: StaleIncarnation) -> None:
+        log.warning(
+            "The history of model %r was cut; worker %r goes on from its present parameters: %s",
+            self.model,
+            self.worker,
+            error.message,
+        )
+
+    def _push_once(
+        self,
+        gradients: Mapping[str, Any],
+        weight: float,
+        metrics: Mapping[str, float] | None,
+        hyperparameters: Hyperparameters | None,
+        **options: Any,
+    ) -> Flow[PushResult]:
         with self._one_at_a_time():
             yield from self._resolve()
             header = {
@@ -182,7 +243,7 @@ class Session:
                 "hyperparameters": values_of({**self._hyperparameters, **(hyperparameters or {})}),
                 "metrics": {name: float(value) for name, value in (metrics or {}).items()},
             }
-            result = yield from self._push(gradients, header, pulls=pulls, dtype=dtype)
+            result = yield from self._push(gradients, header, **options)
             if result.loss_scale is not None:
                 self.loss_scale = result.loss_scale
         return result

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -124,6 +124,11 @@ class MessageReader:
             ClientDisconnect: The connection ended; nothing was done.
         """
         self._decoder.receive(byte_views(arenas))
+        await self.end()
+
+    async def payload_parts(self, parts: Sequence[Arenas]) -> None:
+        """Read a payload of several arenas, one after the other; see `payload`."""
+        self._decoder.receive([view for arenas in parts for view in byte_views(arenas)])
         await self.end()
 
     async def fingerprint(self, nbytes: int) -> str:

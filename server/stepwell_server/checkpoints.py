@@ -97,6 +97,11 @@ class Checkpoints:
         """How far the one is that is being written; None if there is none."""
         return None if self._progress is None else asdict(self._progress)
 
+    @property
+    def saved_id(self) -> str | None:
+        """The name of the newest one that was written or read."""
+        return None if self._saved is None else self._saved.id
+
     async def write(self, *, pinned: bool = False) -> Manifest:
         """Write a checkpoint; returns when it is durable and was read back."""
         async with self.lock:

@@ -8,6 +8,7 @@ role.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -22,6 +23,9 @@ from stepwell_server import problems
 from stepwell_server.tokens import ROLES, Authenticator
 
 PUBLIC = frozenset({"/healthz", "/readyz"})
+
+IS_KNOWN = "stepwell.is_known"
+"""In the scope of a public call: whether its caller has a role all the same."""
 
 READ, PUSH, ADMIN = ROLES
 
@@ -53,7 +57,11 @@ ROLE_OF_ROUTE: Mapping[tuple[str, str], str] = {
     ("GET", _MODEL + "/checkpoints/{checkpoint}"): READ,
     ("DELETE", _MODEL + "/checkpoints/{checkpoint}"): ADMIN,
     ("POST", _MODEL + "/checkpoints/{checkpoint}/restore"): ADMIN,
+    ("POST", _MODEL + "/checkpoints/{checkpoint}/verify"): ADMIN,
+    ("POST", _MODEL + "/checkpoints/{checkpoint}/pin"): ADMIN,
+    ("POST", _MODEL + "/checkpoints/{checkpoint}/fork"): ADMIN,
     ("GET", _MODEL + "/checkpoints/{checkpoint}/files/{file}"): READ,
+    ("PUT", _MODEL + "/state"): ADMIN,
 }
 """The role that each route needs; a test holds it against the routes. What is not here needs
 `admin`."""
@@ -108,6 +116,7 @@ class Gate:
         self._check_browser(headers)
         self._check_body(scope["method"], headers)
         if scope["path"] in PUBLIC and scope["method"] in ("GET", "HEAD"):
+            scope[IS_KNOWN] = self._is_known(headers)
             return
         role = self._role(headers)
         needed = role_needed(scope["method"], scope["path"])
@@ -144,6 +153,12 @@ class Gate:
             raise errors.UnsupportedMediaType(
                 f"A body is {' or '.join(sorted(BODY_TYPES))}. Received: {media_type[:80]!r}"
             )
+
+    def _is_known(self, headers: Mapping[str, str]) -> bool:
+        """Return whether the caller has a role, which every role may read with."""
+        with contextlib.suppress(errors.Unauthenticated):
+            return bool(self._role(headers))
+        return False
 
     def _role(self, headers: Mapping[str, str]) -> str:
         if self._authenticator.is_open:

@@ -35,6 +35,7 @@ from stepwell_core.succession import replaced, restored
 
 from stepwell_server import failpoints
 from stepwell_server.checkpoints import Checkpoints, Schedule
+from stepwell_server.descriptions import describe
 from stepwell_server.lane import Lane
 from stepwell_server.leases import Lease, Part
 from stepwell_server.pulls import Pulls
@@ -120,6 +121,21 @@ class HostedModel:
         It must return copies, or values that never change.
         """
         return await self._run(lambda: function(self.engine))
+
+    async def describe(self) -> dict[str, Any]:
+        """Return what `GET /v1/models/{model}` says."""
+        return {**await self.read(describe), "durability": self._durability()}
+
+    def _durability(self) -> dict[str, Any]:
+        recorder = self.recorder
+        return {
+            "mode": recorder.durability,
+            "journal_bytes": recorder.nbytes,
+            "read_only": recorder.failure,
+            "checkpoint": self.checkpoints.saved_id,
+            "writing": self.checkpoints.progress,
+            "recovered": self.recovered and self.recovered.to_json(),
+        }
 
     async def warm_encoding(self, dtype: str) -> None:
         """Compile for a pull dtype that was not asked for yet; before a version is held for it."""

@@ -33,6 +33,11 @@ class Recorder:
         self._first_number = first_number
 
     @property
+    def durability(self) -> str:
+        """What is promised: "memory", "everysec" or "always"."""
+        return "memory" if self._journal is None else self._journal.durability
+
+    @property
     def waits(self) -> bool:
         """Whether a change may be made, and answered, only after `sync`."""
         return self._journal is not None and self._journal.durability == "always"

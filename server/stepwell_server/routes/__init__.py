@@ -11,6 +11,7 @@ from stepwell_server.routes import (
     models,
     optimizer,
     parameters,
+    state,
     workers,
 )
 
@@ -24,4 +25,5 @@ ROUTERS: tuple[APIRouter, ...] = (
     consistency.router,
     workers.router,
     checkpoints.router,
+    state.router,
 )

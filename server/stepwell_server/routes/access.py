@@ -9,8 +9,6 @@ from typing import Annotated, Any, Literal
 from fastapi import Depends, Request
 from starlette.responses import Response
 from stepwell_core import wire
-from stepwell_core.definition import Definition
-from stepwell_core.engine import Engine
 from stepwell_core.errors import NoSharedMemory
 from stepwell_core.names import check_identifier
 
@@ -99,28 +97,3 @@ def answer(
         return MessageResponse(values, headers=headers, status_code=status_code)
     body = json.dumps(values)
     return Response(body, status_code, dict(headers or {}), JSON)
-
-
-def describe(engine: Engine) -> dict[str, Any]:
-    """Return what `GET /v1/models/{model}` says; see `HostedModel.read`."""
-    counters, definition = engine.counters, engine.definition
-    return {
-        **_described(definition),
-        "incarnation": engine.incarnation,
-        "version": counters.version,
-        "parameters_version": counters.parameters_version,
-        "iterations": counters.iterations,
-        "loss_scale": engine.loss_scale,
-    }
-
-
-def _described(definition: Definition) -> dict[str, Any]:
-    values = definition.to_json()
-    del values["created_with"]
-    return {
-        **values,
-        "layout": definition.layout.hash,
-        "parameters": definition.layout.size,
-        "bytes": definition.layout.nbytes,
-        "slots": [*definition.rule.slots],
-    }

@@ -8,7 +8,7 @@ from starlette.responses import Response, StreamingResponse
 from stepwell_core.names import check_identifier
 
 from stepwell_server import bodies
-from stepwell_server.routes.access import PREFIX, TheModel, TheRegistry, answer, describe
+from stepwell_server.routes.access import PREFIX, TheModel, TheRegistry, answer
 
 router = APIRouter(tags=["checkpoints"])
 
@@ -103,7 +103,7 @@ async def fork_checkpoint(
     body = bodies.parse(ForkCheckpoint, await bodies.read_fields(request))
     name = check_identifier(body.name, "model")
     forked = await registry.fork(model, checkpoint, name)
-    return answer(request, await forked.read(describe), 201)
+    return answer(request, await forked.describe(), 201)
 
 
 @router.get(CHECKPOINT + "/files/{file}")

@@ -14,6 +14,8 @@ from stepwell_core.layout import PAYLOAD_DTYPES
 from stepwell_core.optimizers import OPTIMIZERS
 
 from stepwell_server import __version__
+from stepwell_server.gate import IS_KNOWN
+from stepwell_server.model import HostedModel
 from stepwell_server.representations import MEDIA_TYPES
 from stepwell_server.routes.access import TheSettings, staging_of
 from stepwell_server.routes.parameters import MAX_WAIT_S
@@ -35,11 +37,29 @@ async def healthz(request: Request) -> dict[str, str]:
 
 @router.get("/readyz")
 async def readyz(request: Request) -> Response:
-    """Say whether every model is recovered and its kernels are compiled."""
-    is_ready = request.app.state.is_ready
-    return JSONResponse(
-        {"status": "ready" if is_ready else "not ready"}, status_code=200 if is_ready else 503
-    )
+    """Say whether every model is recovered and its kernels are compiled.
+
+    Who may read is told of each model too: how it was recovered, and whether it is read-only since
+    its disk failed. Then the status is "degraded" for everyone.
+    """
+    state = request.app.state
+    if not state.is_ready:
+        return JSONResponse({"status": "not ready"}, status_code=503)
+    models = list(state.registry)
+    is_degraded = any(model.recorder.failure for model in models)
+    answer: dict[str, Any] = {"status": "degraded" if is_degraded else "ready"}
+    if request.scope.get(IS_KNOWN):
+        answer["models"] = {model.definition.name: _health(model) for model in models}
+    return JSONResponse(answer)
+
+
+def _health(model: HostedModel) -> dict[str, Any]:
+    recovered = model.recovered
+    return {
+        "version": model.engine.counters.version,
+        "read_only": model.recorder.failure,
+        "recovered": None if recovered is None else recovered.to_json(),
+    }
 
 
 @router.get("/v1")

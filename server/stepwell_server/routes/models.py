@@ -21,7 +21,6 @@ from stepwell_server.routes.access import (
     TheModel,
     TheRegistry,
     answer,
-    describe,
     staging_of,
 )
 from stepwell_server.staging import Staging
@@ -35,7 +34,7 @@ async def list_models(request: Request, registry: TheRegistry) -> Response:
     described = []
     for model in registry:
         with contextlib.suppress(ShuttingDown):  # it was deleted in between
-            described.append(await model.read(describe))
+            described.append(await model.describe())
     for fields in described:
         del fields["tensors"]
     return answer(request, {"models": described})
@@ -65,14 +64,14 @@ async def create_model(request: Request, registry: TheRegistry) -> Response:
         check_memory(definition)
         parameters = await _receive(reader, definition, staging_of(request)) if has_values else None
     model, is_new = await registry.create(definition, parameters, exist_ok=exist_ok)
-    fields = {**await model.read(describe), "created": is_new}
+    fields = {**await model.describe(), "created": is_new}
     return answer(request, fields, 201 if is_new else 200)
 
 
 @router.get(PREFIX)
 async def get_model(request: Request, model: TheModel) -> Response:
     """Say what a model is, and at which version."""
-    return answer(request, await model.read(describe))
+    return answer(request, await model.describe())
 
 
 @router.delete(PREFIX, status_code=204)
