@@ -95,7 +95,7 @@ class OldSegments:
     def _before(self, number: int) -> list[SegmentFile]:
         with self._changing:
             files, current = list(self._files), self._current_first_number
-        ends = [file.first_number for file in files[1:]] + [current]
+        ends = [*(file.first_number for file in files), current][1:]
         victims = []
         for file, end in zip(files, ends, strict=True):
             if end > number:
