@@ -1,6 +1,7 @@
 """A disk that forgets what was not synced, to test what a power loss may leave.
 
     disk.system = ForgetfulDisk(tmp_path)       # by monkeypatch
+    disk.system.lose_power_after(7)             # if it is to fail in the middle of something
     ... write, sync, rename ...
     disk.system.crash(random.Random(seed))      # the power fails, and comes back
     ... read what is there now ...
@@ -123,10 +124,15 @@ class ForgetfulDisk(System):
     def __init__(self, root: Path) -> None:
         self.root = root
         self.crashes = 0
+        self._calls_left: int | None = None  # until the power is off
         self._lock = threading.RLock()
         self._open: dict[int, File | Folder] = {}
         self._dead: set[int] = set()
         self._tree = self._durable_tree(root)
+
+    def lose_power_after(self, calls: int) -> None:
+        """Let so many calls that change the disk pass, and fail all later ones until `crash`."""
+        self._calls_left = calls
 
     def crash(self, rng: random.Random) -> None:
         """Take the power away and bring it back: the files are as a disk may have kept them."""
@@ -141,6 +147,7 @@ class ForgetfulDisk(System):
             _restore(self.root, survivors)
             self._tree = self._durable_tree(self.root)
             self.crashes += 1
+            self._calls_left = None
 
     # The system calls
 
@@ -237,15 +244,23 @@ class ForgetfulDisk(System):
 
     # What is remembered
 
+    def _count(self) -> None:
+        if self._calls_left == 0:
+            raise OSError(errno.EIO, "the power is off")
+        if self._calls_left is not None:
+            self._calls_left -= 1
+
     def _node(self, descriptor: int) -> File | Folder | None:
         if descriptor in self._dead:
             raise OSError(errno.EIO, "the power is off")
+        self._count()
         return self._open.get(descriptor)
 
     def _parent(self, path: Path) -> Folder | None:
         """The folder in which a path is, with whatever was changed behind our back; or None."""
         if path != self.root and self.root not in path.parents:
             return None
+        self._count()
         folder, place = self._tree, self.root
         self._notice(folder, place)
         for part in path.relative_to(self.root).parts[:-1]:

@@ -1,5 +1,6 @@
 """The double itself: it loses what may be lost, and nothing else."""
 
+import contextlib
 import os
 import random
 
@@ -189,3 +190,22 @@ def test_descriptors_from_before_a_crash_are_dead(forgetful, tmp_path):
 
     disk.system.close(descriptor)
     assert (tmp_path / "old").read_bytes() == b"o" * 4096
+
+
+def test_power_may_be_lost_between_any_two_calls(tmp_path, monkeypatch):
+    """From then on nothing is done, and the old file or the new one is there, whole."""
+    for calls in range(10):
+        folder = tmp_path / str(calls)
+        folder.mkdir()
+        double = ForgetfulDisk(folder)
+        monkeypatch.setattr(disk, "system", double)
+        disk.write_durably(folder / "file", b"old")
+        double.lose_power_after(calls)
+        possible = {b"old", b"new"}
+        with contextlib.suppress(OSError):
+            disk.write_durably(folder / "file", b"new")
+            possible = {b"new"}
+        double.crash(random.Random(calls))
+
+        assert (folder / "file").read_bytes() in possible
+    assert possible == {b"new"}
