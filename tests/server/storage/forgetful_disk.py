@@ -28,6 +28,7 @@ import os
 import random
 import shutil
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -171,6 +172,14 @@ class ForgetfulDisk(System):
             written = super().pwrite(descriptor, content, offset)
             if isinstance(node, File):
                 node.changes.append(Write(offset, bytes(memoryview(content)[:written])))
+            return written
+
+    def pwritev(self, descriptor: int, parts: Sequence[memoryview], offset: int) -> int:
+        with self._lock:
+            node = self._node(descriptor)
+            written = super().pwritev(descriptor, parts, offset)
+            if isinstance(node, File):
+                node.changes.append(Write(offset, b"".join(parts)[:written]))
             return written
 
     def allocate(self, descriptor: int, offset: int, nbytes: int) -> None:

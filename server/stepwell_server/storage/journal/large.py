@@ -1,7 +1,8 @@
-"""Writes large payloads past the page cache, from memory as it lies where that can be.
+"""Writes large records past the page cache, from memory as it lies where that can be.
 
 Writing 100 MB through the cache takes the kernel ten times as long as the disk. `O_DIRECT` wants
-memory, offset and length at multiples of a block; what does not lie so goes through a buffer.
+memory, offset and length at multiples of a block; what does not lie so goes through a buffer. Most
+records take one call, since each costs the disk's latency.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from stepwell_server.storage.journal.format import BLOCK
 
 BOUNCE_BYTES = 4 << 20
 MOST_AT_ONCE = 1 << 30  # the kernel takes at most 2 GiB less a page in one call
+ENOUGH_AT_ONCE = 64 << 20  # from here on another call is nothing to what the disk takes
+MOST_PARTS = 256  # the kernel takes 1024
 
 REFUSALS = {errno.EINVAL, errno.EOPNOTSUPP}
 """What a file system answers that has no `O_DIRECT`: some at opening, some at the first write."""
@@ -39,7 +42,7 @@ class BounceBuffer:
 
 
 class LargeWriter:
-    """Writes payloads into one file.
+    """Writes large records into one file.
 
     Args:
         path: Of the file.
@@ -70,25 +73,13 @@ class LargeWriter:
             views: Of bytes; only read, and never copied as a whole.
             offset: A multiple of a block.
         """
-        bounce, filled = self._bounce.view, 0
+        batch = _Batch(self._bounce.view)
         for view in views:
             while view:
-                if not filled and len(view) >= BLOCK and _address(view) % BLOCK == 0:
-                    count = min(len(view) & -BLOCK, MOST_AT_ONCE)
-                    self._put(view[:count], offset)
-                    offset += count
-                else:
-                    count = min(len(view), len(bounce) - filled)
-                    bounce[filled : filled + count] = view[:count]
-                    filled += count
-                view = view[count:]
-                if filled == len(bounce):
-                    self._put(bounce, offset)
-                    offset, filled = offset + filled, 0
-        if filled:
-            padding = -filled % BLOCK
-            bounce[filled : filled + padding] = bytes(padding)
-            self._put(bounce[: filled + padding], offset)
+                view = view[batch.add(view) :]
+                if batch.is_enough:
+                    offset += self._put(batch.take(), offset)
+        self._put(batch.take(), offset)
 
     def close(self) -> None:
         """Close what this object opened."""
@@ -96,15 +87,21 @@ class LargeWriter:
             descriptor, self._direct = self._direct, None
             disk.system.close(descriptor)
 
-    def _put(self, piece: memoryview, offset: int) -> None:
-        while piece:
-            written = self._put_some(piece, offset)
-            piece, offset = piece[written:], offset + written
+    def _put(self, parts: list[memoryview], offset: int) -> int:
+        nbytes = 0
+        while parts:
+            written = self._put_some(parts, offset + nbytes)
+            nbytes += written
+            while parts and written >= len(parts[0]):
+                written -= len(parts.pop(0))
+            if written:
+                parts[0] = parts[0][written:]
+        return nbytes
 
-    def _put_some(self, piece: memoryview, offset: int) -> int:
+    def _put_some(self, parts: list[memoryview], offset: int) -> int:
         if self._direct is not None:
             try:
-                written = disk.system.pwrite(self._direct, piece, offset) & -BLOCK
+                written = disk.system.pwritev(self._direct, parts, offset) & -BLOCK
             except OSError as error:
                 if error.errno not in REFUSALS:
                     raise
@@ -112,7 +109,56 @@ class LargeWriter:
             else:
                 if written:
                     return written
-        return disk.system.pwrite(self._cached, piece, offset)
+        return disk.system.pwritev(self._cached, parts, offset)
+
+
+class _Batch:
+    """What is to be written by one call: parts of whole blocks, in place or in the buffer."""
+
+    def __init__(self, bounce: memoryview) -> None:
+        self._bounce = bounce
+        self._parts: list[memoryview] = []
+        self._nbytes = 0  # of the parts
+        self._start = self._end = 0  # of the bytes in the buffer that are in no part yet
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether it is time to `take`; all that is here is whole blocks then."""
+        return self._end == len(self._bounce) or (
+            self._end % BLOCK == 0
+            and (self._nbytes >= ENOUGH_AT_ONCE or len(self._parts) >= MOST_PARTS)
+        )
+
+    def add(self, view: memoryview) -> int:
+        """Take some bytes from the beginning of a view; return how many."""
+        if self._end % BLOCK == 0 and len(view) >= BLOCK and _address(view) % BLOCK == 0:
+            self._close_part()
+            count = min(len(view) & -BLOCK, MOST_AT_ONCE)
+            self._add_part(view[:count])
+        else:
+            count = min(len(view), len(self._bounce) - self._end)
+            self._bounce[self._end : self._end + count] = view[:count]
+            self._end += count
+        return count
+
+    def take(self) -> list[memoryview]:
+        """Return the parts, with zeros up to the end of the last block, and begin anew."""
+        padding = -self._end % BLOCK
+        self._bounce[self._end : self._end + padding] = bytes(padding)
+        self._end += padding
+        self._close_part()
+        parts, self._parts = self._parts, []
+        self._nbytes = self._start = self._end = 0
+        return parts
+
+    def _close_part(self) -> None:
+        if self._end > self._start:
+            self._add_part(self._bounce[self._start : self._end])
+            self._start = self._end
+
+    def _add_part(self, part: memoryview) -> None:
+        self._parts.append(part)
+        self._nbytes += len(part)
 
 
 def _address(view: memoryview) -> int:

@@ -137,17 +137,17 @@ class Segment:
             RECORD_MAGIC, number, durable, self._salt, packed_map, payload_nbytes, checksum
         )
         if payload_nbytes >= LEAST_LARGE_BYTES:
-            size = aligned(len(entry)) + aligned(payload_nbytes)
+            entry = entry.ljust(aligned(len(entry)), b"\0")
+            size = len(entry) + aligned(payload_nbytes)
             self._allocate(self.end + size)
-            self._large.write(payload, self.end + aligned(len(entry)))
-            content = entry.ljust(aligned(len(entry)), b"\0")
+            self._large.write((memoryview(entry), *payload), self.end)
         else:
             gap = bytes(-len(entry) % ALIGNMENT)
             size = aligned(len(entry) + len(gap) + payload_nbytes)
             self._allocate(self.end + size)
             # Whole blocks: of a part of one the kernel would have to read the rest first.
             content = b"".join((entry, gap, *payload)).ljust(size, b"\0")
-        disk.write_whole(self._descriptor, content, self.end)
+            disk.write_whole(self._descriptor, content, self.end)
         self.end += size
 
     def sync(self) -> None:

@@ -47,7 +47,8 @@ class Journal:
         first_number: Of the next record.
         durability: `everysec` has a thread that syncs; under `always` whoever appends calls `sync`.
         max_bytes: At which it is time for a checkpoint. From twice that on, appends are refused.
-        on_failure: Called once, with `failure`, on the thread that met it; must not call the journal.
+        on_failure: Called once, with `failure`, on the thread that met it; must not call the
+            journal.
         sync_delay_s: Under `everysec`, how long after an append the sync is; at twice that the next
             append waits for it.
 

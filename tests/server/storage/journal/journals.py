@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,10 @@ class FailingDisk(disk.System):
     def pwrite(self, descriptor: int, content: bytes | memoryview, offset: int) -> int:
         self._reach("pwrite")
         return super().pwrite(descriptor, content, offset)
+
+    def pwritev(self, descriptor: int, parts: Sequence[memoryview], offset: int) -> int:
+        self._reach("pwrite")
+        return super().pwritev(descriptor, parts, offset)
 
     def allocate(self, descriptor: int, offset: int, nbytes: int) -> None:
         self._reach("allocate")

@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import random
 
 import numpy as np
 import pytest
@@ -160,7 +161,7 @@ def test_several_appends_take_one_sync(tmp_path, monkeypatch):
 
 def test_a_file_system_without_direct_writes_is_written_as_well(tmp_path, monkeypatch):
     """Some refuse them at opening, some at the first write."""
-    original = disk.System.open, disk.System.pwrite
+    original = disk.System.open, disk.System.pwritev
     direct = set()
 
     def refuse_open(self, path, flags, mode=0o666):
@@ -173,14 +174,14 @@ def test_a_file_system_without_direct_writes_is_written_as_well(tmp_path, monkey
         (direct.add if flags & os.O_DIRECT else direct.discard)(descriptor)
         return descriptor
 
-    def refuse_write(self, descriptor, content, offset):
+    def refuse_write(self, descriptor, parts, offset):
         if descriptor in direct:
             raise OSError(22, "Invalid argument")
-        return original[1](self, descriptor, content, offset)
+        return original[1](self, descriptor, parts, offset)
 
     for name, patches in {
         "open": {"open": refuse_open},
-        "write": {"open": note_open, "pwrite": refuse_write},
+        "write": {"open": note_open, "pwritev": refuse_write},
     }.items():
         with monkeypatch.context() as context:
             for method, double in patches.items():
@@ -192,19 +193,47 @@ def test_a_file_system_without_direct_writes_is_written_as_well(tmp_path, monkey
 
 
 def test_writes_that_are_cut_short_are_gone_on_with(tmp_path, monkeypatch):
-    """The kernel may write less than it was given."""
+    """The kernel may write less than it was given: some parts, and some bytes of one."""
     original = disk.System.pwrite
-    monkeypatch.setattr(
-        disk.System,
-        "pwrite",
-        lambda self, descriptor, content, offset: original(
-            self, descriptor, memoryview(content)[: max(1, len(content) // 2)], offset
-        ),
-    )
+    rng = random.Random(1)
+
+    def write_some(self, descriptor, content, offset):
+        count = rng.randint(1, len(content))
+        return original(self, descriptor, memoryview(content)[:count], offset)
+
+    def write_some_parts(self, descriptor, parts, offset):
+        memory = mmap.mmap(-1, sum(map(len, parts)))
+        memory[:] = b"".join(parts)
+        count = rng.randint(1, len(memory)) & rng.choice((-1, -512, -4096))
+        return original(self, descriptor, memoryview(memory)[: count or 512], offset)
+
+    monkeypatch.setattr(disk.System, "pwrite", write_some)
+    monkeypatch.setattr(disk.System, "pwritev", write_some_parts)
     with opened(tmp_path / "journal") as journal:
-        expected = [append(journal, nbytes) for nbytes in (1000, 70_001, 200_000)]
+        expected = [append(journal, nbytes, 3) for nbytes in (1000, 70_001, 200_000, 400_000)]
 
     assert kept(tmp_path / "journal") == expected
+
+
+def test_a_large_record_costs_one_write(tmp_path, monkeypatch):
+    """Head, payload in place, and the rest of its last block."""
+    parts_of = []
+    original = disk.System.pwritev
+    monkeypatch.setattr(
+        disk.System,
+        "pwritev",
+        lambda self, fd, parts, offset: (
+            parts_of.append([len(part) for part in parts]),
+            original(self, fd, parts, offset),
+        )[1],
+    )
+    memory = memoryview(mmap.mmap(-1, 1 << 20))
+    with opened(tmp_path / "journal") as journal:
+        journal.append({}, [memory[:1_000_000]])
+        journal.append({}, [memory[:65_536], memory[4096:200_001], memory[:70_000]])
+
+    assert parts_of == [[4096, 999_424, 4096], [4096, 65_536, 192_512, 73_728]]
+    assert [len(payload) for _, _, payload in kept(tmp_path / "journal")] == [1_000_000, 331_441]
 
 
 def test_an_unknown_allocation_is_gone_without(tmp_path, monkeypatch):
