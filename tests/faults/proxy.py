@@ -1,10 +1,10 @@
 """A TCP proxy that makes faults, by a seeded schedule: what networks do, as often as one likes.
 
-    latency       each piece waits a little
-    slow          so many bytes a second
-    cut           the connection ends after so many bytes, towards the server or towards the client
-    reset         the same, with an RST instead of a FIN
-    lost answer   what the client sends arrives; what the server answers does not, then an RST
+latency       each piece waits a little
+slow          so many bytes a second
+cut           the connection ends after so many bytes, towards the server or towards the client
+reset         the same, with an RST instead of a FIN
+lost answer   what the client sends arrives; what the server answers does not, then an RST
 """
 
 from __future__ import annotations

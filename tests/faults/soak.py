@@ -21,6 +21,7 @@ KILLS_A_RUN = 20
 
 
 def main() -> int:
+    """Run until there were enough kills and enough time; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=1000, help="at least so many")
     parser.add_argument("--minutes", type=float, default=60.0, help="at least so long")

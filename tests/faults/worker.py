@@ -141,6 +141,7 @@ def pull(task: Task, worker: Any) -> Event:
 
 
 def main() -> None:
+    """Work until stdin has something to read, or ends."""
     task = Task(**json.loads(sys.argv[1]))
 
     def is_over() -> bool:
