@@ -79,7 +79,7 @@ def work(task: Task, is_over: Any) -> Iterator[Event]:
     """Push and pull until it is over; yield every call."""
     rng = random.Random(f"{task.seed}/{task.index}")
     gradient, number = tick(task), 0
-    timeout = stepwell.Timeout(connect_s=5, read_s=10, retry_s=120)
+    timeout = stepwell.Timeout(connect_s=60, read_s=10, retry_s=120)
     with stepwell.Client(task.url, transport=task.transport, timeout=timeout) as client:
         model = client.model(task.model)
         worker = model.worker(task.name, on_stale="repull")

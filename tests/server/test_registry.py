@@ -31,10 +31,13 @@ from stepwell_core.optimizers import SGD
 from stepwell_core.pipeline import Gradient
 from stepwell_core.placement import extent
 from stepwell_core.push import Push
+from stepwell_server.checkpoints import Schedule
 from stepwell_server.counts import Counts
 from stepwell_server.model import HostedModel
-from stepwell_server.registry import Registry
+from stepwell_server.registry import ModelOptions, Registry
+from stepwell_server.settings import Durability
 from stepwell_server.staging import Staging
+from stepwell_server.storage.archive import CheckpointArchive
 from stepwell_server.storage.folders import DataFolder, ModelFolder
 
 LAYOUT = Layout([Tensor("w", (4,), "float32")])
@@ -51,12 +54,14 @@ def run(
     *,
     is_clean: bool = True,
     budget: int = 1 << 20,
+    durability: Durability = "memory",
 ) -> Any:
     """Recover what is in a folder, run `scenario` on it, and stop, cleanly or not at all."""
 
     async def main() -> Any:
         data = DataFolder(path)
-        registry = Registry(data, 20.0, Staging(budget, Counts()))
+        options = ModelOptions(20.0, durability, None, Schedule())
+        registry = Registry(data, options, Staging(budget, Counts()))
         try:
             await registry.recover()
             result = await scenario(registry)
@@ -170,11 +175,11 @@ def test_a_model_that_could_not_be_saved_at_creation_was_never_there(tmp_path, m
     """No folder, no name taken."""
 
     async def scenario(registry):
-        def fail(folder, snapshot):
+        def fail(*arguments, **options):
             raise OSError("the disk is gone")
 
         with monkeypatch.context() as patch:
-            patch.setattr("stepwell_server.storage.folders.ModelFolder.write_checkpoint", fail)
+            patch.setattr(CheckpointArchive, "write", fail)
             with pytest.raises(OSError, match="the disk is gone"):
                 await registry.create(definition(), None, exist_ok=False)
         left = [path.name for path in tmp_path.iterdir() if path.is_dir()]
@@ -244,7 +249,7 @@ def test_a_stop_after_the_newest_checkpoint_was_deleted_writes_another(tmp_path)
         await created(registry)
         model = registry.get("m")
         manifest = await model.checkpoint()
-        await model.remove_checkpoint(manifest.id)
+        await model.checkpoints.remove(manifest.id)
         return await look(registry)
 
     before = run(tmp_path, scenario)
@@ -306,10 +311,10 @@ def test_a_model_that_cannot_be_saved_does_not_keep_others_from_it(tmp_path, mon
             await push(model)
         real = HostedModel.checkpoint
 
-        async def fail(model):
+        async def fail(model, **options):
             if model.definition.name == "a":
                 raise OSError("no room")
-            return await real(model)
+            return await real(model, **options)
 
         monkeypatch.setattr(HostedModel, "checkpoint", fail)
 
@@ -329,7 +334,7 @@ def test_a_reader_never_takes_older_bytes_for_those_of_a_new_history(tmp_path):
     async def scenario(registry):
         await created(registry)
         model, loop, seen = registry.get("m"), asyncio.get_running_loop(), []
-        real = model.engine.overwrite
+        real = model.engine.adopt
 
         def look_now():
             incarnation, version = asyncio.run_coroutine_threadsafe(
@@ -338,13 +343,13 @@ def test_a_reader_never_takes_older_bytes_for_those_of_a_new_history(tmp_path):
             seen.append((incarnation, version.number))
             model.release(version)
 
-        def overwrite(parameters, new):
+        def adopt(state, new):
             look_now()
-            counters = real(parameters, new)
+            counters = real(state, new)
             look_now()
             return counters
 
-        model.engine.overwrite = overwrite
+        model.engine.adopt = adopt
         old = model.engine.incarnation
         new, _ = await model.overwrite({"float32": np.full(4, 9.0, np.float32)})
         return old, new, seen, await look(registry)
@@ -358,18 +363,18 @@ def test_a_reader_never_takes_older_bytes_for_those_of_a_new_history(tmp_path):
 def test_no_cut_is_made_while_another_is_being_written(tmp_path, monkeypatch):
     """So a later state never gets an earlier name."""
     writing, go, cuts = threading.Event(), threading.Event(), []
-    real = ModelFolder.write_checkpoint
+    real = CheckpointArchive.write
 
-    def slow(folder, snapshot):
+    def slow(archive, snapshot, number, **options):
         cuts.append(snapshot.counters.version)
         writing.set()
         assert go.wait(60)
-        return real(folder, snapshot)
+        return real(archive, snapshot, number, **options)
 
     async def scenario(registry):
         await created(registry)
         model = registry.get("m")
-        monkeypatch.setattr(ModelFolder, "write_checkpoint", slow)
+        monkeypatch.setattr(CheckpointArchive, "write", slow)
         first = asyncio.create_task(model.checkpoint())
         await asyncio.to_thread(writing.wait, 60)
         second = asyncio.create_task(model.checkpoint())
