@@ -46,7 +46,8 @@ def test_sigterm_answers_who_waits_and_exits_with_0_and_a_checkpoint(tmp_path):
 
 def test_a_killed_server_comes_back_with_a_new_incarnation(tmp_path):
     """With durability `memory` it is at its last checkpoint, and sessions of before are told."""
-    with servers.served(tmp_path) as server, servers.http(server.url) as http:
+    memory = ("--durability", "memory")
+    with servers.served(tmp_path, *memory) as server, servers.http(server.url) as http:
         path = create(http)
         worker = Worker(http, path)
         worker.push()
@@ -55,7 +56,7 @@ def test_a_killed_server_comes_back_with_a_new_incarnation(tmp_path):
         worker.push()
         before = http.get(path).json()
         server.kill()
-    with servers.served(tmp_path) as again, servers.http(again.url) as http:
+    with servers.served(tmp_path, *memory) as again, servers.http(again.url) as http:
         after = http.get(path).json()
         worker.http = http
 
@@ -68,7 +69,7 @@ def test_a_killed_server_comes_back_with_a_new_incarnation(tmp_path):
             n: a.tobytes() for n, a in saved.items()
         }
         recovered = [entry for entry in again.events if entry["event"] == "model_recovered"]
-        assert [entry["clean_stop"] for entry in recovered] == [False]
+        assert [entry["is_whole"] for entry in recovered] == [False]
 
 
 def test_a_server_that_is_killed_while_it_creates_a_model_starts_again(tmp_path):
