@@ -123,6 +123,7 @@ class Run:
                     server = self._kill_and_start(server)
                 time.sleep(0.3)
             finally:
+                ended = time.monotonic()
                 for worker in workers:
                     assert worker.stdin is not None
                     worker.stdin.close()
@@ -130,8 +131,11 @@ class Run:
         version = self._last_look(server.url)
         assert server.stop() == 0, "the server stops cleanly in the end"
         plan = self._plan
+        # At the end of a synchronous run those who are left make steps of fewer gradients, whose
+        # mean is no tick any more.
+        counted = [e for e in self._events if e.end < ended] if plan.is_sync else self._events
         violations = check(
-            self._events,
+            counted,
             plan.workers,
             is_sync=plan.is_sync,
             may_be_cut=plan.durability == "memory",

@@ -46,6 +46,8 @@ def main() -> int:
         faults += outcome.faults
         calls, duplicates = calls + outcome.events, duplicates + outcome.duplicates
         violations += [f"seed {seed}: {violation}" for violation in outcome.violations]
+        for violation in outcome.violations:
+            print(f"seed {seed}: {violation}", flush=True)
         minutes = (time.monotonic() - began) / 60
         print(
             f"{minutes:6.1f} min  seed {seed}  {plan.durability} "
