@@ -12,7 +12,7 @@ import mmap
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from benchmarks import adam, ours
@@ -25,10 +25,11 @@ ROUNDS = 25
 DISK_RECORDS = 4  # are written over in turn, as segments are used again
 
 
-def run(rounds: int = ROUNDS) -> Result:
-    """Measure each size."""
-    rows, seconds = [], {}
-    for size, elements in SIZES.items():
+def run(sizes: Mapping[str, int] = SIZES, rounds: int = ROUNDS) -> Result:
+    """Measure each size, a name and a number of float32 elements."""
+    rows: list[Row] = []
+    seconds: dict[str, float] = {}
+    for size, elements in sizes.items():
         found = measure(elements, rounds)
         rows += rows_of(size, 4 * elements, found)
         seconds |= {f"{size}/{name}": value for name, value in found.items()}
@@ -81,7 +82,7 @@ def bare_disk(nbytes: int) -> Iterator[Callable[[], None]]:
     """Give what writes one record of so many bytes, past the page cache, and syncs."""
     extent = -(-nbytes // 4096) * 4096
     block = mmap.mmap(-1, extent)
-    block.write(os.urandom(1 << 20) * (extent >> 20))
+    block.write(os.urandom(extent))
     with tempfile.TemporaryDirectory(prefix="stepwell-bench-") as folder:
         path = Path(folder) / "records"
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_DIRECT)
