@@ -89,9 +89,23 @@ class ServerProcess:
         return code
 
 
-def start(data_dir: Path, *flags: str, port: int = 0, **environment: str) -> ServerProcess:
-    """Start `stepwell serve`; it may refuse to, so use `wait_for("ready")` or `wait()`."""
-    command = [sys.executable, "-m", "stepwell_server", "serve", "--log-format", "json"]
+def start(
+    data_dir: Path,
+    *flags: str,
+    port: int = 0,
+    module: str = "stepwell_server",
+    **environment: str,
+) -> ServerProcess:
+    """Start `stepwell serve`; it may refuse to, so use `wait_for("ready")` or `wait()`.
+
+    Args:
+        data_dir: Where it keeps its data.
+        flags: Of `stepwell serve`.
+        port: Where it listens; 0 takes a free one.
+        module: What is run: the server, or one with a bug on purpose.
+        environment: Beside our own.
+    """
+    command = [sys.executable, "-m", module, "serve", "--log-format", "json"]
     process = subprocess.Popen(
         [*command, "--data-dir", str(data_dir), "--port", str(port), *flags],
         stderr=subprocess.PIPE,

@@ -60,7 +60,8 @@ CORE_ARROWS: dict[str, set[str]] = {
     "decision": {"definition", "gradient", "ledger", "loss_scale", "pipeline", "push", "state"},
     "hyperparameters": {"definition", "pipeline", "schedules"},
     "engine": {
-        "push", "reduction", "decision", "state", "succession", "definition", "store", "ledger", "consistency",
+        "push", "reduction", "decision", "state", "succession", "definition", "store", "ledger",
+        "consistency",
         "hyperparameters", "pipeline", "loss_scale", "layout",
     },
     "rehearsal": {

@@ -97,10 +97,13 @@ def read_model(folder: ModelFolder) -> Recovery:
             f"{manifest.definition.name!r}; rename the folder back"
         )
     engine = Engine(state, manifest.incarnation)
+    # What is made again is read from the disk itself, so that it is there at the next start too.
+    journal.sync_all(folder.journal_path)
     reading = journal.read(
         folder.journal_path,
         identity_of(manifest.definition, manifest.incarnation),
         manifest.journal_number,
+        max_payload_bytes=manifest.definition.layout.payload_nbytes("float64"),
     )
     count = 0
     for entry in reading:

@@ -31,6 +31,7 @@ from stepwell_server.leases import Part
 from stepwell_server.model import HostedModel
 from stepwell_server.recorder import Recorder
 from stepwell_server.recovery import Recovery, identity_of, new_incarnation, read_model
+from stepwell_server.settings import Durability
 from stepwell_server.staging import Staging
 from stepwell_server.storage import journal
 from stepwell_server.storage.checkpoint import Manifest
@@ -46,13 +47,13 @@ class ModelOptions:
 
     Attributes:
         push_wait_s: How long a push that waits for others is kept before it is answered `waiting`.
-        durability: "memory", "everysec" or "always".
+        durability: What a crash may take.
         journal_max_bytes: Of one model; None takes what the disk has room for.
         schedule: When checkpoints are written by themselves.
     """
 
     push_wait_s: float
-    durability: str
+    durability: Durability
     journal_max_bytes: int | None
     schedule: Schedule
 
@@ -257,8 +258,6 @@ class Registry:
     async def _open(self, recovery: Recovery) -> HostedModel:
         """Go on with a model that was read."""
         folder, engine, number = recovery.folder, recovery.engine, recovery.next_number
-        # What was made again is on the disk before anything is built on it.
-        await asyncio.to_thread(journal.sync_all, folder.journal_path)
         await asyncio.to_thread(folder.forget_clean_stop)
         await asyncio.to_thread(folder.prepare)
         await asyncio.to_thread(rehearse, engine.definition)

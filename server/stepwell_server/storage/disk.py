@@ -13,7 +13,7 @@ import mmap
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from stepwell_core.errors import DataFolderInvalid
@@ -38,6 +38,10 @@ class System:
     def pwrite(self, descriptor: int, content: bytes | memoryview, offset: int) -> int:
         """Write at an offset; returns how many bytes were."""
         return os.pwrite(descriptor, content, offset)
+
+    def pwritev(self, descriptor: int, parts: Sequence[memoryview], offset: int) -> int:
+        """Write parts one behind the other at an offset; returns how many bytes were."""
+        return os.pwritev(descriptor, parts, offset)
 
     def allocate(self, descriptor: int, offset: int, nbytes: int) -> None:
         """Make sure that a part of a file has room on the disk; what is new reads as zeros."""

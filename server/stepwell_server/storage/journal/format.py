@@ -1,64 +1,87 @@
-"""What lies in a segment of the journal; docs/journal-format.md says the same for other readers.
+"""The bytes of a journal, as pure functions: heads, maps, checksums. See docs/journal-format.md.
 
-A segment is made of blocks of 4096 bytes. Its header, and each record, begins at a block:
+A segment is a file of blocks of 4096 bytes. An *entry* begins at a block boundary: a head of 64
+bytes, a msgpack map behind it, then a payload. The first entry of a segment says what the segment
+is, all others are records:
 
-    offset  size
-    0       4     magic: "SWJS" in a segment's header, "SWJR" in a record
-    4       4     bytes of the map
-    8       8     number of the record; in the header, that of the segment's first record
-    16      8     durable: all records with smaller numbers were on the disk before this was written
-    24      4     where the payload begins, from here; 0 if there is none
-    28      4     0
-    32      8     bytes of the payload
-    40      8     salt of the segment
-    48      8     xxh3_64 of the payload
-    56      8     xxh3_64 of the 56 bytes before and the map
-    64            the map, msgpack; then zeros, the payload, zeros up to the next block
+    offset  type  field
+         0  8 B   magic, "STWLSEG1" or "STWLREC1"
+         8  u64   number           of the record; of a segment, that of its first record
+        16  u64   durable          all records with a smaller number were on the disk by then
+        24  u64   salt             the segment's own
+        32  u64   payload_nbytes
+        40  u32   map_nbytes
+        44  u32   payload_offset   from the entry's start
+        48  u64   payload_checksum xxh3_64 of the payload
+        56  u64   head_checksum    xxh3_64 of the bytes before it, and of the map
 
-Numbers are little-endian. A file is used again for another segment, so behind the last record there
-may be records of an earlier life; they have another salt.
+All numbers are little-endian.
 """
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import msgpack
 import xxhash
-from stepwell_core.errors import JournalInvalid
+from stepwell_core.errors import JournalInvalid, shown
 
 FORMAT = "stepwell-journal"
 FORMAT_VERSION = 1
 
-BLOCK_BYTES = 4096
-SEGMENT_MAGIC = b"SWJS"
-RECORD_MAGIC = b"SWJR"
+BLOCK = 4096
+SEGMENT_MAGIC = b"STWLSEG1"
+RECORD_MAGIC = b"STWLREC1"
+HEAD = struct.Struct("<8sQQQQIIQQ")
+CHECKED_BYTES = 56  # of the head: all before its own checksum
+SALT_OFFSET = 24
+MOST = (1 << 64) - 1
 
-HEAD = struct.Struct("<4sIQQIIQQQ")
-CHECKSUM = struct.Struct("<Q")
-HEAD_BYTES = HEAD.size + CHECKSUM.size
+ALIGNMENT = 64
+"""Where a small payload begins, so that it can be read in place as any dtype."""
 
-MAX_MAP_BYTES = 32 << 20
-"""The names of all tensors of the largest layout, and the results of 10,000 workers."""
+LEAST_LARGE_BYTES = 64 * 1024
+"""From this size on a payload begins at a block, so that it can be written past the page cache."""
 
-LARGE_BYTES = 1 << 16
-"""From here on a payload begins at a block, so that it can go to the disk past the page cache."""
+MAX_MAP_BYTES = 4 << 20
+"""A record of a synchronous step names its contributors, up to 10,000 at some 200 bytes each."""
 
-SMALL_ALIGNMENT = 64
-"""Where smaller payloads begin: a line of the cache."""
+MAX_MAP_DEPTH = 32
+
+_NAME = re.compile(r"^(\d{8,18})-(\d{1,20})\.segment$")
+
+
+class Head(NamedTuple):
+    """The fixed part of an entry; see the table above."""
+
+    magic: bytes
+    number: int
+    durable: int
+    salt: int
+    payload_nbytes: int
+    map_nbytes: int
+    payload_offset: int
+    payload_checksum: int
+    head_checksum: int
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes the entry has, without the zeros up to the next block."""
+        return self.payload_offset + self.payload_nbytes
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Which history a journal belongs to.
+    """Whose records a segment holds.
 
     Attributes:
         model: Its name.
-        layout: The hash of its tensors.
-        incarnation: Of the history.
+        layout: The hash of its layout.
+        incarnation: The history that the records belong to.
     """
 
     model: str
@@ -71,12 +94,12 @@ class SegmentHeader:
     """What a segment says about itself.
 
     Attributes:
-        identity: Of the journal.
+        identity: Whose records it holds.
         first_number: Of its first record.
-        durability: "everysec" or "always": what its writer promised.
-        boot_id: Of the kernel it was written under; a kill -9 leaves the page cache, a boot does
-            not.
-        salt: In each of its records.
+        durability: `everysec` or `always`: how it was written.
+        boot_id: Of the running kernel when it was begun.
+        salt: Only entries with the same one are the segment's; others are from an earlier life of
+            the file.
     """
 
     identity: Identity
@@ -86,160 +109,182 @@ class SegmentHeader:
     salt: int
 
 
-@dataclass(frozen=True)
-class Head:
-    """The beginning of a record, or of a segment's header."""
-
-    map_bytes: int
-    number: int
-    durable: int
-    payload_start: int
-    payload_bytes: int
-    salt: int
-    payload_checksum: int
-
-    @property
-    def extent(self) -> int:
-        """Bytes up to where the next record begins."""
-        content = HEAD_BYTES + self.map_bytes
-        if self.payload_start:
-            content = self.payload_start + self.payload_bytes
-        return rounded_up(content, BLOCK_BYTES)
+def aligned(nbytes: int, unit: int = BLOCK) -> int:
+    """Return the smallest multiple of `unit`, a power of two, that is not less."""
+    return (nbytes + unit - 1) & -unit
 
 
-def rounded_up(nbytes: int, unit: int) -> int:
-    """Return the next multiple of `unit`."""
-    return -(-nbytes // unit) * unit
+def payload_offset(map_nbytes: int, payload_nbytes: int) -> int:
+    """Return where a payload begins, from its entry's start."""
+    is_large = payload_nbytes >= LEAST_LARGE_BYTES
+    return aligned(HEAD.size + map_nbytes, BLOCK if is_large else ALIGNMENT)
 
 
-def payload_start(map_bytes: int, payload_bytes: int) -> int:
-    """Return where a payload begins, from the beginning of its record."""
-    if not payload_bytes:
-        return 0
-    unit = BLOCK_BYTES if payload_bytes >= LARGE_BYTES else SMALL_ALIGNMENT
-    return rounded_up(HEAD_BYTES + map_bytes, unit)
+def segment_name(serial: int, first_number: int) -> str:
+    """Return the name of a segment's file."""
+    return f"{serial:08d}-{first_number}.segment"
 
 
-def pack(magic: bytes, head: Head, packed: bytes) -> bytes:
-    """Return head and map."""
-    first = HEAD.pack(
-        magic,
-        head.map_bytes,
-        head.number,
-        head.durable,
-        head.payload_start,
-        0,
-        head.payload_bytes,
-        head.salt,
-        head.payload_checksum,
-    )
-    return b"".join((first, CHECKSUM.pack(_checksum(first, packed)), packed))
+def parse_name(name: str) -> tuple[int, int] | None:
+    """Return serial number and first number of a segment's file; None for any other file."""
+    match = _NAME.match(name)
+    return (int(match[1]), int(match[2])) if match else None
 
 
-def unpack_head(magic: bytes, content: memoryview, offset: int) -> Head | None:
-    """Return the head at an offset if it is whole, its map included, else None.
+def packed_entry(
+    magic: bytes,
+    number: int,
+    durable: int,
+    salt: int,
+    packed_map: bytes,
+    payload_nbytes: int = 0,
+    payload_checksum: int | None = None,
+) -> bytes:
+    """Return an entry's head and map.
 
-    Nothing is allocated before the sizes were held against the content's. The payload is not looked
-    at, but lies inside of the content.
+    Args:
+        magic: `SEGMENT_MAGIC` or `RECORD_MAGIC`.
+        number: See the table; so for the others.
+        durable: All records with a smaller number are on the disk.
+        salt: Of the segment.
+        packed_map: In msgpack.
+        payload_nbytes: How many bytes will stand at `payload_offset`.
+        payload_checksum: Their xxh3_64; None where there are none.
     """
-    if offset + HEAD_BYTES > len(content):
+    checksum = xxhash.xxh3_64_intdigest(b"") if payload_checksum is None else payload_checksum
+    offset = payload_offset(len(packed_map), payload_nbytes)
+    head = HEAD.pack(
+        magic, number, durable, salt, payload_nbytes, len(packed_map), offset, checksum, 0
+    )[:CHECKED_BYTES]
+    head_checksum = xxhash.xxh3_64_intdigest(head + packed_map)
+    return head + head_checksum.to_bytes(8, "little") + packed_map
+
+
+def parse_head(block: bytes | memoryview, magic: bytes, room: int) -> Head | None:
+    """Return the head at the start of `block` if it can be one, its checksum unseen.
+
+    Args:
+        block: At least `HEAD.size` bytes.
+        magic: That it must have.
+        room: How many bytes the file has from here on; a head that says more is none.
+    """
+    if len(block) < HEAD.size:
         return None
-    found, map_bytes, number, durable, start, zero, size, salt, checksum = HEAD.unpack_from(
-        content, offset
+    head = Head(*HEAD.unpack_from(block))
+    is_possible = (
+        head.magic == magic
+        and head.map_nbytes <= MAX_MAP_BYTES
+        and head.payload_offset == payload_offset(head.map_nbytes, head.payload_nbytes)
+        and head.nbytes <= room
     )
-    if found != magic or zero or map_bytes > MAX_MAP_BYTES:
-        return None
-    head = Head(map_bytes, number, durable, start, size, salt, checksum)
-    has_place = start >= HEAD_BYTES + map_bytes if start else not size
-    if not has_place or offset + head.extent > len(content):
-        return None
-    first = content[offset : offset + HEAD.size]
-    (expected,) = CHECKSUM.unpack_from(content, offset + HEAD.size)
-    return head if _checksum(first, packed_map(content, offset, head)) == expected else None
+    return head if is_possible else None
 
 
-def packed_map(content: memoryview, offset: int, head: Head) -> memoryview:
-    """Return the map of a record at an offset, packed."""
-    begin = offset + HEAD_BYTES
-    return content[begin : begin + head.map_bytes]
+def is_head_whole(head: Head, content: bytes | memoryview) -> bool:
+    """Return whether head and map match their checksum.
+
+    Args:
+        head: From `parse_head`.
+        content: The entry's bytes, up to the end of its map at least.
+    """
+    digest = xxhash.xxh3_64(content[:CHECKED_BYTES])
+    digest.update(content[HEAD.size : HEAD.size + head.map_nbytes])
+    return digest.intdigest() == head.head_checksum
 
 
 def pack_map(values: Mapping[str, Any]) -> bytes:
-    """Return a map as msgpack.
+    """Return a map in msgpack.
 
     Raises:
         JournalInvalid: It is larger than a reader takes.
     """
     packed: bytes = msgpack.packb(dict(values))
     if len(packed) > MAX_MAP_BYTES:
-        raise JournalInvalid(f"A record's map has at most {MAX_MAP_BYTES} bytes: {len(packed)}")
+        raise JournalInvalid(
+            f"The map of a record has at most {MAX_MAP_BYTES} bytes. Received: {len(packed)}"
+        )
     return packed
 
 
-def unpack_map(packed: memoryview) -> dict[str, Any]:
-    """Return a map from msgpack.
+def unpack_map(packed: bytes | memoryview) -> dict[str, Any]:
+    """Return the map that `pack_map` packed; its memory is in proportion to its size.
 
     Raises:
-        ValueError: It is not one of strings, numbers, lists, maps and bytes.
+        JournalInvalid: It is not a map with string keys, it nests too deep, or has extension types.
     """
     try:
-        values = msgpack.unpackb(packed, max_ext_len=0)
+        values = msgpack.unpackb(packed, max_ext_len=0, ext_hook=_refuse_extension)
     except (ValueError, msgpack.UnpackException, RecursionError) as error:
-        raise ValueError(f"not msgpack ({type(error).__name__})") from None
-    if not isinstance(values, dict):
-        raise ValueError("not a map")
-    return values
+        raise JournalInvalid(
+            f"A record's map is not msgpack of plain values ({type(error).__name__})"
+        ) from None
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise JournalInvalid(
+            f"A record has a map with string keys. Received: {type(values).__name__}"
+        )
+    level: list[Any] = [values]
+    for _ in range(MAX_MAP_DEPTH):
+        level = [
+            item
+            for value in level
+            if isinstance(value, dict | list)
+            for item in (value.values() if isinstance(value, dict) else value)
+        ]
+        if not level:
+            return values
+    raise JournalInvalid(f"A record's map has at most {MAX_MAP_DEPTH} levels. Received: more")
 
 
 def pack_segment_header(header: SegmentHeader) -> bytes:
-    """Return the header of a segment: whole blocks."""
-    packed = pack_map(
+    """Return the first entry of a segment, filled with zeros up to the end of its block."""
+    identity = header.identity
+    packed_map = pack_map(
         {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
-            **asdict(header.identity),
+            "model": identity.model,
+            "layout": identity.layout,
+            "incarnation": identity.incarnation,
+            "first_number": header.first_number,
             "durability": header.durability,
             "boot_id": header.boot_id,
+            "salt": header.salt,
         }
     )
     number = header.first_number
-    head = Head(len(packed), number, number, 0, 0, header.salt, 0)
-    return pack(SEGMENT_MAGIC, head, packed).ljust(head.extent, b"\0")
+    entry = packed_entry(SEGMENT_MAGIC, number, number, header.salt, packed_map)
+    return entry.ljust(aligned(len(entry)), b"\0")
 
 
-def unpack_segment_header(content: memoryview, name: str) -> tuple[SegmentHeader, int]:
-    """Return the header of a segment, and where its first record begins.
+def read_segment_header(head: Head, values: Mapping[str, Any]) -> SegmentHeader:
+    """Return what a segment's first entry says.
 
     Raises:
-        JournalInvalid: It is damaged, of a newer format, or of another program.
+        JournalInvalid: It is of a newer version or another program, or lacks something.
     """
-    head = unpack_head(SEGMENT_MAGIC, content, 0)
-    try:
-        if head is None:
-            raise ValueError("its first block is not a segment's header, or is damaged")
-        values = unpack_map(packed_map(content, 0, head))
-        if values.get("format") != FORMAT or values.get("format_version") != FORMAT_VERSION:
-            raise ValueError(
-                f"it has the format {str(values.get('format'))[:40]!r} version "
-                f"{str(values.get('format_version'))[:40]}, and this server reads {FORMAT!r} "
-                f"version {FORMAT_VERSION}"
-            )
-        texts = [values[key] for key in ("model", "layout", "incarnation", "durability", "boot_id")]
-        if not all(isinstance(text, str) for text in texts):
-            raise ValueError("a field is not text")
-    except (ValueError, KeyError) as error:
+    form, version = values.get("format"), values.get("format_version")
+    if form != FORMAT or version != FORMAT_VERSION or isinstance(version, bool):
         raise JournalInvalid(
-            f"The journal's segment {name} cannot be read: {error}. Bring it back from a backup, "
-            "use the Stepwell that wrote it, or move it away to go back to the last checkpoint",
-            file=name,
-            offset=0,
-        ) from None
-    model, layout, incarnation, durability, boot_id = texts
-    identity = Identity(model, layout, incarnation)
-    return SegmentHeader(identity, head.number, durability, boot_id, head.salt), head.extent
+            f"This server reads the journal format {FORMAT!r} version {FORMAT_VERSION}. Received: "
+            f"{shown(form)} version {shown(version)}; start the server that wrote it"
+        )
+    texts = [values.get(key) for key in ("model", "layout", "incarnation", "durability", "boot_id")]
+    if not all(isinstance(text, str) for text in texts):
+        raise JournalInvalid(
+            "A segment says its model, layout, incarnation, durability and boot_id in strings. "
+            f"Received: {shown(texts)}"
+        )
+    if (values.get("first_number"), values.get("salt")) != (head.number, head.salt):
+        raise JournalInvalid(
+            "A segment says the same first_number and salt in its head and in its map. Received: "
+            f"{head.number}, {head.salt} and {shown(values.get('first_number'))}, "
+            f"{shown(values.get('salt'))}"
+        )
+    model, layout, incarnation, durability, boot_id = map(str, texts)
+    return SegmentHeader(
+        Identity(model, layout, incarnation), head.number, durability, boot_id, head.salt
+    )
 
 
-def _checksum(first: bytes | memoryview, packed: bytes | memoryview) -> int:
-    checksum = xxhash.xxh3_64(first)
-    checksum.update(packed)
-    return checksum.intdigest()
+def _refuse_extension(code: int, data: bytes) -> None:
+    raise ValueError(f"extension type {code}")

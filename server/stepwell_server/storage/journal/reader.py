@@ -1,45 +1,35 @@
-"""Reads a model's journal after a stop or a crash. Changes nothing.
-
-Records are taken in order up to the first that is not whole. Was that one on the disk before? Each
-record says which were when it was written. If a later one says so of this, the file was damaged,
-and the start is refused. Else it is the end that a crash tore off: nothing in it was promised.
-"""
+"""Reads a journal for recovery: the records that are there, in order, without a gap."""
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import xxhash
 from stepwell_core.errors import JournalInvalid
 
-from stepwell_server.storage.journal.folder import SegmentName, segments
+from stepwell_server.storage.journal.folder import SegmentFile, segments
 from stepwell_server.storage.journal.format import (
-    BLOCK_BYTES,
-    RECORD_MAGIC,
     Head,
     Identity,
     SegmentHeader,
-    packed_map,
-    unpack_head,
+    aligned,
     unpack_map,
-    unpack_segment_header,
 )
+from stepwell_server.storage.journal.segment_reader import SegmentReader, Window
 
 
 @dataclass(frozen=True)
 class Record:
-    """One record.
+    """A record that was read.
 
     Attributes:
-        number: Of the record.
-        header: Its plain values.
-        payload: Writable, private to the reader: what is written to it reaches no file. Good until
-            the next record is asked for.
+        number: 0, 1, 2, ... for the life of a model.
+        header: As it was appended.
+        payload: Likewise, writable. It begins at a multiple of 64 bytes in memory. The memory is
+            the reading's and valid until the next record is asked for.
     """
 
     number: int
@@ -49,161 +39,200 @@ class Record:
 
 @dataclass(frozen=True)
 class LastSegment:
-    """What the newest segment promised."""
+    """How the newest segment of a history was written.
+
+    Attributes:
+        durability: `everysec` or `always`.
+        boot_id: See `boot_id()`.
+    """
 
     durability: str
     boot_id: str
 
 
 @dataclass(frozen=True)
-class _File:
-    name: SegmentName
-    content: memoryview
+class _Segment:
+    path: Path
     header: SegmentHeader
-    start: int  # of the first record
+    begin: int  # of the first record
+    limit: int | None  # a later segment has the records from this number on
 
 
 class Reading:
-    """The records of one history from a number on; iterate it once, to its end.
-
-    Args:
-        folder: Of the journal.
-        identity: Of the history; segments of others are left alone.
-        first_number: Of the first record that is wanted.
-
-    Raises:
-        JournalInvalid: A segment cannot be read.
+    """The records of one history, from a number on. Iterate over it once, then ask how it ended.
 
     Attributes:
-        next_number: Behind the last record that was read.
-        torn: File and offset at which the journal ends in something that is not whole; None if it
-            does not.
-        last: What the newest segment promised; None if there is none, or the first record that is
-            wanted is not in the journal.
+        next_number: The number after the last record; of the next that is to be appended.
+        torn: File and offset where a record was begun and not finished, with whatever follows; None
+            if there is nothing behind the last record.
+        last: About the newest segment of this history; None if there is none. Known at once.
     """
 
-    def __init__(self, folder: Path, identity: Identity, first_number: int) -> None:
+    def __init__(
+        self,
+        found: list[_Segment],
+        first_number: int,
+        max_payload_bytes: int | None,
+    ) -> None:
         self.next_number = first_number
-        self.torn: tuple[str, int] | None = None
-        self._files = _files_of(folder, identity)
-        if self._files and self._files[0].header.first_number > first_number:
-            self._files = []  # the records in between are gone, with the checkpoint that had them
+        self.torn: tuple[Path, int] | None = None
         self.last: LastSegment | None = None
-        if self._files:
-            newest = self._files[-1].header
-            self.last = LastSegment(newest.durability, newest.boot_id)
+        if found:
+            header = found[-1].header
+            self.last = LastSegment(header.durability, header.boot_id)
+        self._found = found
+        self._max_payload_bytes = max_payload_bytes
+        self._window = Window()
 
     def __iter__(self) -> Iterator[Record]:
-        """Yield the records in order.
+        """Yield the records.
 
         Raises:
-            JournalInvalid: A record that was on the disk is missing or damaged.
+            JournalInvalid: A record that was on the disk is missing or damaged, or is none of such
+                a model.
         """
-        for file, following in zip(self._files, [*self._files[1:], None], strict=True):
-            stop = None if following is None else following.header.first_number
-            if stop is None or stop > self.next_number:
-                yield from self._records(file, stop)
-                if stop is not None and self.next_number < stop:
-                    raise _missing(file, self._end, self.next_number)
-
-    def _records(self, file: _File, stop: int | None) -> Iterator[Record]:
-        """Yield the records of one file with numbers below `stop`."""
-        offset, number = file.start, file.header.first_number
-        while stop is None or number < stop:
-            head = _record_at(file, offset)
-            if head is None or head.number != number:
-                break
-            if number >= self.next_number:
-                yield Record(number, _map_of(file, offset, head), _payload_of(file, offset, head))
-                self.next_number = number + 1
-            offset, number = offset + head.extent, number + 1
-        self._end = offset
-        if stop is None:
-            self._look_behind(file, offset, number)
-
-    def _look_behind(self, file: _File, offset: int, number: int) -> None:
-        """Say what is behind the last whole record."""
-        for later in _heads_behind(file, offset):
-            head = unpack_head(RECORD_MAGIC, file.content, later)
-            if head is None or head.salt != file.header.salt:
+        for segment in self._found:
+            if segment.limit is not None and segment.limit <= self.next_number:
                 continue
-            if head.durable > number:
-                raise _missing(file, offset, number)
-            self.torn = str(file.name), offset
+            with SegmentReader(segment.path, self._window) as file:
+                if segment.header.first_number > self.next_number:
+                    raise file.invalid(
+                        0,
+                        f"the records from {self.next_number} to {segment.header.first_number - 1} "
+                        "are missing: the segment before this one is not there. Put it back",
+                    )
+                yield from self._records(file, segment)
 
+    def _records(self, file: SegmentReader, segment: _Segment) -> Iterator[Record]:
+        number, offset, limit = segment.header.first_number, segment.begin, segment.limit
+        while limit is None or number < limit:
+            head = file.head_at(offset, segment.header.salt)
+            if head is not None and head.number == number:
+                # A record from before the first one asked for is in the checkpoint already.
+                record = self._record(file, offset, head) if number >= self.next_number else None
+                if record is not None:
+                    self.next_number = number + 1
+                    yield record
+                if record is not None or number < self.next_number:
+                    number, offset = number + 1, _behind(offset, head)
+                    continue
+            place = self._after_damage(file, segment, offset, number)
+            if place is None:
+                return
+            offset, number = place
 
-def read(folder: Path, identity: Identity, first_number: int) -> Reading:
-    """Return the records of one history from a number on; see `Reading`."""
-    return Reading(folder, identity, first_number)
-
-
-def _files_of(folder: Path, identity: Identity) -> list[_File]:
-    files = []
-    for name in segments(folder):
-        content = _content(folder / str(name))
-        header, start = unpack_segment_header(content, str(name))
-        if header.identity.incarnation != identity.incarnation:
-            continue
-        if header.identity != identity or header.first_number != name.first_number:
-            raise JournalInvalid(
-                f"The journal's segment {name} is another's: it says {header.identity}, first "
-                f"record {header.first_number}. Expected: {identity}",
-                file=str(name),
+    def _record(self, file: SegmentReader, offset: int, head: Head) -> Record | None:
+        """Return the record at an offset; None if its payload is damaged."""
+        most = self._max_payload_bytes
+        if most is not None and head.payload_nbytes > most:
+            raise file.invalid(
+                offset,
+                f"a record of this model has at most {most} bytes of payload. Received: "
+                f"{head.payload_nbytes}",
             )
-        files.append(_File(name, content, header, start))
-    return files
+        packed_map, payload = file.record_at(offset, head)
+        if xxhash.xxh3_64_intdigest(payload) != head.payload_checksum:
+            return None
+        try:
+            return Record(head.number, unpack_map(packed_map), payload)
+        except JournalInvalid as error:
+            raise file.invalid(offset, error.message) from None
 
+    def _after_damage(
+        self, file: SegmentReader, segment: _Segment, offset: int, number: int
+    ) -> tuple[int, int] | None:
+        """Say where to go on when the record due at an offset is not there.
 
-def _content(path: Path) -> memoryview:
-    with open(path, "rb") as file:
-        if not path.stat().st_size:
-            return memoryview(bytearray())
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+        Returns:
+            Offset and number of a later record, if those between are not asked for; None if the
+            journal ends here.
 
-
-def _record_at(file: _File, offset: int) -> Head | None:
-    """Return the head of the record at an offset if it is whole, payload and all."""
-    head = unpack_head(RECORD_MAGIC, file.content, offset)
-    if head is None or head.salt != file.header.salt:
+        Raises:
+            JournalInvalid: The record was on the disk once.
+        """
+        missing = max(number, self.next_number)
+        salt = segment.header.salt
+        is_torn = file.has_trace_at(offset, salt)
+        for place, head in file.heads_from(offset, salt):
+            if number < head.number <= self.next_number:
+                return place, head.number
+            if head.durable > missing:
+                raise self._bad_middle(file, offset, missing)
+            is_torn = True
+        if segment.limit is not None:
+            if segment.limit > missing:
+                raise self._bad_middle(file, offset, missing)
+        elif is_torn:
+            self.torn = (segment.path, offset)
         return None
-    payload = _payload_of(file, offset, head)
-    return head if xxhash.xxh3_64_intdigest(payload) == head.payload_checksum else None
+
+    def _bad_middle(self, file: SegmentReader, offset: int, number: int) -> JournalInvalid:
+        return file.invalid(
+            offset,
+            f"record {number} is missing or damaged, and a later one says that it was on the disk. "
+            "Nothing was changed. Put the file back from a copy, or restore a checkpoint",
+        )
 
 
-def _payload_of(file: _File, offset: int, head: Head) -> memoryview:
-    begin = offset + head.payload_start
-    return file.content[begin : begin + head.payload_bytes]
+def read(
+    folder: Path,
+    identity: Identity,
+    first_number: int,
+    *,
+    max_payload_bytes: int | None = None,
+) -> Reading:
+    """Begin to read a journal; changes nothing.
+
+    Call `sync_all` before, so that what is read is what the disk has.
+
+    Args:
+        folder: Of the journal; there may be none.
+        identity: Segments of another incarnation do not count.
+        first_number: Of the first record that is wanted, which may be in the middle of a segment.
+        max_payload_bytes: What a record of the model can have at most; None believes the file.
+
+    Raises:
+        JournalInvalid: A segment that is needed is damaged, of a newer format, of another program,
+            or of another model.
+    """
+    files = segments(folder)
+    window = Window()
+    ours: list[tuple[SegmentFile, SegmentHeader, int]] = []
+    for index, file in enumerate(files):
+        is_needed = all(later.first_number > first_number for later in files[index + 1 :])
+        try:
+            header, begin = _header_of(file, identity, window)
+        except JournalInvalid:
+            if is_needed:
+                raise
+            continue
+        if header.identity.incarnation == identity.incarnation:
+            ours.append((file, header, begin))
+    firsts = [file.first_number for file, _, _ in ours]
+    found = [
+        _Segment(file.path, header, begin, min(firsts[index + 1 :], default=None))
+        for index, (file, header, begin) in enumerate(ours)
+    ]
+    return Reading(found, first_number, max_payload_bytes)
 
 
-def _map_of(file: _File, offset: int, head: Head) -> dict[str, Any]:
-    try:
-        return unpack_map(packed_map(file.content, offset, head))
-    except ValueError as error:
-        raise JournalInvalid(
-            f"Record {head.number} of the journal, in {file.name} at {offset}, is {error}",
-            file=str(file.name),
-            offset=offset,
-        ) from None
+def _header_of(file: SegmentFile, identity: Identity, window: Window) -> tuple[SegmentHeader, int]:
+    with SegmentReader(file.path, window) as reader:
+        header, begin = reader.header()
+        if header.first_number != file.first_number:
+            raise reader.invalid(
+                0, f"its name says another first number than its header: {header.first_number}"
+            )
+        is_ours = header.identity.incarnation == identity.incarnation
+        if header.identity.model != identity.model or (is_ours and header.identity != identity):
+            raise reader.invalid(
+                0,
+                f"it belongs to model {header.identity.model!r} with the layout "
+                f"{header.identity.layout!r}, not to {identity.model!r} with {identity.layout!r}; "
+                "move it to where it belongs",
+            )
+    return header, begin
 
 
-def _heads_behind(file: _File, offset: int) -> Iterator[int]:
-    """Yield the offsets of blocks from `offset` on that begin as a record of this segment does."""
-    whole = len(file.content) // BLOCK_BYTES * BLOCK_BYTES
-    if offset >= whole:
-        return
-    words = np.frombuffer(file.content[offset:whole], "<u8").reshape(-1, BLOCK_BYTES // 8)
-    magic = np.frombuffer(RECORD_MAGIC, "<u4")[0]
-    is_record = (words[:, 0].astype("<u4") == magic) & (words[:, 5] == np.uint64(file.header.salt))
-    for block in np.flatnonzero(is_record):
-        yield offset + int(block) * BLOCK_BYTES
-
-
-def _missing(file: _File, offset: int, number: int) -> JournalInvalid:
-    return JournalInvalid(
-        f"Record {number} of the journal was on the disk, and is missing or damaged: {file.name} "
-        f"at offset {offset}. Nothing was changed. Bring the file back from a backup, or move it "
-        "and those after it away to go back to what is before it",
-        file=str(file.name),
-        offset=offset,
-        number=number,
-    )
+def _behind(offset: int, head: Head) -> int:
+    return aligned(offset + head.nbytes)

@@ -1,198 +1,190 @@
-"""One segment while it is written: where its next record goes, and how its bytes get there.
-
-Small records are one buffered write. The payload of a large one goes to the disk past the page
-cache, from where it lies if that is aligned: fresh pages of the cache cost eight times as much as
-the disk itself (docs/decisions/0010). The head is written last, so a record without one never was.
-"""
+"""One segment while it is being written. Nothing here is thread-safe but `sync`."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import mmap
 import os
-from collections.abc import Iterator, Sequence
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from stepwell_core.layout import Array, byte_view
-
 from stepwell_server.storage import disk
+from stepwell_server.storage.journal.folder import boot_id
 from stepwell_server.storage.journal.format import (
-    BLOCK_BYTES,
-    LARGE_BYTES,
+    ALIGNMENT,
+    LEAST_LARGE_BYTES,
     RECORD_MAGIC,
-    Head,
+    Identity,
     SegmentHeader,
-    pack,
+    aligned,
     pack_segment_header,
-    payload_start,
+    packed_entry,
+    segment_name,
 )
+from stepwell_server.storage.journal.large import BounceBuffer, LargeWriter
 
-BOUNCE_BYTES = 4 << 20
-"""Through which payloads go that are not aligned, or in several pieces."""
+FULL = {errno.ENOSPC, errno.EDQUOT}
+"""The errors of a disk that has no room."""
 
-WRITE_BYTES = 256 << 20
-"""Of one call at most."""
+_NO_ALLOCATION = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
 
-LEAST_GROWTH_BYTES = 1 << 20
-MOST_GROWTH_BYTES = 64 << 20
+
+@dataclass(frozen=True)
+class Beginning:
+    """What a new segment is made from.
+
+    Attributes:
+        folder: Where it will lie.
+        serial: Larger than that of any other segment there.
+        identity: Whose records it will hold.
+        first_number: Of its first record; all before it are on the disk.
+        durability: How it will be written.
+        step_bytes: How much room it takes from the disk at once.
+    """
+
+    folder: Path
+    serial: int
+    identity: Identity
+    first_number: int
+    durability: str
+    step_bytes: int
+
+    @property
+    def path(self) -> Path:
+        """The file that it will be."""
+        return self.folder / segment_name(self.serial, self.first_number)
 
 
 class Segment:
-    """A file that records are appended to. The lane's; `sync` may be called by another thread.
+    """A segment that takes records at its end.
+
+    Made under another name, synced and only then renamed: whatever has a segment's name has a whole
+    header.
 
     Args:
-        path: Of the file; it exists, with this header.
-        header: Of the segment.
-        allocated: Bytes that the file has on the disk already.
+        beginning: What it is made from.
+        bounce: See `LargeWriter`.
+        recycled: An old file whose blocks are used again: they are written already, and writing
+            them once more is faster. Its name is durable. None makes a new file.
+
+    Raises:
+        OSError: There is no such segment, but perhaps a leftover under a temporary name.
     """
 
-    def __init__(self, path: Path, header: SegmentHeader, allocated: int) -> None:
-        self.path = path
-        self.header = header
-        self.nbytes = len(pack_segment_header(header))  # where the next record begins
-        self._allocated = allocated
-        self._file = disk.system.open(path, os.O_RDWR)
-        self._direct = self._open_direct()
-        self._bounce: Array | None = None
-
-    def _open_direct(self) -> int | None:
+    def __init__(
+        self, beginning: Beginning, bounce: BounceBuffer, recycled: Path | None = None
+    ) -> None:
+        self.path = beginning.path
+        self.first_number = beginning.first_number
+        self._salt = secrets.randbits(64)
+        self._step_bytes = beginning.step_bytes
+        self._allocated = 0  # bytes from the start that surely have room
+        self._can_allocate = True
+        header = pack_segment_header(
+            SegmentHeader(
+                beginning.identity,
+                beginning.first_number,
+                beginning.durability,
+                boot_id(),
+                self._salt,
+            )
+        )
+        self.end = len(header)
+        """Where the next record begins."""
+        temporary = recycled or disk.temporary_beside(self.path)
+        flags = os.O_RDWR | (0 if recycled else os.O_CREAT | os.O_EXCL)
+        self._descriptor = disk.system.open(temporary, flags)
         try:
-            return disk.system.open(self.path, os.O_RDWR | os.O_DIRECT)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                disk.system.close(self._file)
-                raise
-            return None  # a file system in memory has no other way
+            # The header is on the disk before the name is: an old file's stale records must never
+            # be found under a new name.
+            disk.write_whole(self._descriptor, header, 0)
+            disk.system.sync(self._descriptor)
+            disk.system.rename(temporary, self.path)
+            disk.sync_folder(self.path.parent)
+            self._large = LargeWriter(self.path, self._descriptor, bounce)
+        except BaseException:
+            disk.system.close(self._descriptor)
+            if not recycled:
+                with contextlib.suppress(OSError):
+                    disk.system.unlink(temporary)
+            raise
 
     def append(
-        self, number: int, durable: int, packed: bytes, payload: Sequence[memoryview], checksum: int
+        self,
+        number: int,
+        durable: int,
+        packed_map: bytes,
+        payload: Sequence[memoryview],
+        payload_nbytes: int,
+        checksum: int,
     ) -> None:
         """Write a record at the end.
 
+        Args:
+            number: Of the record.
+            durable: All records with a smaller number are on the disk.
+            packed_map: See `format.pack_map`.
+            payload: Views of bytes.
+            payload_nbytes: Their sum.
+            checksum: Their xxh3_64.
+
         Raises:
-            OSError: It is not there; the next one is written in its place.
+            OSError: Nothing counts as written; the next record begins at the same place.
         """
-        nbytes = sum(view.nbytes for view in payload)
-        start = payload_start(len(packed), nbytes)
-        head = Head(len(packed), number, durable, start, nbytes, self.header.salt, checksum)
-        self._allocate(self.nbytes + head.extent)
-        begin = pack(RECORD_MAGIC, head, packed)
-        if nbytes < LARGE_BYTES:
-            parts: list[bytes | memoryview] = [begin.ljust(start, b"\0"), *payload]
-            content = b"".join(parts).ljust(head.extent, b"\0")
-            disk.write_whole(self._file, content, self.nbytes)
+        entry = packed_entry(
+            RECORD_MAGIC, number, durable, self._salt, packed_map, payload_nbytes, checksum
+        )
+        if payload_nbytes >= LEAST_LARGE_BYTES:
+            entry = entry.ljust(aligned(len(entry)), b"\0")
+            size = len(entry) + aligned(payload_nbytes)
+            self._allocate(self.end + size)
+            self._large.write((memoryview(entry), *payload), self.end)
         else:
-            self._write_large(payload, self.nbytes + start)
-            disk.write_whole(self._file, begin.ljust(start, b"\0"), self.nbytes)
-        self.nbytes += head.extent
-
-    def _allocate(self, nbytes: int) -> None:
-        """Make sure that the file has room for so many bytes in all, and for some more."""
-        if nbytes <= self._allocated:
-            return
-        growth = min(max(self._allocated, LEAST_GROWTH_BYTES), MOST_GROWTH_BYTES)
-        for wanted in (self._allocated + growth, nbytes):
-            wanted = max(wanted, nbytes)
-            try:
-                disk.system.allocate(self._file, self._allocated, wanted - self._allocated)
-            except OSError as error:
-                if error.errno == errno.ENOSPC and wanted > nbytes:
-                    continue  # what is needed may still be there
-                if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
-                    raise
-            self._allocated = wanted
-            return
-
-    # Past the page cache
-
-    def _write_large(self, payload: Sequence[memoryview], offset: int) -> None:
-        for piece in self._aligned(payload):
-            self._write_blocks(piece, offset)
-            offset += len(piece)
-
-    def _aligned(self, payload: Sequence[memoryview]) -> Iterator[memoryview]:
-        """Yield a payload as aligned pieces of whole blocks, the last one with zeros behind it.
-
-        A piece is good until the next one is asked for.
-        """
-        views = [np.frombuffer(view, np.uint8) for view in payload if view.nbytes]
-        rest = views
-        if len(views) == 1 and views[0].ctypes.data % BLOCK_BYTES == 0:
-            whole = views[0].size // BLOCK_BYTES * BLOCK_BYTES
-            for start in range(0, whole, WRITE_BYTES):
-                yield byte_view(views[0][start : min(start + WRITE_BYTES, whole)])
-            rest = [views[0][whole:]] if whole < views[0].size else []
-        yield from self._bounced(rest)
-
-    def _bounced(self, views: Sequence[Array]) -> Iterator[memoryview]:
-        if self._bounce is None:
-            self._bounce = np.frombuffer(mmap.mmap(-1, BOUNCE_BYTES), np.uint8)
-        bounce, filled = self._bounce, 0
-        for view in views:
-            start = 0
-            while start < view.size:
-                count = min(view.size - start, bounce.size - filled)
-                bounce[filled : filled + count] = view[start : start + count]
-                start, filled = start + count, filled + count
-                if filled == bounce.size:
-                    yield byte_view(bounce)
-                    filled = 0
-        if filled:
-            end = -(-filled // BLOCK_BYTES) * BLOCK_BYTES
-            bounce[filled:end] = 0
-            yield byte_view(bounce[:end])
-
-    def _write_blocks(self, blocks: memoryview, offset: int) -> None:
-        if self._direct is not None:
-            try:
-                disk.write_whole(self._direct, blocks, offset)
-            except OSError as error:
-                if error.errno != errno.EINVAL:
-                    raise
-                disk.system.close(self._direct)  # it opens such files and does not write them
-                self._direct = None
-            else:
-                return
-        disk.write_whole(self._file, blocks, offset)
-
-    # The end
+            gap = bytes(-len(entry) % ALIGNMENT)
+            size = aligned(len(entry) + len(gap) + payload_nbytes)
+            self._allocate(self.end + size)
+            # Whole blocks: of a part of one the kernel would have to read the rest first.
+            content = b"".join((entry, gap, *payload)).ljust(size, b"\0")
+            disk.write_whole(self._descriptor, content, self.end)
+        self.end += size
 
     def sync(self) -> None:
-        """Wait until all that was appended is on the disk.
+        """Wait until all that was written is on the disk; on any thread."""
+        disk.system.sync_content(self._descriptor)
 
-        Raises:
-            OSError: It is not known to be, and never will be.
-        """
-        disk.system.sync_content(self._file)
+    def trim(self) -> None:
+        """Give the room behind the last record back to the disk."""
+        disk.system.truncate(self._descriptor, self.end)
 
     def close(self) -> None:
-        """Close the file."""
-        with contextlib.suppress(OSError):
-            if self._direct is not None:
-                disk.system.close(self._direct)
-            disk.system.close(self._file)
+        """Close the file; nothing is synced."""
+        self._large.close()
+        disk.system.close(self._descriptor)
 
+    def _allocate(self, end: int) -> None:
+        """Make sure of the room up to `end`, so that a full disk shows before a write."""
+        if end <= self._allocated or not self._can_allocate:
+            return
+        goals = (max(end, self._allocated + self._step_bytes), end)
+        for goal in goals:
+            if self._has_allocated(goal, is_last_try=goal == end):
+                return
 
-def create(path: Path, header: SegmentHeader, recycled: Path) -> Segment:
-    """Make a segment, durably, from the blocks of `recycled` if there is such a file."""
-    temporary = disk.temporary_beside(path)
-    content, allocated = pack_segment_header(header), 0
-    if recycled.exists():
-        # Out of sight of a later start first: no header there is ever half one and half another.
-        disk.system.rename(recycled, temporary)
-        file = disk.system.open(temporary, os.O_RDWR)
+    def _has_allocated(self, goal: int, *, is_last_try: bool) -> bool:
+        before = os.fstat(self._descriptor).st_size
         try:
-            disk.write_whole(file, content, 0)
-            disk.system.sync(file)
-            allocated = os.fstat(file).st_size
-        finally:
-            disk.system.close(file)
-    else:
-        with disk.NewFile(temporary) as new:
-            new.write(content)
-            allocated = new.nbytes
-    disk.system.rename(temporary, path)
-    disk.sync_folder(path.parent)
-    return Segment(path, header, allocated)
+            disk.system.allocate(self._descriptor, self._allocated, goal - self._allocated)
+        except OSError as error:
+            if error.errno in _NO_ALLOCATION:
+                self._can_allocate = False
+                return True
+            if error.errno in FULL:
+                with contextlib.suppress(OSError):  # some of it may have been given
+                    disk.system.truncate(self._descriptor, before)
+                if not is_last_try:
+                    return False
+            raise
+        self._allocated = goal
+        return True

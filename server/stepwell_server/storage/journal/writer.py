@@ -1,51 +1,61 @@
-"""Writes a model's journal: append, sync, rotate, and let go of what a checkpoint holds."""
+"""A model's journal while it is being written.
+
+    journal.append(header, payload)    written, not durable
+    journal.sync()                     everything appended so far is durable; one for many appends
+
+Under `everysec` a thread syncs about a second after an append, so that nobody has to.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import itertools
-import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import xxhash
-from stepwell_core.errors import DiskFull, JournalBehind, ModelReadOnly
+from stepwell_core.errors import DiskFull, JournalBehind, ModelReadOnly, ShuttingDown
 
 from stepwell_server.storage import disk
-from stepwell_server.storage.journal import segment
-from stepwell_server.storage.journal.folder import RECYCLED, SegmentName, boot_id, segments
-from stepwell_server.storage.journal.format import Identity, SegmentHeader, pack_map
-from stepwell_server.storage.journal.segment import Segment
+from stepwell_server.storage.journal import folder as files
+from stepwell_server.storage.journal.format import Identity, aligned, pack_map
+from stepwell_server.storage.journal.large import BounceBuffer
+from stepwell_server.storage.journal.removal import OldSegments
+from stepwell_server.storage.journal.segment import FULL, Beginning, Segment
+from stepwell_server.storage.journal.syncing import DelayedSync
 
-SYNC_EVERY_S = 1.0
-LATE_S = 2.0
-"""When the disk is so far behind, `everysec` waits for it: else more than a second could go."""
+Durability = Literal["everysec", "always"]
 
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+MOST_STEP_BYTES = 64 << 20
+LEAST_STEP_BYTES = 64 << 10
+SYNC_DELAY_S = 1.0
 
 
 class Journal:
-    """The journal of one model. `append`, `sync` and `rotate` are its lane's alone.
+    """One model's journal, for writing. Opening it begins a new segment, durably.
+
+    `append` and `rotate` are called by the model's lane alone; the rest is thread-safe. Once the
+    disk has failed (`failure`), nothing is written or synced any more: a second fsync would say
+    that all is well while what the first one lost is gone.
 
     Args:
-        folder: Made if it does not exist.
-        identity: Of the history.
+        folder: Made if it does not exist; its parent does. What is in it has been read, or is older
+            than the checkpoint that the model was read from.
+        identity: Whose records they will be.
         first_number: Of the next record.
-        durability: "everysec" or "always".
-        max_bytes: When it `is_large`; at twice that `append` refuses.
-        on_failure: Called once, on whatever thread, when the disk failed.
+        durability: `everysec` has a thread that syncs; under `always` whoever appends calls `sync`.
+        max_bytes: At which it is time for a checkpoint. From twice that on, appends are refused.
+        on_failure: Called once, with `failure`, on the thread that met it; must not call the
+            journal.
+        sync_delay_s: Under `everysec`, how long after an append the sync is; at twice that the next
+            append waits for it.
 
     Raises:
-        OSError: The first segment cannot be made.
-
-    Attributes:
-        durability: As it was given.
-        next_number: Of the next record.
-        failure: Why nothing can be appended any more; None while all is well.
+        DiskFull: There is no room for a new segment.
+        ModelReadOnly: The disk refuses it.
+        JournalInvalid: There are two segments of one serial number.
     """
 
     def __init__(
@@ -53,230 +63,278 @@ class Journal:
         folder: Path,
         identity: Identity,
         first_number: int,
-        durability: str,
+        durability: Durability,
         max_bytes: int,
-        on_failure: Callable[[ModelReadOnly], None] | None = None,
+        on_failure: Callable[[Exception], None] | None = None,
+        *,
+        sync_delay_s: float = SYNC_DELAY_S,
     ) -> None:
-        self.durability = durability
-        self.next_number = first_number
+        self.durability: Durability = durability
         self.failure: ModelReadOnly | None = None
         self._folder = folder
         self._identity = identity
+        self._next_number = first_number
+        self._durable = first_number  # all smaller numbers are on the disk
         self._max_bytes = max_bytes
         self._on_failure = on_failure
-        self._durable = first_number  # all records below it are on the disk
-        self._unsynced_since: float | None = None
-        self._syncing = threading.Lock()  # a sync, or the change of the segment it is of
-        self._naming = threading.Lock()  # what is in the folder
-        self._is_closed = threading.Event()
-        if not folder.exists():
-            disk.system.make_folder(folder)
-            disk.sync_folder(folder.parent)
-        disk.remove_leftovers(folder)
-        self._old = {name: (folder / str(name)).stat().st_size for name in segments(folder)}
-        self._name, self._segment = self._new_segment()
-        self._thread: threading.Thread | None = None
+        self._sync_delay_s = sync_delay_s
+        self._is_closed = False
+        self._bounce = BounceBuffer()
+        self._changing = threading.Lock()  # the fields here; held for moments
+        self._syncing = threading.Lock()  # around syncs and the end of a segment
+        self._unsynced_since_s: float | None = None
+        try:
+            self._old = self._prepared()
+            self._segment = self._begun(identity)
+        except OSError as error:
+            raise self._refusal(error, "begun") from None
+        self._background: DelayedSync | None = None
         if durability == "everysec":
-            self._thread = threading.Thread(
-                target=self._sync_every_second, name=f"journal-{identity.model}", daemon=True
-            )
-            self._thread.start()
+            name = f"journal-{identity.model}"
+            self._background = DelayedSync(self._sync_quietly, sync_delay_s, name)
+
+    @property
+    def next_number(self) -> int:
+        """The number that the next record will have."""
+        return self._next_number
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all segments."""
-        return sum(self._old.values()) + self._segment.nbytes
+        """The size of all segments."""
+        with self._changing:
+            return self._old.nbytes + self._segment.end
 
     @property
     def is_large(self) -> bool:
-        """Whether it is time for a checkpoint, so that old segments may go."""
+        """Whether it is time for a checkpoint, so that old segments can go."""
         return self.nbytes >= self._max_bytes
 
     @property
     def is_late(self) -> bool:
-        """Whether the next `append` would wait for the disk."""
-        since = self._unsynced_since
-        return since is not None and time.monotonic() - since > LATE_S
+        """Whether the next `append` has to wait for the disk, under `everysec`."""
+        since_s = self._unsynced_since_s
+        if self.durability != "everysec" or since_s is None:
+            return False
+        return time.monotonic() - since_s > 2 * self._sync_delay_s
 
     def append(
         self,
-        values: Mapping[str, Any],
+        header: Mapping[str, Any],
         payload: Sequence[memoryview] = (),
+        *,
         checksum: int | None = None,
     ) -> int:
-        """Write a record; returns its number. It is on the disk only after `sync`.
+        """Write a record; it is durable after the next `sync`.
 
         Args:
-            values: Plain values; bytes too.
-            payload: Contiguous views, only read until this returns. One that begins at a multiple
-                of 4096 bytes in memory is written from where it lies.
-            checksum: The payload's xxh3_64, if it is known.
+            header: Plain values.
+            payload: Contiguous views, one behind the other; only read, until this returns. One view
+                that begins at a multiple of 4096 in memory is written as it lies.
+            checksum: The xxh3_64 of the payload's bytes, if it is known already.
+
+        Returns:
+            Its number.
 
         Raises:
-            DiskFull, JournalBehind: The record is not there; the next one may be.
+            DiskFull: There is no room; nothing counts as written.
+            JournalBehind: The journal is twice as large as it may be; likewise.
             ModelReadOnly: The disk failed, now or before.
+            JournalInvalid: The header is larger than a record may have.
+            ShuttingDown: The journal is closed.
         """
-        self._check(payload)
-        if self.durability == "everysec" and self.is_late:
+        self._check()
+        packed_map = pack_map(header)
+        views = [view.cast("B") for view in payload if view.nbytes]
+        payload_nbytes = sum(map(len, views))
+        self._check_size()
+        if self.is_late:
             self.sync()
-        number = self.next_number
+        segment, number = self._segment, self._next_number
         try:
-            self._segment.append(
+            segment.append(
                 number,
                 self._durable,
-                pack_map(values),
-                payload,
-                _checksum(payload) if checksum is None else checksum,
+                packed_map,
+                views,
+                payload_nbytes,
+                _checksum(views) if checksum is None else checksum,
             )
         except OSError as error:
-            if error.errno in NO_ROOM:
-                raise DiskFull(
-                    f"The disk of {self._folder} has no room for the record of this change "
-                    f"({error.strerror}); nothing changed. Make room, or write a checkpoint so "
-                    "that the journal is cut",
-                    needed=sum(view.nbytes for view in payload),
-                ) from None
-            raise self._fail("written to", error) from None
-        self.next_number = number + 1
-        if self._unsynced_since is None:
-            self._unsynced_since = time.monotonic()
+            raise self._refusal(error, "written") from None
+        with self._changing:
+            self._next_number = number + 1
+            if self._unsynced_since_s is None:
+                self._unsynced_since_s = time.monotonic()
+        if self._background is not None:
+            self._background.ask()
         return number
 
-    def _check(self, payload: Sequence[memoryview]) -> None:
-        if self.failure is not None:
-            raise self.failure
-        nbytes = self.nbytes + sum(view.nbytes for view in payload)
-        if nbytes > 2 * self._max_bytes and nbytes > self._segment.nbytes + self._max_bytes:
-            raise JournalBehind(
-                f"The journal has {self.nbytes} bytes, more than twice its {self._max_bytes}: "
-                "checkpoints are not written as fast as changes come. Try again; if it lasts, give "
-                "it more (journal_max_bytes) or a faster disk"
-            )
-
     def sync(self) -> None:
-        """Wait until all that was appended is on the disk.
+        """Return when everything that was appended before is durable. On any thread.
 
         Raises:
-            ModelReadOnly: It is not known to be: the disk failed, now or before.
+            ModelReadOnly: It is not known to be, now or since before.
         """
         with self._syncing:
-            self._sync()
+            self._sync_segment()
 
-    def _sync(self) -> None:
+    def rotate(self, identity: Identity | None = None) -> int:
+        """Begin a new segment, durably; all before it is durable then.
+
+        Args:
+            identity: Of another history that begins here; None goes on with the present one.
+
+        Returns:
+            The number of its first record, which is `next_number`.
+
+        Raises:
+            DiskFull: There is no room; the present segment goes on.
+            ModelReadOnly: The disk failed, now or before.
+            ShuttingDown: The journal is closed.
+        """
+        self._check()
+        with self._syncing:
+            self._sync_segment()
+            try:
+                new = self._begun(identity or self._identity)
+            except OSError as error:
+                raise self._refusal(error, "begun anew") from None
+            with self._changing:
+                old, self._segment = self._segment, new
+                self._old.add(old.path, old.end, new.first_number)
+            self._identity = identity or self._identity
+            _end(old)
+        return self._next_number
+
+    def remove_before(self, number: int) -> None:
+        """Remove the segments that have only records with smaller numbers. On any thread.
+
+        Blocks for as long as the disk takes. One of the files is kept, at most `max_bytes` of it,
+        and becomes the next segment.
+
+        Raises:
+            OSError: The disk refuses; what is left is tried again by the next call.
+        """
+        self._old.remove_before(number)
+
+    def close(self) -> None:
+        """Sync, and end. Nothing runs or is open after it; a second call does nothing.
+
+        Raises:
+            ModelReadOnly: The last records are not known to be durable. Not for a failure that was
+                told before.
+        """
+        with self._changing:
+            if self._is_closed:
+                return
+            self._is_closed = True
+        if self._background is not None:
+            self._background.close()
+        with self._syncing:
+            try:
+                if self.failure is None:
+                    self._sync_segment()
+            finally:
+                _end(self._segment)
+
+    def _prepared(self) -> OldSegments:
+        """Make the folder, or make sure that all in it is durable; return what it has."""
+        if not self._folder.exists():
+            disk.system.make_folder(self._folder)
+            disk.sync_folder(self._folder.parent)
+        disk.remove_leftovers(self._folder)
+        files.sync_all(self._folder)
+        return OldSegments(self._folder, self._max_bytes, self._next_number, self._changing)
+
+    def _begun(self, identity: Identity) -> Segment:
+        """Begin a segment, from an old file if one is kept."""
+        step_bytes = min(MOST_STEP_BYTES, max(LEAST_STEP_BYTES, self._max_bytes // 8))
+        beginning = Beginning(
+            self._folder,
+            self._old.next_serial(),
+            identity,
+            self._next_number,
+            self.durability,
+            aligned(step_bytes),
+        )
+        recycled = self._old.take_recycled()
+        try:
+            return Segment(beginning, self._bounce, recycled)
+        except OSError:
+            if recycled is not None and recycled.exists():
+                self._old.put_recycled(recycled)
+            raise
+
+    def _check(self) -> None:
         if self.failure is not None:
-            raise self.failure
-        number, began = self.next_number, time.monotonic()
+            raise ModelReadOnly(self.failure.message)
+        if self._is_closed:
+            raise ShuttingDown("The model's journal is closed; send it again")
+
+    def _check_size(self) -> None:
+        nbytes, most = self.nbytes, 2 * self._max_bytes
+        if nbytes >= most:
+            raise JournalBehind(
+                f"The journal has {nbytes} bytes and may have {most}; try again when the "
+                "checkpoint that is due has been written",
+                bytes=nbytes,
+                most=most,
+            )
+
+    def _sync_segment(self) -> None:
+        """Sync what was appended; `_syncing` is held."""
+        if self.failure is not None:
+            raise ModelReadOnly(self.failure.message)
+        with self._changing:
+            segment, number, now_s = self._segment, self._next_number, time.monotonic()
         if number == self._durable:
             return
         try:
-            self._segment.sync()
+            segment.sync()
         except OSError as error:
-            # What the kernel could not write it has forgotten: another fsync would say that all is
-            # well. So this file is never asked again.
-            raise self._fail("synced", error) from None
-        self._durable = number
-        self._unsynced_since = None if number == self.next_number else began
+            raise self._failed(error, "synced") from None
+        with self._changing:
+            self._durable = number
+            # What came during the sync is younger than it: nothing is older than its beginning.
+            self._unsynced_since_s = None if number == self._next_number else now_s
 
-    def _sync_every_second(self) -> None:
-        while not self._is_closed.wait(SYNC_EVERY_S):
-            try:
-                self.sync()
-            except ModelReadOnly:
-                return
+    def _sync_quietly(self) -> None:
+        with contextlib.suppress(ModelReadOnly):  # `failure` has it
+            self.sync()
 
-    def _fail(self, what: str, error: OSError) -> ModelReadOnly:
-        if self.failure is None:
-            self.failure = ModelReadOnly(
-                f"The journal of model {self._identity.model!r} could not be {what} "
-                f"({error.strerror}), so nothing can be promised any more. It can be pulled from; "
-                "look after the disk, then start the server again",
-                model=self._identity.model,
+    def _refusal(self, error: OSError, what: str) -> DiskFull | ModelReadOnly:
+        if error.errno in FULL:
+            return DiskFull(
+                "The disk has no room for the model's journal; nothing changed. Free some, or wait "
+                "until a checkpoint has let old records go"
             )
-            if self._on_failure is not None:
-                self._on_failure(self.failure)
-        return self.failure
+        return self._failed(error, what)
 
-    # Segments
-
-    def rotate(self, identity: Identity | None = None) -> int:
-        """Begin another segment, durably; returns the number of its first record.
-
-        Args:
-            identity: Of another history, that begins here; None goes on with the present one.
-
-        Raises:
-            DiskFull, ModelReadOnly: The present segment goes on.
-        """
-        with self._syncing:
-            self._sync()
-            before, name, old = self._identity, self._name, self._segment
-            self._identity = before if identity is None else identity
-            try:
-                self._name, self._segment = self._new_segment()
-            except OSError as error:
-                self._identity = before
-                if error.errno in NO_ROOM:
-                    raise DiskFull(
-                        f"The disk of {self._folder} has no room for another segment of the "
-                        "journal; nothing changed"
-                    ) from None
-                raise self._fail("begun anew", error) from None
-            with self._naming:
-                self._old[name] = old.nbytes
-            old.close()
-        return self.next_number
-
-    def _new_segment(self) -> tuple[SegmentName, Segment]:
-        with self._naming:
-            serials = [name.serial for name in (*self._old, getattr(self, "_name", None)) if name]
-            name = SegmentName(max(serials, default=0) + 1, self.next_number)
-            header = SegmentHeader(
-                self._identity,
-                self.next_number,
-                self.durability,
-                boot_id(),
-                secrets.randbits(64),
-            )
-            path = self._folder / str(name)
-            return name, segment.create(path, header, self._folder / RECYCLED)
-
-    def remove_before(self, number: int) -> None:
-        """Let go of the segments whose records all have smaller numbers; on any thread.
-
-        One of them is kept to be used again.
-        """
-        with self._naming:
-            names = [*sorted(self._old), self._name]
-            is_changed = False
-            for name, following in itertools.pairwise(names):
-                if following.first_number > number:
-                    break
-                self._let_go(name)
-                is_changed = True
-            if is_changed:
-                disk.sync_folder(self._folder)
-
-    def _let_go(self, name: SegmentName) -> None:
-        path, recycled = self._folder / str(name), self._folder / RECYCLED
-        if recycled.exists() or self._old[name] > self._max_bytes:
-            disk.system.unlink(path)
-        else:
-            disk.system.rename(path, recycled)
-        del self._old[name]
-
-    def close(self) -> None:
-        """Sync what was appended, unless the disk failed, and end the thread."""
-        self._is_closed.set()
-        if self._thread is not None:
-            self._thread.join()
-        if self.failure is None:
-            with contextlib.suppress(ModelReadOnly):  # `on_failure` was told
-                self.sync()
-        self._segment.close()
+    def _failed(self, error: OSError, what: str) -> ModelReadOnly:
+        """Note that the disk failed, tell once, and return what to raise."""
+        failure = ModelReadOnly(
+            f"The model's journal could not be {what} ({error.strerror}): until the server is "
+            "restarted the model is only read"
+        )
+        with self._changing:
+            is_first = self.failure is None
+            if is_first:
+                self.failure = failure
+        if is_first and self._on_failure is not None:
+            self._on_failure(failure)
+        return failure
 
 
-def _checksum(payload: Sequence[memoryview]) -> int:
-    checksum = xxhash.xxh3_64()
-    for view in payload:
-        checksum.update(view)
-    return checksum.intdigest()
+def _checksum(views: Sequence[memoryview]) -> int:
+    digest = xxhash.xxh3_64()
+    for view in views:
+        digest.update(view)
+    return digest.intdigest()
+
+
+def _end(segment: Segment) -> None:
+    """Close a segment and give back the room that it did not use; neither is worth an error."""
+    with contextlib.suppress(OSError):
+        segment.trim()
+    with contextlib.suppress(OSError):
+        segment.close()

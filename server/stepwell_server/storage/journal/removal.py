@@ -1,0 +1,129 @@
+"""The segments that are no longer written: how large they are, and how they go."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+from stepwell_server.storage import disk
+from stepwell_server.storage.journal.folder import RECYCLED, SegmentFile, segments
+from stepwell_server.storage.journal.format import parse_name
+
+
+class OldSegments:
+    """What is in a journal's folder beside the segment that is being written.
+
+    Writing blocks that were written before is twice as fast as writing fresh ones. So one file that
+    is not needed any more is kept out of sight, and becomes a segment again.
+
+    Args:
+        folder: Of the journal.
+        most_recycled_bytes: How much of a file is kept for that.
+        first_number: Of the segment that is about to be written.
+        changing: Held, for moments, by whoever reads `nbytes` or calls `add`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        most_recycled_bytes: int,
+        first_number: int,
+        changing: threading.Lock,
+    ) -> None:
+        self._folder = folder
+        self._most_recycled_bytes = most_recycled_bytes
+        self._changing = changing
+        self._removing = threading.Lock()  # one at a time
+        self._files = segments(folder)
+        self._current_first_number = first_number
+        self.nbytes = sum(file.nbytes for file in self._files)
+        self._serial = self._files[-1].serial if self._files else 0
+        path = folder / RECYCLED
+        self._recycled: Path | None = None
+        if path.is_file() and not path.is_symlink():
+            # Its name may not be on the disk yet. Were it written to, and the power failed, a
+            # segment would come back with another one's header.
+            disk.sync_folder(folder)
+            self._recycled = path
+
+    def next_serial(self) -> int:
+        """Return a serial number that no segment here had; by the lane alone."""
+        self._serial += 1
+        return self._serial
+
+    def add(self, path: Path, nbytes: int, current_first_number: int) -> None:
+        """Take over a segment that is not written any more. `changing` is held.
+
+        Args:
+            path: Of its file.
+            nbytes: Of it that are used.
+            current_first_number: Of the segment that is written from now on.
+        """
+        parsed = parse_name(path.name)
+        assert parsed is not None
+        self._files.append(SegmentFile(path, *parsed, nbytes))
+        self._current_first_number = current_first_number
+        self.nbytes += nbytes
+
+    def take_recycled(self) -> Path | None:
+        """Return the old file that a new segment is to be made from, if there is one."""
+        with self._changing:
+            recycled, self._recycled = self._recycled, None
+        return recycled
+
+    def put_recycled(self, path: Path) -> None:
+        """Give it back, unused. Its name is durable."""
+        with self._changing:
+            self._recycled = path
+
+    def remove_before(self, number: int) -> None:
+        """Remove the segments that have only records with smaller numbers, oldest first.
+
+        Raises:
+            OSError: The disk refuses; what is left is tried again by the next call.
+        """
+        with self._removing:
+            victims = self._before(number)
+            if not victims:
+                return
+            recycled = self._let_go(victims)
+            disk.sync_folder(self._folder)
+            if recycled is not None:
+                self.put_recycled(recycled)
+
+    def _before(self, number: int) -> list[SegmentFile]:
+        with self._changing:
+            files, current = list(self._files), self._current_first_number
+        ends = [*(file.first_number for file in files), current][1:]
+        victims = []
+        for file, end in zip(files, ends, strict=True):
+            if end > number:
+                break
+            victims.append(file)
+        return victims
+
+    def _let_go(self, victims: list[SegmentFile]) -> Path | None:
+        """Remove all files but the largest, which gets its other name; that is returned."""
+        largest = max(victims, key=lambda file: file.nbytes)
+        recycled = self.take_recycled()
+        is_kept = recycled is None or recycled.stat().st_size < largest.nbytes
+        for victim in victims:
+            if victim is largest and is_kept:
+                recycled = self._folder / RECYCLED
+                disk.system.rename(victim.path, recycled)
+                self._shorten(recycled)
+            else:
+                disk.system.unlink(victim.path)
+            with self._changing:
+                self._files.remove(victim)
+                self.nbytes -= victim.nbytes
+        return recycled
+
+    def _shorten(self, path: Path) -> None:
+        if path.stat().st_size > self._most_recycled_bytes:
+            descriptor = disk.system.open(path, os.O_RDWR)
+            try:
+                disk.system.truncate(descriptor, self._most_recycled_bytes)
+            finally:
+                disk.system.close(descriptor)
