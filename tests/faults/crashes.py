@@ -54,6 +54,9 @@ TAIL_S = 4.0
 WAIT_S = 4.0
 """How long a server may take to reach the place where it is to die; else it is killed there."""
 
+RECORD_BYTES = 200
+"""Of one recorded call, about."""
+
 HARMLESS = {
     "connection_failed",
     "connection_lost",
@@ -100,7 +103,7 @@ class Plan:
         transport: "http" through the proxy, or "auto": shared memory past it.
         points: Named places where it is killed, drawn from beside random moments.
         restores: Whether checkpoints are restored, between kills and in them.
-        loses_power: Whether half of the kills take the machine's power too.
+        power_losses: How often, from 0 to 1, a kill at no named place takes the power too.
         large_rows: See `Task`.
         bug: Of `server_program.BUGS`.
     """
@@ -114,7 +117,7 @@ class Plan:
     transport: str = "http"
     points: tuple[str, ...] = PUSH_POINTS + SYNC_POINTS + CHECKPOINT_POINTS + START_POINTS
     restores: bool = False
-    loses_power: bool = False
+    power_losses: float = 0.0
     large_rows: int = 0
     bug: str = ""
     longest_s: float = 0.6
@@ -123,7 +126,7 @@ class Plan:
     def may_cut(self) -> bool:
         """Whether a crash may take the history's tail."""
         promised = self.promised or self.durability
-        return promised == "memory" or (promised == "everysec" and self.loses_power)
+        return promised == "memory" or (promised == "everysec" and self.power_losses > 0)
 
 
 @dataclass
@@ -205,11 +208,13 @@ class _Run:
             stack.enter_context(self._proxy)
             workers = [stack.enter_context(self._worker(n)) for n in range(self._plan.workers)]
             for worker in workers:
-                assert worker.stdout is not None and worker.stdout.readline() == "open\n"
+                assert worker.stdout is not None
+                assert worker.stdout.readline() == "open\n", self._log_of(workers.index(worker))
             while self._report.kills.total() < self._plan.kills:
                 self._kill_once()
             if self._server.process.poll() is not None:
                 self._start_surely()
+            self._wait_for_calls(least=300)
             self._end(workers)
         self._read()
         return self._report
@@ -225,10 +230,11 @@ class _Run:
             "STEPWELL_JOURNAL_MAX_BYTES": str(1 << 20),
             "STEPWELL_KEEP_CHECKPOINTS": "4",
             "STEPWELL_PUSH_WAIT_S": "3",
+            "STEPWELL_MEMORY_SOCKET": str(self._folder / "memory.sock"),
             "FAULTS_BUG": plan.bug,
             "FAULTS_BOOT": f"boot-{self._boots}",
         }
-        if plan.loses_power:
+        if plan.power_losses:
             environment["FAULTS_POWER"] = str(self._rng.randrange(1 << 30))
         self._server = servers.start(
             self._folder / "data",
@@ -273,7 +279,7 @@ class _Run:
         self._work(point)
         if point and self._has_ended():
             self._count(point)
-        elif plan.loses_power and rng.random() < 0.6:
+        elif rng.random() < plan.power_losses:
             self._server.process.send_signal(signal.SIGUSR1)
             self._boots += 1
             self._count("power")
@@ -284,7 +290,8 @@ class _Run:
     def _work(self, point: str) -> None:
         """Let the workers work, and be the administrator meanwhile."""
         plan, rng = self._plan, self._rng
-        time.sleep(rng.uniform(0.02, plan.longest_s))
+        self._wait_for_calls()
+        time.sleep(rng.uniform(0.0, plan.longest_s))
         for _ in range(2 if point in CHECKPOINT_POINTS else 1):
             if point in CHECKPOINT_POINTS or rng.random() < 0.4:
                 self._is_answered(self._checkpoint)
@@ -292,6 +299,18 @@ class _Run:
             self._is_answered(self._restore)
         if not point:
             time.sleep(rng.uniform(0.0, plan.longest_s / 2))
+
+    def _wait_for_calls(self, least: int = 20) -> None:
+        """Wait until workers were answered by this server; not for ever, it may be dead already."""
+        deadline = time.monotonic() + WAIT_S
+        enough = self._recorded() + least * RECORD_BYTES
+        while self._recorded() < enough and time.monotonic() < deadline:
+            if self._server.process.poll() is not None:
+                return
+            time.sleep(0.01)
+
+    def _recorded(self) -> int:
+        return sum(path.stat().st_size for path in self._folder.glob("w*.jsonl"))
 
     def _has_ended(self) -> bool:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -327,7 +346,6 @@ class _Run:
             self._report.errors[answer.json()["code"]] += 1
             if answer.status_code == 500 or answer.json()["code"] not in HARMLESS | {
                 "checkpoint_not_found",  # it was too old to be kept
-                "no_longer",
             }:
                 self._violation("answer", f"{method} {path}: {answer.text}")
             return {}
@@ -445,15 +463,18 @@ class _Run:
         for n, worker in enumerate(workers):
             code = worker.wait(servers.DEADLINE_S)
             if code:
-                text = (self._folder / f"w{n}.log").read_text()
-                self._violation("worker", f"w{n} ended with {code}: {text[-3000:]}")
+                self._violation("worker", f"w{n} ended with {code}: {self._log_of(n)}")
         self._look()
         code = self._server.stop()
         if code:
             self._violation("end", f"the server stopped with {code}: {self._server.events[-5:]}")
-        self._start_surely()  # a clean stop keeps everything, the incarnation too
-        self._look()
-        self._server.stop()
+        if self._plan.kills:
+            self._start_surely()  # a clean stop keeps everything, the incarnation too
+            self._look()
+            self._server.stop()
+
+    def _log_of(self, place: int) -> str:
+        return (self._folder / f"w{place}.log").read_text()[-3000:]
 
     def _look(self) -> None:
         with stepwell.Client(self._url, transport="http") as client:
@@ -474,7 +495,7 @@ class _Run:
         report.cuts = len(history.branches) - 1
         report.connections, report.broken = self._proxy.connections, self._proxy.broken
         promised = plan.promised or plan.durability
-        tail_s = TAIL_S if promised == "everysec" and plan.loses_power else None
+        tail_s = TAIL_S if promised == "everysec" and plan.power_losses else None
         report.violations += check(history, may_cut=plan.may_cut, tail_s=tail_s)
         for code in sorted(report.errors.keys() - HARMLESS):
             self._violation("error", f"workers met {code} {report.errors[code]} times")

@@ -27,7 +27,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 
 Clock = tuple[float, ...]
@@ -152,6 +152,7 @@ def check(
 
 class _Checker:
     def __init__(self, history: History, may_cut: bool, tail_s: float | None) -> None:
+        history = replace(history, pulls=[_placed(pull, history) for pull in history.pulls])
         self._history = history
         self._may_cut = may_cut
         self._tail_s = tail_s
@@ -214,7 +215,9 @@ class _Checker:
             if push.version is None:
                 continue
             makers = made[push.incarnation, push.version]
-            other = makers.get(push.worker) or (self._is_full(makers) and next(iter(makers.values())))
+            other = makers.get(push.worker) or (
+                self._is_full(makers) and next(iter(makers.values()))
+            )
             if other:
                 yield Violation("version", f"{push} and {other} both made version {push.version}")
             makers[push.worker] = push
@@ -253,8 +256,8 @@ class _Checker:
             if offset != expected:
                 yield Violation(
                     "sum",
-                    f"{pull} has {clock}: {sum(clock)} pushes in {pull.version - expected} versions "
-                    f"of {self._history.shares} each",
+                    f"{pull} has {clock}: {sum(clock)} pushes, in {pull.version - expected} "
+                    f"versions of {self._history.shares} each",
                 )
             yield from self._counts(pull, clock)
 
@@ -326,6 +329,21 @@ class _Checker:
     def _key(self, call: Push | Pull) -> tuple[int, int]:
         assert call.version is not None
         return self._rank[call.incarnation], call.version
+
+
+def _placed(pull: Pull, history: History) -> Pull:
+    """Return a pull with the incarnation that its version is of.
+
+    While history is being cut a server may say the version after the cut with the incarnation
+    before it (`Readers.hold`). Versions do not go back at a restore, so it is known which it is.
+    """
+    names = [branch.incarnation for branch in history.branches]
+    later = names.index(pull.incarnation) + 1 if pull.incarnation in names else len(names)
+    for branch in history.branches[later:]:
+        if branch.kind != "restored" or branch.version is None or pull.version < branch.version:
+            break
+        pull = replace(pull, incarnation=branch.incarnation)
+    return pull
 
 
 def _firsts(pushes: list[Push]) -> list[Push]:

@@ -1,6 +1,6 @@
 """A TCP proxy that does to connections what networks do, by a seeded plan.
 
-    with FaultyProxy(server.url, Schedule(seed=1, faults=(Fault(loses_answer=0), *5 * [CALM]))) as proxy:
+    with FaultyProxy(server.url, Schedule(1, [Fault(loses_answer=0), CALM])) as proxy:
         client = stepwell.Client(proxy.url)
 
 It knows nothing of HTTP: an answer is what the server says after the client has said something. So

@@ -11,8 +11,12 @@ kernel, which is another one after that.
 from __future__ import annotations
 
 import os
-import random
 import signal
+
+if os.environ.get("FAULTS_POWER"):  # before libraries start threads: they inherit that
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+
+import random
 import sys
 import threading
 from collections.abc import Callable
@@ -22,8 +26,8 @@ from typing import Any
 from stepwell_core.engine import Engine
 from stepwell_core.ledger import Ledger
 from stepwell_core.store import Store, Version
-from stepwell_server.storage import disk, journal
-from stepwell_server.storage.journal import Journal, writer
+from stepwell_server.storage import disk
+from stepwell_server.storage.journal import Journal
 
 BUGS: dict[str, Callable[[], None]] = {}
 
@@ -152,7 +156,6 @@ def _prepare_power_loss(seed: int) -> None:
     root.mkdir(parents=True, exist_ok=True)
     forgetful = ForgetfulDisk(root)
     disk.system = forgetful
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # threads to come inherit that
 
     def wait() -> None:
         signal.sigwait({signal.SIGUSR1})
@@ -170,7 +173,9 @@ def main() -> None:
     if name := os.environ.get("FAULTS_BUG"):
         BUGS[name]()
     if boot := os.environ.get("FAULTS_BOOT"):
-        journal.boot_id = writer.boot_id = lambda: boot  # type: ignore[attr-defined]
+        for name, module in sys.modules.items():
+            if name.startswith("stepwell_server.storage.journal") and hasattr(module, "boot_id"):
+                module.boot_id = lambda: boot  # type: ignore[attr-defined]
     if seed := os.environ.get("FAULTS_POWER"):
         _prepare_power_loss(int(seed))
     sys.exit(run())

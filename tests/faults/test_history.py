@@ -22,7 +22,7 @@ def recorded(seed: int = 0, calls: int = 300) -> History:
     rng = random.Random(seed)
     history = History(WORKERS, branches=[Branch("a", "created")])
     clock, sequences = [0.0] * 3, [0] * 3
-    free_at = {name: 0.0 for name in (*WORKERS, "r")}
+    free_at = dict.fromkeys((*WORKERS, "r"), 0.0)
     for n in range(calls):
         at = float(n)
         name = rng.choice([w for w in free_at if free_at[w] < at - 0.5] or ["none"])
@@ -217,7 +217,7 @@ def test_more_than_the_tail_is_found():
 
 
 def test_a_restore_takes_back_and_goes_on():
-    """The clock is the checkpoint's again, the version never goes back, and nothing else is lost."""
+    """The clock is the checkpoint's again, the version never goes back, nothing else is lost."""
     history = recorded()
     last, kept = history.pulls[-1], 30
     clock = [0.0, 0.0, 0.0]
@@ -229,7 +229,9 @@ def test_a_restore_takes_back_and_goes_on():
     history.pulls.append(
         Pull("r", last.end + 1, last.end + 2, "b", base, (tuple(clock),)),
     )
-    wrong = replace(history, pulls=[*history.pulls[:-1], replace(history.pulls[-1], version=base + 1)])
+    wrong = replace(
+        history, pulls=[*history.pulls[:-1], replace(history.pulls[-1], version=base + 1)]
+    )
 
     assert check(history) == []
     assert rules(wrong) == {"sum"}

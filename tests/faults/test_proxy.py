@@ -81,10 +81,9 @@ def test_an_answer_is_cut_after_so_many_bytes(echo, has_reset):
         connection.sendall(b"request")
         if has_reset:  # what had arrived may go with it
             with pytest.raises(ConnectionResetError):
-                while connection.recv(100):
-                    pass
+                say(connection, bytes(100))
         else:
-            assert say(connection, b"") == b"" and connection.recv(100) == b"requ"
+            assert connection.recv(100) == b"requ"
             assert connection.recv(100) == b""
 
 
@@ -96,9 +95,8 @@ def test_a_request_is_cut_after_so_many_bytes(echo):
         pytest.raises(ConnectionResetError),
     ):
         say(connection, b"request")
-        connection.recv(1)
 
-    assert b"request".startswith(echo.heard) and len(echo.heard) <= 3
+    assert b"req".startswith(echo.heard)
 
 
 def test_latency_and_a_slow_line_take_their_time(echo):
@@ -141,6 +139,9 @@ def test_all_connections_are_reset_at_once(echo):
 
 def test_a_server_that_is_not_there_looks_like_one(echo):
     """The client gets a reset, and later connections go through if a server came."""
-    with FaultyProxy("http://127.0.0.1:1") as proxy, connect(proxy) as connection:
-        with pytest.raises(ConnectionResetError):
-            connection.recv(1)
+    with (
+        FaultyProxy("http://127.0.0.1:1") as proxy,
+        connect(proxy) as connection,
+        pytest.raises(ConnectionResetError),
+    ):
+        connection.recv(1)

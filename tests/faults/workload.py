@@ -189,7 +189,7 @@ class ClockWorker:
             self._repeat(worker, pushed)
 
     def _resolved(self, worker: Any) -> Any:
-        """Return what became of a push that got no answer; None if it has no effect, as it seems."""
+        """Return what became of a push without an answer; None if it has no effect, as it seems."""
         while not self._stop.is_now:
             try:
                 return worker.resolve()
@@ -206,8 +206,14 @@ class ClockWorker:
         said = self._insist("describe", model.describe)
         return bool(said["incarnation"] == incarnation)
 
-    def _end(self, call: int, push: Push, outcome: str, version: int | None = None,
-             is_duplicate: bool = False) -> Push:
+    def _end(
+        self,
+        call: int,
+        push: Push,
+        outcome: str,
+        version: int | None = None,
+        is_duplicate: bool = False,
+    ) -> Push:
         ended = replace(
             push,
             end=time.monotonic(),
