@@ -1,303 +1,507 @@
-"""Runs real workers through a faulty proxy while the server is killed again and again.
+"""Kills a server again and again under real workers, and checks the history of their calls.
 
-One `Run` is one data folder, one model, some worker processes and many kills: at random moments,
-and at the named places of `stepwell_server.failpoints`. What its workers wrote down is checked in
-the end against what was promised.
+One `Plan` is one data folder, one model, a few worker processes that reach the server through a
+faulty proxy (or through shared memory), and so many kills: by SIGKILL at random moments, at named
+places (`stepwell_server.failpoints`), or by a loss of power. Beside them checkpoints are written
+and restored. `run` makes it all and returns what was seen; the seed is in each plan.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import random
+import signal
+import socket
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
 import stepwell
 
 from tests import servers
-from tests.faults.history import Event, Violation, check
-from tests.faults.proxy import FaultyProxy
-from tests.faults.worker import Task, clocks_in, parameters
+from tests.faults import recording
+from tests.faults.history import Branch, History, Pull, Violation, check
+from tests.faults.proxy import CALM, Fault, FaultyProxy, Schedule
+from tests.faults.recording import clocks_in
+from tests.faults.workload import Task, zeros
 
+MODEL = "clock"
 ROOT = Path(__file__).resolve().parents[2]
 
-FAILPOINTS = (
-    "push.staged",
-    "journal.before_append",
-    "journal.appended",
-    "journal.synced",
-    "push.committed",
+PUSH_POINTS = ("push.staged", "journal.before_append", "journal.appended", "push.committed")
+SYNC_POINTS = ("journal.synced",)
+CHECKPOINT_POINTS = (
     "checkpoint.cut",
     "checkpoint.files_written",
     "checkpoint.manifest_written",
     "checkpoint.renamed",
     "checkpoint.verified",
     "journal.segments_removed",
-    "recovery.read",
-    "recovery.replayed",
 )
-"""Where a server is killed; those of a checkpoint are reached since one is written often."""
+RESTORE_POINTS = ("restore.checkpoint_written", "restore.adopted")
+START_POINTS = ("recovery.read", "recovery.replayed")
 
-DEADLINE_S = 30.0
+TAIL_S = 4.0
+"""What `everysec` may lose: a second, and what a busy machine adds to it."""
+
+WAIT_S = 4.0
+"""How long a server may take to reach the place where it is to die; else it is killed there."""
+
+RECORD_BYTES = 200
+"""Of one recorded call, about."""
+
+HARMLESS = {
+    "connection_failed",
+    "connection_lost",
+    "timed_out",
+    "transport_error",
+    "unexpected_answer",
+    "unavailable",
+    "shutting_down",
+    "stale_incarnation",
+    "unknown_session",
+    "push_not_found",
+    "versions_exhausted",
+    "journal_behind",
+    "staging_full",
+}
+"""Codes that a worker may meet while its server is killed and its connections break."""
+
+
+def faults(largest: int) -> tuple[Fault, ...]:
+    """Return what a proxy may do to connections on which bodies of a size travel."""
+    return (
+        *[CALM] * 4,
+        Fault(latency_s=0.002),
+        Fault(bytes_per_s=50.0 * largest),
+        *(Fault(loses_answer=n) for n in (1, 4, 20)),
+        *(Fault(cut_answer_after=n) for n in (60, largest // 2, 5 * largest)),
+        *(Fault(cut_request_after=n) for n in (100, largest // 2, 7 * largest)),
+        Fault(cut_request_after=3 * largest, has_reset=False),
+        Fault(cut_answer_after=3 * largest, has_reset=False),
+    )
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What one run is.
+    """One run.
 
     Attributes:
-        durability: "always", "everysec" or "memory".
-        is_sync: Whether a step needs a push of each worker.
-        workers: Processes.
+        seed: Of everything that is drawn; what it meets still depends on the machine's speed.
         kills: How many.
-        seed: Of everything.
-        transports: Of the workers, in turn.
-        server: The module that is run as the server; another one has a seeded bug.
-        environment: Of the server beside our own.
+        durability: Of the server.
+        promised: What the history is checked against: `durability` by default.
+        is_sync: Whether the model is synchronous.
+        workers: How many processes.
+        transport: "http" through the proxy, or "auto": shared memory past it.
+        points: Named places where it is killed, drawn from beside random moments.
+        restores: Whether checkpoints are restored, between kills and in them.
+        power_losses: How often, from 0 to 1, a kill at no named place takes the power too.
+        large_rows: See `Task`.
+        bug: Of `server_program.BUGS`.
     """
 
+    seed: int
+    kills: int
     durability: str = "always"
+    promised: str = ""
     is_sync: bool = False
     workers: int = 3
-    kills: int = 10
-    seed: int = 0
-    transports: tuple[str, ...] = ("http", "http", "auto")
-    server: str = "stepwell_server"
-    environment: dict[str, str] = field(default_factory=dict)
+    transport: str = "http"
+    points: tuple[str, ...] = PUSH_POINTS + SYNC_POINTS + CHECKPOINT_POINTS + START_POINTS
+    restores: bool = False
+    power_losses: float = 0.0
+    large_rows: int = 0
+    bug: str = ""
+    longest_s: float = 0.6
+
+    @property
+    def may_cut(self) -> bool:
+        """Whether a crash may take the history's tail."""
+        promised = self.promised or self.durability
+        return promised == "memory" or (promised == "everysec" and self.power_losses > 0)
 
 
 @dataclass
-class Outcome:
-    """What came of a run.
+class Report:
+    """What was seen in a run.
 
     Attributes:
-        violations: Of the promises.
-        kills: By place.
-        events: How many calls were made.
-        duplicates: How many pushes had to be repeated after their effect.
-        faults: Connections of the proxy by kind.
-        version: Of the model in the end.
+        kills: By kind.
+        errors: That workers met, by code.
+        duplicates: Answers that were repeated ones.
+        cuts: Times that the history was cut, restores included.
     """
 
-    violations: list[Violation]
-    kills: Counter[str]
-    events: int
-    duplicates: int
-    faults: Counter[str]
-    version: int
+    plan: Plan
+    violations: list[Violation] = field(default_factory=list)
+    kills: Counter[str] = field(default_factory=Counter)
+    errors: Counter[str] = field(default_factory=Counter)
+    recoveries: int = 0
+    pushes: int = 0
+    pulls: int = 0
+    duplicates: int = 0
+    cuts: int = 0
+    connections: int = 0
+    broken: int = 0
+
+    def __str__(self) -> str:
+        return "\n".join(
+            [f"{self.plan}: {self.summary()}", *(f"  {v}" for v in self.violations[:20])]
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {
+            "kills": dict(self.kills),
+            "recoveries": self.recoveries,
+            "pushes": self.pushes,
+            "pulls": self.pulls,
+            "duplicates": self.duplicates,
+            "cuts": self.cuts,
+            "errors": dict(self.errors),
+            "connections": self.connections,
+            "broken": self.broken,
+            "violations": len(self.violations),
+        }
 
 
-class Run:
-    """One run; see the module.
+def run(plan: Plan, folder: Path) -> Report:
+    """Make a run in a folder, and check its history."""
+    return _Run(plan, folder).make()
 
-    Args:
-        folder: For the data and the logs.
-        plan: What it is.
-    """
 
-    def __init__(self, folder: Path, plan: Plan) -> None:
-        self._folder = folder
+class _Run:
+    def __init__(self, plan: Plan, folder: Path) -> None:
         self._plan = plan
+        self._folder = folder
         self._rng = random.Random(plan.seed)
-        self._events: list[Event] = []
-        self._kills: Counter[str] = Counter()
-        self._port = 0
+        self._port = _free_port()
+        self._url = f"http://127.0.0.1:{self._port}"
+        self._http = servers.http(self._url)
+        self._report = Report(plan)
+        self._checkpoints: dict[str, tuple[str, int]] = {}  # incarnation and version by id
+        self._restoring: str | None = None  # the checkpoint, while the answer is not there
+        self._boots = 0
+        names = tuple(f"w{n}" for n in range(plan.workers))
+        self._history = History(list(names), shares=plan.workers if plan.is_sync else 1)
+        self._killed_at = 0.0
+        rows = sum(array.nbytes for array in zeros(plan.workers, plan.large_rows).values())
+        self._proxy = FaultyProxy(self._url, Schedule(plan.seed, faults(rows + 600)))
 
-    def make(self) -> Outcome:
-        """Make the run and check what was seen."""
-        server = self._start(None)
-        self._port = int(server.url.rsplit(":", 1)[1])
-        with FaultyProxy(self._port, self._plan.seed) as proxy:
-            self._create(server.url)
-            workers = [self._worker(index, proxy.url) for index in range(self._plan.workers)]
-            readers = [self._read(worker) for worker in workers]
-            try:
-                for _ in range(self._plan.kills):
-                    server = self._kill_and_start(server)
-                time.sleep(0.3)
-            finally:
-                ended = time.monotonic()
-                for worker in workers:
-                    assert worker.stdin is not None
-                    worker.stdin.close()
-            self._end(workers, readers, server)
-        version = self._last_look(server.url)
-        assert server.stop() == 0, "the server stops cleanly in the end"
-        plan = self._plan
-        # At the end of a synchronous run those who are left make steps of fewer gradients, whose
-        # mean is no tick any more.
-        counted = [e for e in self._events if e.end < ended] if plan.is_sync else self._events
-        violations = check(
-            counted,
-            plan.workers,
-            is_sync=plan.is_sync,
-            may_be_cut=plan.durability == "memory",
-        )
-        duplicates = sum(event.is_duplicate for event in self._events)
-        return Outcome(
-            violations, self._kills, len(self._events), duplicates, proxy.counts, version
-        )
+    def make(self) -> Report:
+        """Make the run; everything that was started has ended then."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._http)
+            server = self._start()
+            stack.callback(lambda: self._server.process.kill())
+            assert server is not None
+            self._create()
+            self._note_branch()
+            stack.enter_context(self._proxy)
+            workers = [stack.enter_context(self._worker(n)) for n in range(self._plan.workers)]
+            for worker in workers:
+                assert worker.stdout is not None
+                assert worker.stdout.readline() == "open\n", self._log_of(workers.index(worker))
+            while self._report.kills.total() < self._plan.kills:
+                self._kill_once()
+            if self._server.process.poll() is not None:
+                self._start_surely()
+            self._wait_for_calls(least=300)
+            self._end(workers)
+        self._read()
+        return self._report
 
     # The server
 
-    def _start(self, failpoint: str | None) -> servers.ServerProcess:
+    def _start(self, failpoint: str = "") -> servers.ServerProcess | None:
+        """Start the server; returns None if it died at the failpoint before it was ready."""
         plan = self._plan
         environment = {
+            "STEPWELL_FAILPOINT": failpoint,
+            "STEPWELL_CHECKPOINT_EVERY_VERSIONS": "400",
             "STEPWELL_JOURNAL_MAX_BYTES": str(1 << 20),
-            "STEPWELL_CHECKPOINT_EVERY_VERSIONS": "150",
-            "STEPWELL_KEEP_CHECKPOINTS": "2",
-            **plan.environment,
+            "STEPWELL_KEEP_CHECKPOINTS": "4",
+            "STEPWELL_PUSH_WAIT_S": "3",
+            "STEPWELL_MEMORY_SOCKET": str(self._folder / "memory.sock"),
+            "FAULTS_BUG": plan.bug,
+            "FAULTS_BOOT": f"boot-{self._boots}",
         }
-        if failpoint is not None:
-            environment["STEPWELL_FAILPOINT"] = failpoint
-        server = servers.start(
+        if plan.power_losses:
+            environment["FAULTS_POWER"] = str(self._rng.randrange(1 << 30))
+        self._server = servers.start(
             self._folder / "data",
             *("--durability", plan.durability),
             port=self._port,
-            module=plan.server,
+            module="tests.faults.server_program",
             **environment,
         )
         try:
-            server.url = server.wait_for("ready")["address"]
-        except AssertionError:
-            if failpoint is None or server.process.wait(DEADLINE_S) >= 0:
+            self._server.wait_for("ready")
+        except AssertionError as error:
+            code = self._server.wait()
+            if code != -signal.SIGKILL:
+                self._violation("start", f"the server did not start ({code}): {str(error)[-2000:]}")
                 raise
-            self._kills[failpoint.partition(":")[0]] += 1  # it was reached before it was ready
-            return self._start(None)
-        return server
+            return None
+        return self._server
 
-    def _kill_and_start(self, server: servers.ServerProcess) -> servers.ServerProcess:
-        """Kill the server, or wait until it has killed itself, and start the next one."""
-        failpoint = self._next_failpoint
-        if failpoint is None:
-            time.sleep(self._rng.uniform(0.05, 1.0))
-            server.kill()
-            self._kills["random"] += 1
+    def _start_surely(self) -> None:
+        server = self._start()
+        assert server is not None, "nobody kills it"
+        self._report.recoveries += 1
+        self._note_branch()
+
+    def _kill_once(self) -> None:
+        """Start the server if it is not there, let it work for a moment, and kill it."""
+        plan, rng = self._plan, self._rng
+        point = rng.choice(plan.points) if plan.points and rng.random() < 0.5 else ""
+        if self._server.process.poll() is None:  # the first time
+            point = ""
         else:
-            try:
-                server.process.wait(3.0)
-                self._kills[failpoint.partition(":")[0]] += 1
-            except subprocess.TimeoutExpired:  # the place is not reached in this mode
-                server.kill()
-                self._kills["random"] += 1
-        server.wait()
-        self._choose()
-        return self._start(self._next_failpoint)
+            count = 1 if point in START_POINTS + RESTORE_POINTS else rng.choice((1, 1, 2, 7, 30))
+            if point in CHECKPOINT_POINTS:
+                count = rng.choice((1, 2))
+            if self._start(f"{point}:{count}" if point else "") is None:
+                self._count(point)
+                return
+            self._report.recoveries += 1
+            if not self._is_answered(self._note_branch):
+                self._count(point)
+                return
+        self._work(point)
+        if point and self._has_ended():
+            self._count(point)
+        elif rng.random() < plan.power_losses:
+            self._server.process.send_signal(signal.SIGUSR1)
+            self._boots += 1
+            self._count("power")
+        else:
+            self._server.process.kill()
+            self._count("random")
 
-    _next_failpoint: str | None = None
+    def _work(self, point: str) -> None:
+        """Let the workers work, and be the administrator meanwhile."""
+        plan, rng = self._plan, self._rng
+        self._wait_for_calls()
+        time.sleep(rng.uniform(0.0, plan.longest_s))
+        for _ in range(2 if point in CHECKPOINT_POINTS else 1):
+            if point in CHECKPOINT_POINTS or rng.random() < 0.4:
+                self._is_answered(self._checkpoint)
+        if plan.restores and (point in RESTORE_POINTS or rng.random() < 0.5):
+            self._is_answered(self._restore)
+        if not point:
+            time.sleep(rng.uniform(0.0, plan.longest_s / 2))
 
-    def _choose(self) -> None:
-        """Choose how the next server dies."""
-        self._next_failpoint = None
-        if self._rng.random() < 0.5:
-            count = self._rng.choice([1, 1, 2, 5, 20])
-            self._next_failpoint = f"{self._rng.choice(FAILPOINTS)}:{count}"
+    def _wait_for_calls(self, least: int = 20) -> None:
+        """Wait until workers were answered by this server; not for ever, it may be dead already."""
+        deadline = time.monotonic() + WAIT_S
+        enough = self._recorded() + least * RECORD_BYTES
+        while self._recorded() < enough and time.monotonic() < deadline:
+            if self._server.process.poll() is not None:
+                return
+            time.sleep(0.01)
+
+    def _recorded(self) -> int:
+        return sum(path.stat().st_size for path in self._folder.glob("w*.jsonl"))
+
+    def _has_ended(self) -> bool:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._server.process.wait(WAIT_S)
+        return self._server.process.poll() is not None
+
+    def _count(self, kind: str) -> None:
+        self._killed_at = time.monotonic()
+        code = self._server.wait()
+        if code != -signal.SIGKILL:
+            self._violation("end", f"the server ended with {code}: {self._server.events[-3:]}")
+        self._report.kills[kind] += 1
+        for event in self._server.events:
+            if event.get("level") == "critical" or "Traceback" in str(event.get("event")):
+                self._violation("log", str(event)[:2000])
+
+    def _violation(self, rule: str, sentence: str) -> None:
+        self._report.violations.append(Violation(rule, sentence))
+
+    # The administrator
+
+    def _is_answered(self, ask: Any) -> bool:
+        """Ask the server something; returns False if it died meanwhile."""
+        try:
+            ask()
+        except httpx.TransportError:
+            return False
+        return True
+
+    def _ask(self, method: str, path: str = "", **options: Any) -> dict[str, Any]:
+        answer = self._http.request(method, f"/v1/models/{MODEL}{path}", **options)
+        if answer.status_code >= 400:
+            self._report.errors[answer.json()["code"]] += 1
+            if answer.status_code == 500 or answer.json()["code"] not in HARMLESS | {
+                "checkpoint_not_found",  # it was too old to be kept
+            }:
+                self._violation("answer", f"{method} {path}: {answer.text}")
+            return {}
+        found: dict[str, Any] = answer.json()
+        return found
+
+    def _create(self) -> None:
+        plan = self._plan
+        with stepwell.Client(self._url) as client:
+            client.create_model(
+                MODEL,
+                zeros(plan.workers, plan.large_rows),
+                optimizer=stepwell.SGD(1.0),
+                consistency=stepwell.Sync(workers=plan.workers) if plan.is_sync else None,
+            )
+
+    def _checkpoint(self) -> None:
+        self._note_checkpoint(self._ask("POST", "/checkpoints"))
+
+    def _note_checkpoint(self, summary: dict[str, Any]) -> None:
+        if summary:
+            self._checkpoints[summary["id"]] = (summary["incarnation"], summary["version"])
+
+    def _restore(self) -> None:
+        listed = self._ask("GET", "/checkpoints").get("checkpoints", [])
+        for summary in listed:
+            if "incarnation" in summary:
+                self._note_checkpoint(summary)
+        if not listed:
+            return
+        self._restoring = self._rng.choice(listed)["id"]
+        restored = self._ask("POST", f"/checkpoints/{self._restoring}/restore")
+        if restored:
+            self._begin(restored["incarnation"], restored["version"])
+        self._restoring = None
+
+    def _begin(self, incarnation: str, version: int | None) -> None:
+        assert self._restoring is not None
+        parent, cut = self._checkpoints[self._restoring]
+        self._history.branches.append(Branch(incarnation, "restored", parent, cut, version))
+
+    def _note_branch(self) -> None:
+        """Note whether the model has another incarnation than before, and why."""
+        said = self._ask("GET")
+        incarnation, branches = said["incarnation"], self._history.branches
+        if not branches:
+            branches.append(Branch(incarnation, "created"))
+        elif incarnation != branches[-1].incarnation:
+            if self._restoring is not None and not self._is_told_of_a_cut():
+                self._begin(incarnation, self._first_version(incarnation))
+            else:
+                version = said["durability"]["recovered"]["version"]
+                parent = branches[-1].incarnation
+                branches.append(
+                    Branch(incarnation, "recovered", parent, version, version, self._killed_at)
+                )
+        self._restoring = None
+
+    def _is_told_of_a_cut(self) -> bool:
+        recovered = [e for e in self._server.events if e["event"] == "model_recovered"]
+        return bool(recovered) and not recovered[-1]["is_whole"]
+
+    def _first_version(self, incarnation: str) -> int | None:
+        """Return the first version of a history, which a checkpoint was written of."""
+        listed = self._ask("GET", "/checkpoints").get("checkpoints", [])
+        versions = [c["version"] for c in listed if c.get("incarnation") == incarnation]
+        return min(versions, default=None)
 
     # The workers
 
-    def _create(self, url: str) -> None:
-        plan = self._plan
-        consistency = stepwell.Sync(workers=plan.workers) if plan.is_sync else stepwell.Async()
-        with stepwell.Client(url) as client:
-            client.create_model(
-                "clock",
-                parameters(plan.workers),
-                optimizer=stepwell.SGD(1.0),
-                consistency=consistency,
-            )
-
-    def _worker(self, index: int, proxied: str) -> subprocess.Popen[str]:
+    @contextlib.contextmanager
+    def _worker(self, place: int) -> Iterator[subprocess.Popen[str]]:
         plan = self._plan
         task = Task(
-            proxied,
-            "clock",
-            index,
-            plan.workers,
-            plan.transports[index % len(plan.transports)],
-            plan.is_sync,
-            plan.seed,
-            pause_s=0.002,
+            url=self._url if plan.transport == "auto" else self._proxy.url,
+            model=MODEL,
+            workers=tuple(self._history.workers),
+            place=place,
+            record=str(self._folder / f"w{place}.jsonl"),
+            seed=plan.seed,
+            step=-float(self._history.shares),
+            is_sync=plan.is_sync,
+            transport=plan.transport,
+            large_rows=plan.large_rows,
         )
-        log = open(self._folder / f"{task.name}.log", "w")  # noqa: SIM115  the child's own
-        return subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.worker", json.dumps(vars(task))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-
-    def _read(self, worker: subprocess.Popen[str]) -> threading.Thread:
-        def read() -> None:
-            assert worker.stdout is not None
-            for line in worker.stdout:
-                self._events.append(Event.from_json(json.loads(line)))
-
-        reader = threading.Thread(target=read, daemon=True)
-        reader.start()
-        return reader
-
-    def _end(
-        self,
-        workers: list[subprocess.Popen[str]],
-        readers: list[threading.Thread],
-        server: servers.ServerProcess,
-    ) -> None:
-        """Wait for the workers; one that waits at a barrier is let go by closing the others'."""
-        deadline = time.monotonic() + 3 * DEADLINE_S
-        while any(worker.poll() is None for worker in workers):
-            assert time.monotonic() < deadline, "the workers end"
-            if self._plan.is_sync:
-                self._close_sessions_of(workers, server.url)
-            time.sleep(0.1)
-        for worker, reader in zip(workers, readers, strict=True):
-            reader.join(DEADLINE_S)
-            assert worker.returncode == 0, self._log_of(workers.index(worker))
-
-    def _close_sessions_of(self, workers: list[subprocess.Popen[str]], url: str) -> None:
-        with servers.http(url) as http:
-            for index, worker in enumerate(workers):
-                if worker.poll() is not None:
-                    http.delete(f"/v1/models/clock/workers/w{index}")
-
-    def _log_of(self, index: int) -> str:
-        return (self._folder / f"w{index}.log").read_text()[-3000:]
-
-    def _last_look(self, url: str) -> int:
-        """Pull once more, when nobody pushes."""
-        with stepwell.Client(url) as client:
-            start = time.monotonic()
-            pulled = client.model("clock").pull()
-            self._events.append(
-                Event(
-                    -1,
-                    "pull",
-                    start,
-                    time.monotonic(),
-                    pulled.incarnation,
-                    version=pulled.version,
-                    clocks=clocks_in(pulled),
-                )
+        command = [sys.executable, "-m", "tests.faults.workload", task.to_json()]
+        with (self._folder / f"w{place}.log").open("w") as log:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                cwd=ROOT,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             )
-            return int(pulled.version)
+        with process:
+            try:
+                yield process
+            finally:
+                if process.poll() is None:
+                    process.kill()
+
+    def _end(self, workers: list[subprocess.Popen[str]]) -> None:
+        """Let the workers end in good weather, look once more, and stop the server cleanly."""
+        self._proxy.schedule = Schedule()
+        order = "stop"
+        if self._plan.is_sync:  # all of them with the same step, which is yet to come
+            order += f" {self._ask('GET')['version'] + 300}"
+        for worker in workers:
+            assert worker.stdin is not None
+            with contextlib.suppress(BrokenPipeError):
+                worker.stdin.write(order + "\n")
+                worker.stdin.flush()
+        for n, worker in enumerate(workers):
+            code = worker.wait(servers.DEADLINE_S)
+            if code:
+                self._violation("worker", f"w{n} ended with {code}: {self._log_of(n)}")
+        self._look()
+        code = self._server.stop()
+        if code:
+            self._violation("end", f"the server stopped with {code}: {self._server.events[-5:]}")
+        if self._plan.kills:
+            self._start_surely()  # a clean stop keeps everything, the incarnation too
+            self._look()
+            self._server.stop()
+
+    def _log_of(self, place: int) -> str:
+        return (self._folder / f"w{place}.log").read_text()[-3000:]
+
+    def _look(self) -> None:
+        with stepwell.Client(self._url, transport="http") as client:
+            start = time.monotonic()
+            pulled = client.model(MODEL).pull()
+            end = time.monotonic()
+        clocks = clocks_in(pulled.values())
+        self._history.pulls.append(
+            Pull("harness", start, end, pulled.incarnation, pulled.version, clocks)
+        )
+
+    def _read(self) -> None:
+        """Check all that was recorded."""
+        report, history, plan = self._report, self._history, self._plan
+        report.errors.update(recording.read(sorted(self._folder.glob("w*.jsonl")), history))
+        report.pushes, report.pulls = len(history.pushes), len(history.pulls)
+        report.duplicates = sum(push.is_duplicate for push in history.pushes)
+        report.cuts = len(history.branches) - 1
+        report.connections, report.broken = self._proxy.connections, self._proxy.broken
+        promised = plan.promised or plan.durability
+        tail_s = TAIL_S if promised == "everysec" and plan.power_losses else None
+        report.violations += check(history, may_cut=plan.may_cut, tail_s=tail_s)
+        for code in sorted(report.errors.keys() - HARMLESS):
+            self._violation("error", f"workers met {code} {report.errors[code]} times")
 
 
-def to_json(outcome: Outcome) -> dict[str, Any]:
-    """Return an outcome as plain values."""
-    return {
-        "kills": dict(outcome.kills),
-        "calls": outcome.events,
-        "duplicates": outcome.duplicates,
-        "faults": dict(outcome.faults),
-        "version": outcome.version,
-        "violations": [str(violation) for violation in outcome.violations],
-    }
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port

@@ -1,166 +1,175 @@
-"""A TCP proxy that makes faults, by a seeded schedule: what networks do, as often as one likes.
+"""A TCP proxy that does to connections what networks do, by a seeded plan.
 
-latency       each piece waits a little
-slow          so many bytes a second
-cut           the connection ends after so many bytes, towards the server or towards the client
-reset         the same, with an RST instead of a FIN
-lost answer   what the client sends arrives; what the server answers does not, then an RST
+    with FaultyProxy(server.url, Schedule(1, [Fault(loses_answer=0), CALM])) as proxy:
+        client = stepwell.Client(proxy.url)
+
+It knows nothing of HTTP: an answer is what the server says after the client has said something. So
+a lost answer is one whose request went through whole.
 """
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import random
+import select
 import socket
 import struct
 import threading
-from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
-PIECE_BYTES = 1 << 16
-LINGER_NOTHING = struct.pack("ii", 1, 0)
+from tests.client.listener import DEADLINE_S, TURN_S, Listener
+
+PIECE_BYTES = 1 << 14
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens to one connection.
+    """What is done to one connection.
 
     Attributes:
-        latency_s: Of each piece, both ways.
-        bytes_per_s: Both ways; None is as fast as it goes.
-        cut_up: Bytes towards the server after which it ends; None never.
-        cut_down: Bytes towards the client after which it ends; None never.
-        resets: Whether it ends with an RST.
+        latency_s: Each piece comes so much later, either way.
+        bytes_per_s: So fast at most; None means as fast as it goes.
+        cut_request_after: The connection breaks when the client has said so many bytes.
+        cut_answer_after: It breaks when the server has said so many bytes.
+        loses_answer: It breaks when the server begins the answer of this number, from 0; nothing of
+            that answer goes through.
+        has_reset: Whether it breaks by a reset (RST); else it is closed in order.
     """
 
     latency_s: float = 0.0
     bytes_per_s: float | None = None
-    cut_up: int | None = None
-    cut_down: int | None = None
-    resets: bool = False
-
-    @property
-    def name(self) -> str:
-        """What kind of fault it is, for counting."""
-        if self.cut_down == 0:
-            return "lost answer"
-        if self.cut_up is not None or self.cut_down is not None:
-            return "reset" if self.resets else "cut"
-        if self.bytes_per_s is not None:
-            return "slow"
-        return "latency" if self.latency_s else "none"
+    cut_request_after: int | None = None
+    cut_answer_after: int | None = None
+    loses_answer: int | None = None
+    has_reset: bool = True
 
 
-NONE = Fault()
+CALM = Fault()
 
 
-def any_fault(rng: random.Random, largest: int = 60_000) -> Fault:
-    """Return the fault of the next connection; half of all have none."""
-    kind = rng.choice(["none"] * 6 + ["latency", "slow", "up", "down", "reset up", "lost"])
-    size = int(rng.expovariate(1 / largest)) + 1
-    return {
-        "none": NONE,
-        "latency": Fault(latency_s=rng.uniform(0.001, 0.02)),
-        "slow": Fault(bytes_per_s=rng.uniform(1e6, 1e7)),
-        "up": Fault(cut_up=size),
-        "down": Fault(cut_down=size),
-        "reset up": Fault(cut_up=size, resets=True),
-        "lost": Fault(cut_down=0, resets=True),
-    }[kind]
-
-
-class FaultyProxy:
-    """Listens on a loopback port of its own and passes on to another; a context manager.
+@dataclass(frozen=True)
+class Schedule:
+    """Which connection gets which fault.
 
     Attributes:
-        target: Where to; may be changed while it runs.
-        next_fault: Returns the fault of the next connection; may be changed while it runs.
-        counts: Connections by kind of fault.
-        port: Where it listens.
+        seed: The same seed gives the same faults to the same connections, counted from 0.
+        faults: Each is as likely as the others.
     """
 
-    def __init__(self, target: int, seed: int = 0) -> None:
-        rng = random.Random(seed)
-        self.target = target
-        self.next_fault = lambda: any_fault(rng)
-        self.counts: Counter[str] = Counter()
-        self.port = 0
-        self._loop = asyncio.new_event_loop()
-        self._is_ready = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="proxy", daemon=True)
+    seed: int = 0
+    faults: Sequence[Fault] = (CALM,)
 
-    @property
-    def url(self) -> str:
-        """Where clients go."""
-        return f"http://127.0.0.1:{self.port}"
-
-    def __enter__(self) -> FaultyProxy:
-        self._thread.start()
-        assert self._is_ready.wait(10), "the proxy listens"
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
-
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.set_exception_handler(lambda loop, context: None)  # broken pipes are its trade
-        server = self._loop.run_until_complete(
-            asyncio.start_server(self._serve, "127.0.0.1", self.port)
-        )
-        self.port = server.sockets[0].getsockname()[1]
-        self._is_ready.set()
-        self._loop.run_forever()
-        server.close()
-        for task in asyncio.all_tasks(self._loop):
-            task.cancel()
-        self._loop.run_until_complete(asyncio.sleep(0.05))
-        self._loop.close()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        fault = self.next_fault()
-        self.counts[fault.name] += 1
-        try:
-            up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self.target)
-        except OSError:
-            _end(writer, resets=True)
-            return
-        ways = [
-            asyncio.ensure_future(_pass_on(reader, up_writer, fault, fault.cut_up)),
-            asyncio.ensure_future(_pass_on(up_reader, writer, fault, fault.cut_down)),
-        ]
-        try:
-            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for way in ways:
-                way.cancel()
-            _end(writer, resets=fault.resets)
-            _end(up_writer, resets=fault.resets)
+    def of(self, connection: int) -> Fault:
+        """Return the fault of a connection."""
+        return random.Random(f"{self.seed}:{connection}").choice(self.faults)
 
 
-async def _pass_on(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, fault: Fault, left: int | None
-) -> None:
-    """Pass bytes on until one side ends or the fault comes."""
-    while piece := await reader.read(PIECE_BYTES):
-        if fault.latency_s:
-            await asyncio.sleep(fault.latency_s)
-        if fault.bytes_per_s is not None:
-            await asyncio.sleep(len(piece) / fault.bytes_per_s)
-        if left is not None:
-            piece, left = piece[:left], left - len(piece)
-        if piece:
-            writer.write(piece)
-            await writer.drain()
-        if left is not None and left <= 0:
-            return
+class FaultyProxy(Listener):
+    """The proxy; a context manager.
+
+    Args:
+        url: Of the server behind it; it need not be there.
+        schedule: May be set at any time, for connections that come later.
+
+    Attributes:
+        url: Where it listens.
+        connections: How many there were so far.
+        broken: How many of them were broken on purpose.
+    """
+
+    def __init__(self, url: str, schedule: Schedule | None = None) -> None:
+        parts = urlsplit(url)
+        self._server = (parts.hostname or "", parts.port or 0)
+        super().__init__()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.schedule = schedule or Schedule()
+        self.connections = 0
+        self.broken = 0
+        self._lock = threading.Lock()
+        self._generation = 0
+
+    def break_all(self) -> None:
+        """Reset all connections that there are now."""
+        with self._lock:
+            self._generation += 1
+
+    def serve(self, client: socket.socket) -> None:
+        with self._lock:
+            number, generation = self.connections, self._generation
+            self.connections += 1
+        with client, contextlib.suppress(OSError):
+            try:
+                server = socket.create_connection(self._server, DEADLINE_S)
+            except OSError:
+                _reset(client)  # as a host does on which nothing listens
+                return
+            with server:
+                for end in (client, server):
+                    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                _Relay(client, server, self.schedule.of(number)).run(
+                    lambda: self.is_over, lambda: self._generation != generation, self._count
+                )
+
+    def _count(self) -> None:
+        with self._lock:
+            self.broken += 1
 
 
-def _end(writer: asyncio.StreamWriter, *, resets: bool) -> None:
-    sock = writer.get_extra_info("socket")
-    if resets and sock is not None:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_NOTHING)
-        writer.transport.abort()
-    else:
-        writer.close()
+class _Relay:
+    """One connection through the proxy."""
+
+    def __init__(self, client: socket.socket, server: socket.socket, fault: Fault) -> None:
+        self._client, self._server, self._fault = client, server, fault
+        self._waiting = threading.Event()  # never set: its `wait` is a pause
+        self._asked = self._answered = 0
+        self._answer = -1
+        self._client_spoke_last = False
+
+    def run(self, is_over, is_broken, on_broken) -> None:  # type: ignore[no-untyped-def]
+        """Pass on what comes, until one side ends or the connection is to break."""
+        while not is_over():
+            readable, _, _ = select.select([self._client, self._server], [], [], TURN_S)
+            if is_broken():
+                on_broken()
+                self._break(resets=True)
+                return
+            for source in readable:
+                piece = source.recv(PIECE_BYTES)
+                if not piece:
+                    return
+                if not self._pass_on(piece, is_request=source is self._client):
+                    on_broken()
+                    self._break(self._fault.has_reset)
+                    return
+
+    def _pass_on(self, piece: bytes, *, is_request: bool) -> bool:
+        """Pass a piece on, or a part of it; returns whether the connection goes on."""
+        fault = self._fault
+        if is_request:
+            limit, done, target = fault.cut_request_after, self._asked, self._server
+            self._asked += len(piece)
+        else:
+            self._answer += self._client_spoke_last
+            if self._answer == fault.loses_answer:
+                return False
+            limit, done, target = fault.cut_answer_after, self._answered, self._client
+            self._answered += len(piece)
+        self._client_spoke_last = is_request
+        passed = piece if limit is None else piece[: max(limit - done, 0)]
+        pause_s = fault.latency_s + (len(piece) / fault.bytes_per_s if fault.bytes_per_s else 0)
+        if pause_s:
+            self._waiting.wait(pause_s)
+        target.sendall(passed)
+        return limit is None or done + len(piece) < limit
+
+    def _break(self, resets: bool) -> None:
+        if resets:
+            _reset(self._client)
+            _reset(self._server)
+
+
+def _reset(end: socket.socket) -> None:
+    """Have an end send RST when it is closed."""
+    end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
