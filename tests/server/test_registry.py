@@ -8,8 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import weakref
-from collections.abc import Awaitable, Callable
-from pathlib import Path
+from collections.abc import Awaitable
 from typing import Any
 
 import numpy as np
@@ -26,83 +25,16 @@ from stepwell_core.errors import (
     ShuttingDown,
     StepwellError,
 )
-from stepwell_core.layout import Layout, Tensor
 from stepwell_core.optimizers import SGD
 from stepwell_core.pipeline import Gradient
 from stepwell_core.placement import extent
 from stepwell_core.push import Push
-from stepwell_server.checkpoints import Schedule
-from stepwell_server.counts import Counts
 from stepwell_server.model import HostedModel
-from stepwell_server.registry import ModelOptions, Registry
-from stepwell_server.settings import Durability
-from stepwell_server.staging import Staging
+from stepwell_server.registry import Registry
 from stepwell_server.storage.archive import CheckpointArchive
-from stepwell_server.storage.folders import DataFolder, ModelFolder
+from stepwell_server.storage.folders import ModelFolder
 
-LAYOUT = Layout([Tensor("w", (4,), "float32")])
-
-
-def definition(name: str = "m", rate: float = 1.0) -> Definition:
-    """Return a model whose parameters count its pushes."""
-    return Definition(name, LAYOUT, SGD(rate, name="sgd"))
-
-
-def run(
-    path: Path,
-    scenario: Callable[[Registry], Awaitable[Any]],
-    *,
-    is_clean: bool = True,
-    budget: int = 1 << 20,
-    durability: Durability = "memory",
-) -> Any:
-    """Recover what is in a folder, run `scenario` on it, and stop, cleanly or not at all."""
-
-    async def main() -> Any:
-        data = DataFolder(path)
-        options = ModelOptions(20.0, durability, None, Schedule())
-        registry = Registry(data, options, Staging(budget, Counts()))
-        try:
-            await registry.recover()
-            result = await scenario(registry)
-            if is_clean:
-                await registry.stop()
-            else:
-                for model in registry:
-                    await model.discard()
-            return result
-        finally:
-            data.release()
-
-    return asyncio.run(main())
-
-
-async def push(model: HostedModel, worker: str = "w0", count: int = 1) -> list[int]:
-    """Push -1 so many times; returns the versions."""
-    session, _, incarnation, _ = await model.open_session(worker)
-    results = []
-    for sequence in range(count):
-        gradient = Gradient(LAYOUT, LAYOUT.flatten({"w": np.full(4, -1.0, np.float32)}))
-        results.append(
-            await model.push(Push(worker, session.epoch, sequence, incarnation, gradient))
-        )
-    return [result.version for result in results]
-
-
-async def look(registry: Registry, name: str = "m") -> tuple[str, int, list[float]]:
-    """Return incarnation, version and parameters."""
-    model = registry.get(name)
-    incarnation, version = await model.readers.hold()
-    values = version.arenas["float32"].tolist()
-    model.release(version)
-    return incarnation, model.engine.counters.version, values
-
-
-async def created(registry: Registry) -> tuple[str, int, list[float]]:
-    """Create a model and push to it three times."""
-    model, _ = await registry.create(definition(), None, exist_ok=False)
-    await push(model, count=3)
-    return await look(registry)
+from tests.server.registries import LAYOUT, created, definition, look, push, run
 
 
 def test_many_who_create_one_model_at_once_create_it_once(tmp_path):
