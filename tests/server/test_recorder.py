@@ -172,3 +172,59 @@ def test_other_bytes_under_a_number_that_was_used_are_refused(tmp_path):
         return again.duplicate, (await look(registry))[1]
 
     assert run(tmp_path, scenario) == (True, 2)
+
+
+def test_a_push_whose_record_is_refused_does_not_disturb_those_that_wait_for_the_sync(
+    tmp_path, monkeypatch
+):
+    """The first is in a group that is not synced yet; the second does not fit on the disk."""
+    go, is_syncing, real_sync, real_append = (
+        threading.Event(), threading.Event(), Journal.sync, Journal.append,
+    )  # fmt: skip
+
+    def slow(journal):
+        is_syncing.set()
+        assert go.wait(60)
+        real_sync(journal)
+
+    def full_for_the_last(journal, header, *arguments, **options):
+        if header["results"][0][0] == "last":
+            raise FULL
+        return real_append(journal, header, *arguments, **options)
+
+    async def scenario(registry):
+        model = await new_model(registry)
+        pushes = await opened(model, "first", "second", "third", "last")
+        monkeypatch.setattr(Journal, "sync", slow)
+        monkeypatch.setattr(Journal, "append", full_for_the_last)
+        made = [asyncio.ensure_future(model.push(push)) for push in pushes]
+        await asyncio.to_thread(is_syncing.wait, 60)
+        go.set()
+        results = await asyncio.gather(*made, return_exceptions=True)
+        monkeypatch.undo()
+        return results
+
+    *kept, refused = run(tmp_path, scenario, durability="always")
+
+    assert [(result.version, result.duplicate) for result in kept] == [
+        (1, False), (2, False), (3, False),
+    ]  # fmt: skip
+    assert isinstance(refused, DiskFull)
+
+
+def test_a_change_that_is_written_down_and_cannot_be_made_stops_the_model(tmp_path, monkeypatch):
+    """Memory ran out: the journal has it and the model has not, so nothing may follow; a restart
+    makes it."""
+
+    async def scenario(registry):
+        model = await new_model(registry)
+        first, second = await opened(model, "w0", "w1")
+        monkeypatch.setattr(model.engine, "commit", lambda staged: raising(MemoryError()))
+        with pytest.raises(MemoryError):
+            await model.push(first)
+        with pytest.raises(ModelReadOnly, match="do not agree"):
+            await model.push(second)
+
+    run(tmp_path, scenario, durability="everysec")
+
+    assert run(tmp_path, look, durability="everysec")[1:] == (1, [1.0] * 4)

@@ -13,6 +13,7 @@ from stepwell_core.push import Push
 from stepwell_server import recovery
 from stepwell_server.checkpoints import Schedule
 from stepwell_server.storage import journal
+from stepwell_server.storage.archive import CheckpointArchive
 
 from tests.server.registries import LAYOUT, created, definition, look, push, run, tick
 
@@ -129,6 +130,31 @@ def test_a_journal_of_another_history_is_left_out(tmp_path):
 
     assert run(tmp_path, look, durability="always") == before
     assert before[2] == [4.0] * 4
+
+
+def test_a_restore_that_cannot_be_saved_changes_nothing_and_the_old_history_goes_on(
+    tmp_path, monkeypatch
+):
+    """What is pushed after it is in the journal of the old history, and comes back."""
+
+    def fail(*arguments, **options):
+        raise OSError("no room")
+
+    async def restore(registry):
+        await created(registry)
+        model = registry.get("m")
+        manifest = await model.checkpoint()
+        with monkeypatch.context() as patch:
+            patch.setattr(CheckpointArchive, "write", fail)
+            with pytest.raises(OSError, match="no room"):
+                await model.restore(manifest.id)
+        await push(model, "w1", 2)
+        return await look(registry)
+
+    before = run(tmp_path, restore, is_clean=False, durability="always")
+
+    assert run(tmp_path, look, durability="always") == before
+    assert before[2] == [5.0] * 4
 
 
 def test_a_record_that_was_on_the_disk_and_is_damaged_refuses_the_start(tmp_path):
