@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_BENCH := $(VENV)/.installed-bench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check serve bench bench-peers clean
+.PHONY: help setup demo test test-full soak check serve bench bench-peers clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,14 @@ demo: $(INSTALLED) ## Train a real classifier with four worker processes through
 
 test: $(INSTALLED) ## Run the tests.
 	$(BIN)/python -m pytest $(ARGS)
+
+# Only those tests: the others are `make test`'s.
+test-full: $(INSTALLED) ## Install what some tests need from Debian's packages, and run those tests.
+	.ci/install-test-tools
+	STEPWELL_REQUIRE=strace,tmpfs $(BIN)/python -m pytest -m full $(ARGS)
+
+soak: $(INSTALLED) ## Kill servers for an hour, 1,000 times, and check that nothing was lost.
+	$(BIN)/python -m tests.faults.soak $(ARGS)
 
 check: $(INSTALLED) ## Check format, lint and types.
 	$(BIN)/ruff format --check .

@@ -15,7 +15,7 @@ import select
 import socket
 import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -77,6 +77,7 @@ class FaultyProxy(Listener):
         url: Where it listens.
         connections: How many there were so far.
         broken: How many of them were broken on purpose.
+        passed: Bytes that went through, both ways.
     """
 
     def __init__(self, url: str, schedule: Schedule | None = None) -> None:
@@ -87,6 +88,8 @@ class FaultyProxy(Listener):
         self.schedule = schedule or Schedule()
         self.connections = 0
         self.broken = 0
+        self.passed = 0
+        self._more = threading.Condition()
         self._lock = threading.Lock()
         self._generation = 0
 
@@ -94,6 +97,11 @@ class FaultyProxy(Listener):
         """Reset all connections that there are now."""
         with self._lock:
             self._generation += 1
+
+    def wait_for(self, passed: int) -> None:
+        """Wait until so many bytes went through in all."""
+        with self._more:
+            assert self._more.wait_for(lambda: self.passed >= passed, DEADLINE_S)
 
     def serve(self, client: socket.socket) -> None:
         with self._lock:
@@ -108,41 +116,50 @@ class FaultyProxy(Listener):
             with server:
                 for end in (client, server):
                     end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                _Relay(client, server, self.schedule.of(number)).run(
-                    lambda: self.is_over, lambda: self._generation != generation, self._count
-                )
+                relay = _Relay(client, server, self.schedule.of(number), self._note)
+                is_whole = relay.run(lambda: self.is_over, lambda: self._generation != generation)
+            with self._lock:
+                self.broken += not is_whole
 
-    def _count(self) -> None:
-        with self._lock:
-            self.broken += 1
+    def _note(self, nbytes: int) -> None:
+        with self._more:
+            self.passed += nbytes
+            self._more.notify_all()
 
 
 class _Relay:
     """One connection through the proxy."""
 
-    def __init__(self, client: socket.socket, server: socket.socket, fault: Fault) -> None:
+    def __init__(
+        self,
+        client: socket.socket,
+        server: socket.socket,
+        fault: Fault,
+        on_passed: Callable[[int], None],
+    ) -> None:
         self._client, self._server, self._fault = client, server, fault
+        self._on_passed = on_passed
         self._waiting = threading.Event()  # never set: its `wait` is a pause
         self._asked = self._answered = 0
         self._answer = -1
         self._client_spoke_last = False
 
-    def run(self, is_over, is_broken, on_broken) -> None:  # type: ignore[no-untyped-def]
-        """Pass on what comes, until one side ends or the connection is to break."""
+    def run(self, is_over: Callable[[], bool], is_broken: Callable[[], bool]) -> bool:
+        """Pass on what comes; returns False if the connection was broken on purpose."""
         while not is_over():
             readable, _, _ = select.select([self._client, self._server], [], [], TURN_S)
             if is_broken():
-                on_broken()
-                self._break(resets=True)
-                return
+                self._reset()
+                return False
             for source in readable:
                 piece = source.recv(PIECE_BYTES)
                 if not piece:
-                    return
+                    return True
                 if not self._pass_on(piece, is_request=source is self._client):
-                    on_broken()
-                    self._break(self._fault.has_reset)
-                    return
+                    if self._fault.has_reset:
+                        self._reset()
+                    return False
+        return True
 
     def _pass_on(self, piece: bytes, *, is_request: bool) -> bool:
         """Pass a piece on, or a part of it; returns whether the connection goes on."""
@@ -162,12 +179,12 @@ class _Relay:
         if pause_s:
             self._waiting.wait(pause_s)
         target.sendall(passed)
+        self._on_passed(len(passed))
         return limit is None or done + len(piece) < limit
 
-    def _break(self, resets: bool) -> None:
-        if resets:
-            _reset(self._client)
-            _reset(self._server)
+    def _reset(self) -> None:
+        _reset(self._client)
+        _reset(self._server)
 
 
 def _reset(end: socket.socket) -> None:

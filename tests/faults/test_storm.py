@@ -1,0 +1,147 @@
+"""Create, delete, restore, push and pull all at once: each answer is a documented one."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+import stepwell
+from stepwell_core.errors import StepwellError, by_code
+
+from tests.servers import DEADLINE_S, served
+
+SECONDS = 5.0
+THREADS = 6
+NAMES = ("a", "b")
+ZEROS = {"x": np.zeros((50, 7), np.float32), "y": np.zeros(3, np.float64)}
+SERVER_ERRORS = {"error", "internal_error", "checkpoint_invalid", "journal_invalid", "store_failed"}
+
+
+class Caller:
+    """One thread that does this and that to the models.
+
+    Attributes:
+        codes: How often each answer came.
+        failures: What should never come.
+    """
+
+    def __init__(self, url: str, seed: int) -> None:
+        self._rng = random.Random(seed)
+        timeout = stepwell.Timeout(retry_s=20.0)
+        self._client = stepwell.Client(url, timeout=timeout)
+        self._worker: stepwell.Worker | None = None
+        self._name = f"w{seed}"
+        self.codes: Counter[str] = Counter()
+        self.failures: list[BaseException] = []
+
+    def run(self, until: float) -> None:
+        """Make calls until it is time."""
+        acts = [
+            *[self._push] * 10,
+            *[self._pull] * 6,
+            *[self._open] * 2,
+            *[self._create] * 2,
+            *[self._checkpoint] * 2,
+            *[self._restore] * 2,
+            self._overwrite,
+            self._delete,
+            self._fork,
+        ]
+        while time.monotonic() < until:
+            act = self._rng.choice(acts)
+            try:
+                act(self._rng.choice(NAMES))
+                self.codes[f"{act.__name__} ok"] += 1
+            except StepwellError as error:
+                self.codes[f"{act.__name__} {error.code}"] += 1
+                if error.code in SERVER_ERRORS or error.code not in by_code():
+                    self.failures.append(error)
+            except BaseException as error:
+                self.failures.append(error)
+        self._client.close()
+
+    def _create(self, name: str) -> None:
+        self._client.create_model(
+            name,
+            ZEROS,
+            optimizer=stepwell.SGD(1.0, momentum=0.5),
+            exist_ok=self._rng.random() < 0.5,
+        )
+
+    def _delete(self, name: str) -> None:
+        self._client.delete_model(name)
+
+    def _open(self, name: str) -> None:
+        self._worker = self._client.model(name).worker(self._name).open()
+
+    def _push(self, name: str) -> None:
+        if self._worker is None:
+            self._open(name)
+        assert self._worker is not None
+        try:
+            self._worker.push({name: np.ones_like(array) for name, array in ZEROS.items()})
+        except StepwellError:
+            self._worker = None
+            raise
+
+    def _pull(self, name: str) -> None:
+        pulled = self._client.model(name).pull()
+        values = {float(value) for array in pulled.values() for value in (array.min(), array.max())}
+        assert len(values) == 1, f"a pull of {name} is torn: {values}"
+
+    def _checkpoint(self, name: str) -> None:
+        self._client.model(name).checkpoint()
+
+    def _restore(self, name: str) -> None:
+        model = self._client.model(name)
+        if checkpoints := model.checkpoints():
+            model.restore(self._rng.choice(checkpoints))
+
+    def _overwrite(self, name: str) -> None:
+        value = self._rng.randrange(9)
+        self._client.model(name).overwrite(
+            {name: np.full_like(array, value) for name, array in ZEROS.items()}
+        )
+
+    def _fork(self, name: str) -> None:
+        model = self._client.model(name)
+        if checkpoints := model.checkpoints():
+            model.fork(self._rng.choice(checkpoints), self._rng.choice(NAMES))
+
+
+@pytest.mark.parametrize("durability", ["everysec", "always"])
+def test_a_storm_of_changes_gets_documented_answers_and_the_server_works_on(durability, tmp_path):
+    """No 500, no torn pull, nothing in the log, a clean stop, and a start that recovers all."""
+    flags = ("--durability", durability, "--checkpoint-every-versions", "50")
+    with served(tmp_path / "data", *flags) as server:
+        callers = [Caller(server.url, seed) for seed in range(THREADS)]
+        until = time.monotonic() + SECONDS
+        threads = [threading.Thread(target=caller.run, args=(until,)) for caller in callers]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(DEADLINE_S)
+        alive = [thread for thread in threads if thread.is_alive()]
+        with stepwell.Client(server.url) as client:
+            after = client.create_model("after", ZEROS, optimizer=stepwell.SGD(1.0))
+            with after.worker("w") as worker:
+                worker.push({name: -np.ones_like(array) for name, array in ZEROS.items()})
+            names = client.models()
+            versions = {name: client.model(name).describe()["version"] for name in names}
+        code = server.stop()
+    codes: Counter[str] = sum((caller.codes for caller in callers), Counter())
+    with served(tmp_path / "data", *flags) as server, stepwell.Client(server.url) as client:
+        recovered = {name: client.model(name).describe()["version"] for name in client.models()}
+
+    assert [failure for caller in callers for failure in caller.failures] == [], codes
+    assert alive == []
+    assert code == 0
+    assert recovered == versions
+    complaints = [e for e in server.events if e.get("level") in ("error", "critical")]
+    assert complaints == []
+    assert codes["_push ok"] > 0
+    assert codes["_restore ok"] > 0
