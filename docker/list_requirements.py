@@ -1,4 +1,4 @@
-"""Print what an extra of pyproject.toml needs, for pip: `python list_requirements.py server`.
+"""Print what extras of pyproject.toml need, for pip: `python list_requirements.py server demo`.
 
 The image installs this list before our own code is copied; see the Dockerfile.
 """
@@ -8,4 +8,5 @@ import tomllib
 from pathlib import Path
 
 project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
-print(*project["dependencies"], *project["optional-dependencies"][sys.argv[1]], sep="\n")
+extras = [line for name in sys.argv[1:] for line in project["optional-dependencies"][name]]
+print(*project["dependencies"], *extras, sep="\n")
