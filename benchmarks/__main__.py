@@ -25,6 +25,8 @@ DEFAULT = {
     "wire.workers": "benchmarks.wire.workers",
     "wire.memory": "benchmarks.wire.memory",
     "wire.tls": "benchmarks.wire.tls",
+    "durability": "benchmarks.durability",
+    "checkpoint": "benchmarks.checkpoint",
 }
 """Suites that run if none is named."""
 

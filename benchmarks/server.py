@@ -33,9 +33,14 @@ class Server:
 def serving(*flags: str) -> Iterator[Server]:
     """Run a server with a data folder that is thrown away; give it when it is ready.
 
+    It keeps nothing but checkpoints unless `--durability` says otherwise, as those that it is
+    compared with.
+
     Args:
         flags: Of `stepwell serve`.
     """
+    if "--durability" not in flags:
+        flags = ("--durability", "memory", *flags)
     with tempfile.TemporaryDirectory(prefix="stepwell-bench-") as folder:
         process, url = start(Path(folder), *flags)
         try:

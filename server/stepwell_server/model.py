@@ -185,7 +185,8 @@ class HostedModel:
         def open_session() -> tuple[Session, Session | None, str, Counters]:
             self.engine.ledger.check_room(worker)
             self.recorder.keep(SessionOpened(worker, self.engine.ledger.last_epoch + 1))
-            session, previous = self.engine.open_session(worker)
+            with self.recorder.making():
+                session, previous = self.engine.open_session(worker)
             self.pushes.forget()
             return session, previous, self.engine.incarnation, self.engine.counters
 
@@ -220,7 +221,8 @@ class HostedModel:
         def finalize() -> Counters:
             self.engine.check_finalize()
             self.recorder.keep(Finalized())
-            counters = self.engine.finalize()
+            with self.recorder.making():
+                counters = self.engine.finalize()
             self.pushes.forget()
             return counters
 
@@ -297,10 +299,12 @@ class HostedModel:
             try:
                 manifest = self.checkpoints.save(_snapshot(state, incarnation), number)
             except BaseException:
-                self.recorder.rotate(identity_of(engine.definition, engine.incarnation))
+                with self.recorder.making():  # what comes next belongs to the old history
+                    self.recorder.rotate(identity_of(engine.definition, engine.incarnation))
                 raise
             failpoints.reach("restore.checkpoint_written")
-            counters = engine.adopt(state, incarnation)
+            with self.recorder.making():
+                counters = engine.adopt(state, incarnation)
         finally:
             if lease is not None:
                 lease.release()

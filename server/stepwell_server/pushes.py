@@ -11,8 +11,15 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Protocol
 
+import structlog
 from stepwell_core.engine import Engine
-from stepwell_core.errors import PushInFlight, PushNotFound, StepwellError, Unavailable
+from stepwell_core.errors import (
+    InternalError,
+    PushInFlight,
+    PushNotFound,
+    StepwellError,
+    Unavailable,
+)
 from stepwell_core.ledger import Result, check_repetition
 from stepwell_core.push import Push, Staged, Waiting
 
@@ -23,6 +30,8 @@ from stepwell_server.leases import Lease
 from stepwell_server.recorder import Recorder
 from stepwell_server.short_steps import is_small
 from stepwell_server.waiters import Key, PushWaiters, Waiter
+
+log = structlog.get_logger("stepwell")
 
 MOST_IN_GROUP = 64
 """Changes that one fsync is for; more would make the first of them wait for the others."""
@@ -171,8 +180,12 @@ class Pushes:
                     self._engine.withdraw(staged)
                 self._waiters.forget(self._waiting, error)
                 return
-            for staged, _ in group:
-                self._commit(staged)
+            try:
+                for staged, _ in group:
+                    self._commit(staged)
+            except BaseException:  # no memory: the lane goes on, and tells everyone so
+                log.exception("change_not_made", model=self._engine.definition.name)
+                self._waiters.forget(self._waiting, InternalError("The change was not made"))
 
     def _stage(self, push: Push) -> Staged | Waiting | Result:
         try:
@@ -229,7 +242,9 @@ class Pushes:
         self.settle()
 
     def _commit(self, staged: Staged) -> None:
-        for push, result in self._engine.commit(staged):
+        with self._recorder.making():
+            results = self._engine.commit(staged)
+        for push, result in results:
             self._waiters.answer(push.key, result)
         failpoints.reach("push.committed")
 
@@ -256,7 +271,7 @@ class Pushes:
             result = self._engine.ledger.check(*key, fingerprint)
             assert result is not None, "an admitted push has a result"
             self._lane.answer(waiter, result)
-        elif key in self._waiting:
+        elif key in self._waiting:  # at a barrier: a group is settled before this job
             (first,) = (p.fingerprint for p in self._engine.policy.waiting if p.key == key)
             check_repetition(worker, sequence, first, fingerprint)
             self._check_running()
@@ -269,7 +284,9 @@ class Pushes:
 
     @property
     def _waiting(self) -> set[Key]:
-        return {push.key for push in self._engine.policy.waiting}
+        """The pushes that wait for others, or for the sync of their group."""
+        grouped = {push.key for staged, _ in self._group for push, _ in staged.results}
+        return grouped | {push.key for push in self._engine.policy.waiting}
 
     async def _settled(self, waiter: Waiter, wait_s: float) -> Result:
         if not waiter.done():

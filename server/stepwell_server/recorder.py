@@ -9,13 +9,20 @@ The lane calls these methods, in the order of its changes.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
+import structlog
 from stepwell_core import record
+from stepwell_core.errors import ModelReadOnly
 from stepwell_core.layout import Layout
 from stepwell_core.push import Staged
 from stepwell_core.record import Change
 
 from stepwell_server import failpoints
 from stepwell_server.storage.journal import Identity, Journal
+
+log = structlog.get_logger("stepwell")
 
 
 class Recorder:
@@ -30,6 +37,7 @@ class Recorder:
     def __init__(self, layout: Layout, journal: Journal | None, first_number: int = 0) -> None:
         self._layout = layout
         self._journal = journal
+        self._given_up: ModelReadOnly | None = None
         self._first_number = first_number
 
     @property
@@ -66,17 +74,43 @@ class Recorder:
     @property
     def failure(self) -> str | None:
         """Why the model is only read until a restart; None if it is not so."""
-        failure = None if self._journal is None else self._journal.failure
+        failure = self._failure
         return None if failure is None else failure.message
+
+    @property
+    def _failure(self) -> ModelReadOnly | None:
+        return self._given_up or (None if self._journal is None else self._journal.failure)
 
     def check(self) -> None:
         """Refuse changes that could not be written down.
 
         Raises:
-            ModelReadOnly: The disk failed before.
+            ModelReadOnly: The disk failed before, or a change that was written down was not made.
         """
-        if self._journal is not None and self._journal.failure is not None:
-            raise self._journal.failure
+        failure = self._failure
+        if failure is not None:
+            raise failure
+
+    def give_up(self, reason: str) -> None:
+        """Refuse all changes from now on: the journal and the model do not agree any more."""
+        self._given_up = ModelReadOnly(
+            f"{reason}, so the model and its journal do not agree any more and nothing is changed. "
+            "It can be pulled from; start the server again, and it goes on from the journal"
+        )
+        log.critical("model_read_only", reason=reason)
+
+    @contextlib.contextmanager
+    def making(self) -> Iterator[None]:
+        """Make a change that was written down, in the block; if that fails all is given up.
+
+        Making cannot fail, but memory can run out.
+        """
+        try:
+            yield
+        except BaseException as error:
+            if self._journal is not None:
+                self.give_up(f"A change could not be made ({type(error).__name__})")
+            raise
 
     def append(self, change: Change) -> None:
         """Write down a change that is about to be made.
@@ -84,6 +118,7 @@ class Recorder:
         Raises:
             DiskFull, JournalBehind, ModelReadOnly: It is not written down, and must not be made.
         """
+        self.check()
         if self._journal is None:
             return
         failpoints.reach("journal.before_append")

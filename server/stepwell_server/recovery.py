@@ -17,7 +17,7 @@ import structlog
 from stepwell_core import record
 from stepwell_core.definition import Definition
 from stepwell_core.engine import Engine
-from stepwell_core.errors import DataFolderInvalid
+from stepwell_core.errors import DataFolderInvalid, JournalInvalid
 from stepwell_core.rehearsal import rehearse
 from stepwell_core.replay import replay
 
@@ -97,7 +97,36 @@ def read_model(folder: ModelFolder) -> Recovery:
             f"{manifest.definition.name!r}; rename the folder back"
         )
     engine = Engine(state, manifest.incarnation)
-    # What is made again is read from the disk itself, so that it is there at the next start too.
+    try:
+        made = _make_again(engine, folder, manifest)
+    except JournalInvalid as error:
+        has_fallen_back = folder.archive.ids()[-1] != manifest.id
+        if not has_fallen_back or engine.counters != manifest.counters:
+            raise
+        # The checkpoint that the journal goes on from is damaged: that was complained of already.
+        log.error("journal_does_not_join", model=folder.name, reason=error.message)
+        made = _Made(0, manifest.journal_number, None, None)
+    is_whole = folder.clean_stop() == manifest.id or _is_proven(made.last)
+    if not is_whole:
+        engine = Engine(engine.state(), new_incarnation())  # the old one is not used any more
+    recovered = Recovered(manifest.id, engine.counters.version, made.count, made.torn, is_whole)
+    failpoints.reach("recovery.read")
+    return Recovery(folder, manifest, engine, made.next_number, recovered)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What was made again from a journal."""
+
+    count: int
+    next_number: int
+    torn: str | None
+    last: journal.LastSegment | None
+
+
+def _make_again(engine: Engine, folder: ModelFolder, manifest: Manifest) -> _Made:
+    """Make the changes of the journal again that the checkpoint does not have."""
+    # They are read from the disk itself, so that they are there at the next start too.
     journal.sync_all(folder.journal_path)
     reading = journal.read(
         folder.journal_path,
@@ -111,13 +140,8 @@ def read_model(folder: ModelFolder) -> Recovery:
             rehearse(engine.definition)
         replay(engine, record.read(entry.header, entry.payload, engine.layout))
         count += 1
-    is_whole = folder.clean_stop() == manifest.id or _is_proven(reading.last)
-    if not is_whole:
-        engine = Engine(engine.state(), new_incarnation())  # the old one is not used any more
     torn = None if reading.torn is None else f"{reading.torn[0]}:{reading.torn[1]}"
-    recovered = Recovered(manifest.id, engine.counters.version, count, torn, is_whole)
-    failpoints.reach("recovery.read")
-    return Recovery(folder, manifest, engine, reading.next_number, recovered)
+    return _Made(count, reading.next_number, torn, reading.last)
 
 
 def _is_proven(last: journal.LastSegment | None) -> bool:

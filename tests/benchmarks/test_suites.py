@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from benchmarks import shapes, startup, update
+from benchmarks import checkpoint, durability, shapes, startup, update
 from benchmarks.federated import suite as federated
 from benchmarks.measure import Result
 from benchmarks.peers import suite as peers
@@ -21,6 +21,8 @@ SUITES: dict[str, Callable[[], Result]] = {
     "wire.workers": lambda: workers.run(SIZE, counts=(1, 2), rounds=1, window_s=0.01),
     "wire.tls": lambda: tls.run(SIZE, rounds=1),
     "wire.memory": lambda: memory.run(SIZE, workers=2, load_s=0.01),
+    "durability": lambda: durability.run({"tiny": SIZE}, rounds=1),
+    "checkpoint": lambda: checkpoint.run(SIZE, rounds=1),
     "peers": lambda: peers.run(SIZE, rounds=1, environments=()),
     "federated": lambda: federated.run(rounds=2, layers=1, width=16, words=32, context=8),
 }

@@ -151,8 +151,9 @@ def test_a_gradient_that_waits_is_not_changed_by_what_its_worker_writes(tmp_path
 
 
 def test_a_crashed_server_comes_back_and_the_worker_goes_on(tmp_path, witness):
-    """History was cut, as ever after a crash: open, pull, and memory is shared again."""
-    first = start(tmp_path)
+    """History was cut, as ever under `memory`: open, pull, and memory is shared again."""
+    memory = ("--durability", "memory")
+    first = start(tmp_path, *memory)
     url = first.wait_for("ready")["address"]
     with stepwell.Client(url, timeout=PATIENT) as client:
         model = client.create_model("m", PARAMETERS, optimizer=SGD)
@@ -161,7 +162,7 @@ def test_a_crashed_server_comes_back_and_the_worker_goes_on(tmp_path, witness):
             with worker.view() as parameters:
                 first.kill()
                 assert_same(parameters, minus(1))  # nobody takes it away
-                second = start(tmp_path, port=int(url.rpartition(":")[2]))
+                second = start(tmp_path, *memory, port=int(url.rpartition(":")[2]))
                 second.wait_for("ready")
                 with pytest.raises(StaleIncarnation):
                     worker.push(ONES)

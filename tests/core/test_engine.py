@@ -16,6 +16,7 @@ from stepwell_core.errors import (
     LayoutMismatch,
     NonFiniteGradient,
     NothingToFinalize,
+    PayloadMismatch,
     SequenceGap,
     SessionExpired,
     StaleIncarnation,
@@ -96,7 +97,7 @@ def test_a_partial_push_leaves_the_other_tensors_alone():
 
 
 def test_a_duplicate_changes_nothing_and_gets_the_first_answer():
-    """Also when its bytes differ, and when other pushes came between."""
+    """Also when other pushes came between; other bytes under its number are refused."""
     engine = new_engine(FULL)
     worker = Worker(engine)
     push = worker.make(GRADIENTS[0])
@@ -104,9 +105,11 @@ def test_a_duplicate_changes_nothing_and_gets_the_first_answer():
     Worker(engine, "w1").push(GRADIENTS[1])
     before = image(engine)
 
-    answers = [settle(engine, push), settle(engine, replace(push, gradient=gradient_of(ONES)))]
+    answer = settle(engine, push)
+    with pytest.raises(PayloadMismatch, match="other bytes"):
+        engine.stage(replace(push, gradient=gradient_of(ONES)))
 
-    assert answers == [replace(first, duplicate=True)] * 2
+    assert answer == replace(first, duplicate=True)
     assert image(engine) == before
 
 
@@ -188,6 +191,7 @@ def test_stage_alone_changes_nothing_that_lasts(optimizer, arrays):
 
     assert isinstance(staged, Staged)
     assert image(engine) == before
+    engine.withdraw(staged)
     again = engine.stage(worker.make(arrays))
     assert isinstance(again, Staged)
     assert again.results[0][1] == staged.results[0][1]
@@ -208,20 +212,40 @@ def test_commit_does_exactly_what_was_staged():
     assert engine.stage(push) == replace(results[0][1], duplicate=True)
 
 
-def test_a_session_closed_between_stage_and_commit_still_has_its_push():
-    """It was decided; whoever closes the session cannot take it back."""
-    engine = new_engine()
-    worker = Worker(engine)
-    staged = engine.stage(worker.make(ONES))
-    assert isinstance(staged, Staged)
+def test_several_pushes_are_staged_and_then_committed_as_if_made_one_by_one():
+    """One fsync serves them all: each is decided on what the model will be after those before."""
+    rule = Adam(0.1, clipnorm=1.0, use_ema=True, gradient_accumulation_steps=2)
+    grouped, single = new_engine(rule), new_engine(rule)
+    workers = [Worker(grouped, f"w{n}") for n in range(3)]
+    others = [Worker(single, f"w{n}") for n in range(3)]
 
-    worker.close()
-    engine.commit(staged)
-    _, previous = engine.open_session("w0")
+    for step in range(3):
+        gradients = GRADIENTS[step : step + 3]
+        pushes = [w.make(g) for w, g in zip(workers, gradients, strict=True)]
+        assert all(grouped.can_stage(push) for push in pushes)
+        staged = [grouped.stage(push) for push in pushes]
+        assert not grouped.can_stage(pushes[0])
+        for change in staged:
+            grouped.commit(change)
+        for index, worker in enumerate(workers):
+            worker.sequence += 1
+            others[index].push(gradients[index])
+
+    assert image(grouped) == image(single)
+
+
+def test_what_was_staged_last_is_withdrawn_and_what_came_before_it_stays():
+    """The disk was full for the last ones: they come again, the first is made."""
+    engine = new_engine()
+    workers = [Worker(engine, f"w{n}") for n in range(3)]
+    staged = [engine.stage(worker.make(ONES)) for worker in workers]
+
+    engine.withdraw(staged[2])
+    engine.withdraw(staged[1])
+    engine.commit(staged[0])
 
     assert engine.counters.version == 1
-    assert previous is not None
-    assert previous.last_sequence == 0
+    assert settle(engine, workers[1].make(ONES)).version == 2
 
 
 # Refusals

@@ -249,7 +249,9 @@ class HistoryMachine(RuleBasedStateMachine):
         push = pick(data, self.network)
         before = self.engine.counters, self.engine.ledger.to_json()
         with contextlib.suppress(StepwellError):
-            self.engine.stage(push)
+            outcome = self.engine.stage(push)
+            if isinstance(outcome, Staged):
+                self.engine.withdraw(outcome)
         assert (self.engine.counters, self.engine.ledger.to_json()) == before
 
     # The administrator

@@ -325,7 +325,9 @@ class _Run:
             self._violation("end", f"the server ended with {code}: {self._server.events[-3:]}")
         self._report.kills[kind] += 1
         for event in self._server.events:
-            if event.get("level") == "critical" or "Traceback" in str(event.get("event")):
+            is_without_power = "the power is off" in str(event.get("reason"))
+            is_critical = event.get("level") == "critical" and not is_without_power
+            if is_critical or "Traceback" in str(event.get("event")):
                 self._violation("log", str(event)[:2000])
 
     def _violation(self, rule: str, sentence: str) -> None:

@@ -93,11 +93,18 @@ def pull(http: httpx.Client, path: str, layout: Layout = LAYOUT) -> dict[str, np
     return arrays_of(unpacked(answer.content)[1], layout)
 
 
+def described(http: httpx.Client, path: str) -> dict[str, Any]:
+    """Return what a model says of itself, but for how it is kept on the disk."""
+    fields = http.get(path).json()
+    del fields["durability"]
+    return fields
+
+
 def image(http: httpx.Client, path: str) -> tuple[Any, ...]:
     """Return all that can be seen of a model, to be compared."""
     slots = http.get(path).json()["slots"]
     return (
-        http.get(path).json(),
+        described(http, path),
         http.get(f"{path}/workers").json(),
         http.get(f"{path}/optimizer").json(),
         http.get(f"{path}/parameters", headers={"Accept": MSGPACK}).content,

@@ -52,16 +52,6 @@ def test_help_shows_the_defaults() -> None:
     assert "[stepwell-data]" in finished.stdout
 
 
-def test_a_durability_that_cannot_be_promised_is_refused_with_a_sentence(tmp_path: Path) -> None:
-    """There is no journal yet, and nothing is started that pretends there is."""
-    finished = run("serve", "--durability", "always", "--data-dir", str(tmp_path / "data"))
-
-    assert finished.returncode == 2
-    assert "no journal yet" in finished.stderr
-    assert "Value error" not in finished.stderr
-    assert not (tmp_path / "data").exists()
-
-
 def test_a_token_is_made_listed_and_revoked(tmp_path: Path) -> None:
     """It is shown once; afterwards there is only its id."""
     folder = ("--data-dir", str(tmp_path))

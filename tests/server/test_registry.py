@@ -8,8 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import weakref
-from collections.abc import Awaitable, Callable
-from pathlib import Path
+from collections.abc import Awaitable
 from typing import Any
 
 import numpy as np
@@ -26,78 +25,16 @@ from stepwell_core.errors import (
     ShuttingDown,
     StepwellError,
 )
-from stepwell_core.layout import Layout, Tensor
 from stepwell_core.optimizers import SGD
 from stepwell_core.pipeline import Gradient
 from stepwell_core.placement import extent
 from stepwell_core.push import Push
-from stepwell_server.counts import Counts
 from stepwell_server.model import HostedModel
 from stepwell_server.registry import Registry
-from stepwell_server.staging import Staging
-from stepwell_server.storage.folders import DataFolder, ModelFolder
+from stepwell_server.storage.archive import CheckpointArchive
+from stepwell_server.storage.folders import ModelFolder
 
-LAYOUT = Layout([Tensor("w", (4,), "float32")])
-
-
-def definition(name: str = "m", rate: float = 1.0) -> Definition:
-    """Return a model whose parameters count its pushes."""
-    return Definition(name, LAYOUT, SGD(rate, name="sgd"))
-
-
-def run(
-    path: Path,
-    scenario: Callable[[Registry], Awaitable[Any]],
-    *,
-    is_clean: bool = True,
-    budget: int = 1 << 20,
-) -> Any:
-    """Recover what is in a folder, run `scenario` on it, and stop, cleanly or not at all."""
-
-    async def main() -> Any:
-        data = DataFolder(path)
-        registry = Registry(data, 20.0, Staging(budget, Counts()))
-        try:
-            await registry.recover()
-            result = await scenario(registry)
-            if is_clean:
-                await registry.stop()
-            else:
-                for model in registry:
-                    await model.discard()
-            return result
-        finally:
-            data.release()
-
-    return asyncio.run(main())
-
-
-async def push(model: HostedModel, worker: str = "w0", count: int = 1) -> list[int]:
-    """Push -1 so many times; returns the versions."""
-    session, _, incarnation, _ = await model.open_session(worker)
-    results = []
-    for sequence in range(count):
-        gradient = Gradient(LAYOUT, LAYOUT.flatten({"w": np.full(4, -1.0, np.float32)}))
-        results.append(
-            await model.push(Push(worker, session.epoch, sequence, incarnation, gradient))
-        )
-    return [result.version for result in results]
-
-
-async def look(registry: Registry, name: str = "m") -> tuple[str, int, list[float]]:
-    """Return incarnation, version and parameters."""
-    model = registry.get(name)
-    incarnation, version = await model.readers.hold()
-    values = version.arenas["float32"].tolist()
-    model.release(version)
-    return incarnation, model.engine.counters.version, values
-
-
-async def created(registry: Registry) -> tuple[str, int, list[float]]:
-    """Create a model and push to it three times."""
-    model, _ = await registry.create(definition(), None, exist_ok=False)
-    await push(model, count=3)
-    return await look(registry)
+from tests.server.registries import LAYOUT, created, definition, look, push, run
 
 
 def test_many_who_create_one_model_at_once_create_it_once(tmp_path):
@@ -170,11 +107,11 @@ def test_a_model_that_could_not_be_saved_at_creation_was_never_there(tmp_path, m
     """No folder, no name taken."""
 
     async def scenario(registry):
-        def fail(folder, snapshot):
+        def fail(*arguments, **options):
             raise OSError("the disk is gone")
 
         with monkeypatch.context() as patch:
-            patch.setattr("stepwell_server.storage.folders.ModelFolder.write_checkpoint", fail)
+            patch.setattr(CheckpointArchive, "write", fail)
             with pytest.raises(OSError, match="the disk is gone"):
                 await registry.create(definition(), None, exist_ok=False)
         left = [path.name for path in tmp_path.iterdir() if path.is_dir()]
@@ -244,7 +181,7 @@ def test_a_stop_after_the_newest_checkpoint_was_deleted_writes_another(tmp_path)
         await created(registry)
         model = registry.get("m")
         manifest = await model.checkpoint()
-        await model.remove_checkpoint(manifest.id)
+        await model.checkpoints.remove(manifest.id)
         return await look(registry)
 
     before = run(tmp_path, scenario)
@@ -306,10 +243,10 @@ def test_a_model_that_cannot_be_saved_does_not_keep_others_from_it(tmp_path, mon
             await push(model)
         real = HostedModel.checkpoint
 
-        async def fail(model):
+        async def fail(model, **options):
             if model.definition.name == "a":
                 raise OSError("no room")
-            return await real(model)
+            return await real(model, **options)
 
         monkeypatch.setattr(HostedModel, "checkpoint", fail)
 
@@ -329,7 +266,7 @@ def test_a_reader_never_takes_older_bytes_for_those_of_a_new_history(tmp_path):
     async def scenario(registry):
         await created(registry)
         model, loop, seen = registry.get("m"), asyncio.get_running_loop(), []
-        real = model.engine.overwrite
+        real = model.engine.adopt
 
         def look_now():
             incarnation, version = asyncio.run_coroutine_threadsafe(
@@ -338,13 +275,13 @@ def test_a_reader_never_takes_older_bytes_for_those_of_a_new_history(tmp_path):
             seen.append((incarnation, version.number))
             model.release(version)
 
-        def overwrite(parameters, new):
+        def adopt(state, new):
             look_now()
-            counters = real(parameters, new)
+            counters = real(state, new)
             look_now()
             return counters
 
-        model.engine.overwrite = overwrite
+        model.engine.adopt = adopt
         old = model.engine.incarnation
         new, _ = await model.overwrite({"float32": np.full(4, 9.0, np.float32)})
         return old, new, seen, await look(registry)
@@ -358,18 +295,18 @@ def test_a_reader_never_takes_older_bytes_for_those_of_a_new_history(tmp_path):
 def test_no_cut_is_made_while_another_is_being_written(tmp_path, monkeypatch):
     """So a later state never gets an earlier name."""
     writing, go, cuts = threading.Event(), threading.Event(), []
-    real = ModelFolder.write_checkpoint
+    real = CheckpointArchive.write
 
-    def slow(folder, snapshot):
+    def slow(archive, snapshot, number, **options):
         cuts.append(snapshot.counters.version)
         writing.set()
         assert go.wait(60)
-        return real(folder, snapshot)
+        return real(archive, snapshot, number, **options)
 
     async def scenario(registry):
         await created(registry)
         model = registry.get("m")
-        monkeypatch.setattr(ModelFolder, "write_checkpoint", slow)
+        monkeypatch.setattr(CheckpointArchive, "write", slow)
         first = asyncio.create_task(model.checkpoint())
         await asyncio.to_thread(writing.wait, 60)
         second = asyncio.create_task(model.checkpoint())

@@ -11,7 +11,7 @@ import pytest
 from stepwell_server.tokens import TokenStore
 
 from tests import servers
-from tests.server.calls import Worker, assert_problem, create, image, pull
+from tests.server.calls import Worker, assert_problem, create, described, image, pull
 from tests.server.routes.test_workers import ask, sync, waiting_push
 
 
@@ -20,7 +20,7 @@ def test_sigterm_answers_who_waits_and_exits_with_0_and_a_checkpoint(tmp_path):
     with servers.served(tmp_path) as server, servers.http(server.url) as http:
         free, barrier = create(http), create(http, consistency=sync(2))
         Worker(http, free).push()
-        before = [http.get(path).json() for path in (free, barrier)]
+        before = [described(http, path) for path in (free, barrier)]
         worker = Worker(http, barrier)
         with ThreadPoolExecutor(1) as pool:
             waits = waiting_push(pool, worker)
@@ -38,7 +38,7 @@ def test_sigterm_answers_who_waits_and_exits_with_0_and_a_checkpoint(tmp_path):
     assert events[-1] == "stopped"
     assert not [entry for entry in server.events if entry.get("level") in ("error", "warning")]
     with servers.served(tmp_path) as again, servers.http(again.url) as http:
-        after = [http.get(path).json() for path in (free, barrier)]
+        after = [described(http, path) for path in (free, barrier)]
         worker.http = http
         assert after == before
         assert_problem(ask(worker), 404, "push_not_found")
@@ -46,7 +46,8 @@ def test_sigterm_answers_who_waits_and_exits_with_0_and_a_checkpoint(tmp_path):
 
 def test_a_killed_server_comes_back_with_a_new_incarnation(tmp_path):
     """With durability `memory` it is at its last checkpoint, and sessions of before are told."""
-    with servers.served(tmp_path) as server, servers.http(server.url) as http:
+    memory = ("--durability", "memory")
+    with servers.served(tmp_path, *memory) as server, servers.http(server.url) as http:
         path = create(http)
         worker = Worker(http, path)
         worker.push()
@@ -55,7 +56,7 @@ def test_a_killed_server_comes_back_with_a_new_incarnation(tmp_path):
         worker.push()
         before = http.get(path).json()
         server.kill()
-    with servers.served(tmp_path) as again, servers.http(again.url) as http:
+    with servers.served(tmp_path, *memory) as again, servers.http(again.url) as http:
         after = http.get(path).json()
         worker.http = http
 
@@ -68,7 +69,7 @@ def test_a_killed_server_comes_back_with_a_new_incarnation(tmp_path):
             n: a.tobytes() for n, a in saved.items()
         }
         recovered = [entry for entry in again.events if entry["event"] == "model_recovered"]
-        assert [entry["clean_stop"] for entry in recovered] == [False]
+        assert [entry["is_whole"] for entry in recovered] == [False]
 
 
 def test_a_server_that_is_killed_while_it_creates_a_model_starts_again(tmp_path):

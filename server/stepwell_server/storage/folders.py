@@ -76,8 +76,9 @@ class DataFolder:
             for path in self.path.iterdir()
             if path.is_dir() and path.name not in NOT_YET_OURS
         }
-        if self._store is not None:
-            names.update(self._store.models())
+        if self._store is not None:  # what a killed upload left there is no model
+            found = self._store.models()
+            names.update(name for name in found if self._store.of_model(name).ids())
         return [ModelFolder(self.path / name, store=self._store) for name in sorted(names)]
 
     def new_model(self, name: str) -> ModelFolder:

@@ -13,8 +13,9 @@ from fastapi import FastAPI
 from stepwell_core.definition import Definition
 from stepwell_core.optimizers import SGD
 from stepwell_server import problems
+from stepwell_server.checkpoints import Schedule
 from stepwell_server.counts import Counts
-from stepwell_server.registry import Registry
+from stepwell_server.registry import ModelOptions, Registry
 from stepwell_server.routes import ROUTERS
 from stepwell_server.routes.direct import direct
 from stepwell_server.settings import Settings
@@ -32,7 +33,7 @@ def run(data_dir: Path, scenario: Any, *, is_broken: bool = False) -> Any:
     async def main() -> Any:
         data = DataFolder(data_dir)
         staging = Staging(1 << 20, Counts())
-        registry = Registry(data, 20.0, staging)
+        registry = Registry(data, ModelOptions(20.0, "memory", None, Schedule()), staging)
         api = FastAPI()
         api.state.staging = staging
         api.state.registry = None if is_broken else registry

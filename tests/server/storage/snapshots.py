@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from stepwell_core.definition import Definition
 from stepwell_core.layout import Layout, Tensor
@@ -9,6 +11,9 @@ from stepwell_core.ledger import Ledger, Result
 from stepwell_core.optimizers import SGD
 from stepwell_core.state import Counters, Snapshot, State
 from stepwell_core.store import Version
+from stepwell_server.storage import checkpoint
+from stepwell_server.storage.checkpoint import Manifest
+from stepwell_server.storage.stores import LocalStore
 
 LAYOUT = Layout(
     [
@@ -40,6 +45,27 @@ def snapshot(version: int = 3, seed: int = 0, name: str = "m", layout: Layout = 
         parameters=Version(version, arenas(), move=0),
         slots={"momentum": arenas()},
     )
+
+
+def nothing(*done: object) -> None:
+    """Note no progress."""
+
+
+def write(folder: Path, cut: Snapshot, number: int = 0) -> Manifest:
+    """Write a cut as the checkpoint that `folder` is to be."""
+    return checkpoint.write(
+        LocalStore(folder.parent), folder.name, "2026-01-01T00:00:00+00:00", cut, number, nothing
+    )
+
+
+def read(folder: Path) -> tuple[Manifest, State]:
+    """Read the checkpoint that a folder is."""
+    return checkpoint.read(LocalStore(folder.parent), folder.name)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest of the checkpoint that a folder is."""
+    return checkpoint.read_manifest(LocalStore(folder.parent), folder.name)
 
 
 def assert_holds(state: State, cut: Snapshot) -> None:

@@ -8,11 +8,18 @@ import numpy as np
 import pytest
 import xxhash
 from safetensors.numpy import load_file, save_file
-from stepwell_core.errors import CheckpointInvalid
+from stepwell_core.errors import CheckpointInvalid, Conflict
 from stepwell_server.storage import checkpoint
 from stepwell_server.storage.checkpoint import MANIFEST, OPTIMIZER, PARAMETERS
 
-from tests.server.storage.snapshots import LAYOUT, assert_holds, snapshot
+from tests.server.storage.snapshots import (
+    LAYOUT,
+    assert_holds,
+    read,
+    read_manifest,
+    snapshot,
+    write,
+)
 
 
 @pytest.fixture
@@ -24,16 +31,17 @@ def cut():
 @pytest.fixture
 def folder(tmp_path, cut):
     """A checkpoint of `cut`."""
-    checkpoint.write(tmp_path, "000001-v3", "2026-01-01T00:00:00+00:00", cut)
+    write(tmp_path / "000001-v3", cut, number=7)
     return tmp_path / "000001-v3"
 
 
 def test_what_is_read_is_what_was_written_bit_by_bit(folder, cut):
     """Parameters, slots, counters, ledger and definition; nothing else lies there."""
-    manifest, state = checkpoint.read(folder)
+    manifest, state = read(folder)
 
     assert_holds(state, cut)
     assert (manifest.id, manifest.incarnation) == ("000001-v3", cut.incarnation)
+    assert manifest.journal_number == 7
     assert {path.name for path in folder.iterdir()} == {MANIFEST, OPTIMIZER, PARAMETERS}
     assert [path.name for path in folder.parent.iterdir()] == ["000001-v3"]
 
@@ -60,7 +68,7 @@ def test_every_single_bit_of_the_manifest_counts(folder):
             flipped[place] ^= 1 << bit
             path.write_bytes(flipped)
             with pytest.raises(CheckpointInvalid):
-                checkpoint.read_manifest(folder)
+                read_manifest(folder)
 
 
 def test_a_manifest_that_is_cut_anywhere_is_refused(folder):
@@ -71,10 +79,10 @@ def test_a_manifest_that_is_cut_anywhere_is_refused(folder):
     for length in range(len(content)):
         path.write_bytes(content[:length])
         with pytest.raises(CheckpointInvalid):
-            checkpoint.read_manifest(folder)
+            read_manifest(folder)
     path.write_bytes(content + b"\n")
     with pytest.raises(CheckpointInvalid):
-        checkpoint.read_manifest(folder)
+        read_manifest(folder)
 
 
 @pytest.mark.parametrize("file", [PARAMETERS, OPTIMIZER])
@@ -89,7 +97,7 @@ def test_a_flipped_bit_of_a_tensor_is_caught(folder, file):
         flipped[place] ^= 1 << (place % 8)
         path.write_bytes(flipped)
         with pytest.raises(CheckpointInvalid, match="does not match its hash"):
-            checkpoint.read(folder)
+            read(folder)
 
 
 @pytest.mark.parametrize("file", [PARAMETERS, OPTIMIZER])
@@ -104,7 +112,7 @@ def test_a_damaged_head_of_a_tensor_file_is_refused_or_harmless(folder, cut, fil
         flipped[place] ^= 1 << (place % 8)
         path.write_bytes(flipped)
         try:
-            _, state = checkpoint.read(folder)
+            _, state = read(folder)
         except CheckpointInvalid:
             continue
         assert_holds(state, cut)
@@ -119,10 +127,10 @@ def test_a_tensor_file_of_another_size_is_refused(folder, file):
     for wrong in (content[:-1], content + b"\0", b""):
         path.write_bytes(wrong)
         with pytest.raises(CheckpointInvalid, match=r"has \d+ bytes instead of"):
-            checkpoint.read(folder)
+            read(folder)
     path.unlink()
     with pytest.raises(CheckpointInvalid, match="cannot be read"):
-        checkpoint.read(folder)
+        read(folder)
 
 
 def reseal(folder, change) -> None:
@@ -156,7 +164,7 @@ def test_a_tensor_that_is_missing_misshapen_or_not_ours_is_refused(folder):
     for tensors in (missing, misshapen, converted, foreign, {}):
         rewrite(folder, PARAMETERS, tensors)
         with pytest.raises(CheckpointInvalid):
-            checkpoint.read(folder)
+            read(folder)
 
 
 def test_a_slot_that_is_missing_in_part_or_misshapen_is_refused(folder):
@@ -168,15 +176,17 @@ def test_a_slot_that_is_missing_in_part_or_misshapen_is_refused(folder):
     for tensors in (missing, misshapen):
         rewrite(folder, OPTIMIZER, tensors)
         with pytest.raises(CheckpointInvalid):
-            checkpoint.read(folder)
+            read(folder)
 
 
 @pytest.mark.parametrize(
     "change",
     [
         lambda values: values.update(format="other"),
-        lambda values: values.update(format_version=2),
+        lambda values: values.update(format_version=3),
         lambda values: values.pop("ledger"),
+        lambda values: values.pop("journal_number"),
+        lambda values: values.update(prefix="../../../etc/"),
         lambda values: values.pop("definition"),
         lambda values: values["definition"].update(optimizer={"class_name": "os.system"}),
         lambda values: values["definition"].update(tensors=[]),
@@ -195,7 +205,7 @@ def test_a_manifest_with_other_values_is_a_typed_error(folder, change):
     reseal(folder, change)
 
     with pytest.raises(CheckpointInvalid):
-        checkpoint.read(folder)
+        read(folder)
 
 
 def test_an_existing_checkpoint_is_never_replaced(folder, cut):
@@ -204,8 +214,8 @@ def test_an_existing_checkpoint_is_never_replaced(folder, cut):
     (folder.parent / "000002-v3").mkdir()
 
     for name in ("000001-v3", "000002-v3"):
-        with pytest.raises(FileExistsError):
-            checkpoint.write(folder.parent, name, "now", snapshot(seed=1))
+        with pytest.raises(Conflict):
+            write(folder.parent / name, snapshot(seed=1))
 
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert sorted(path.name for path in folder.parent.iterdir()) == ["000001-v3", "000002-v3"]

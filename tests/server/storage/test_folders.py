@@ -13,7 +13,6 @@ from stepwell_core.errors import (
     Conflict,
     DataFolderInvalid,
     InvalidName,
-    ModelNotFound,
 )
 from stepwell_server.storage.folders import DataFolder
 from stepwell_server.tokens import TokenStore
@@ -34,9 +33,9 @@ def model(data):
     """A model with two checkpoints."""
     folder = data.new_model("m")
     folder.create()
-    folder.write_checkpoint(snapshot(1, seed=1))
+    folder.archive.write(snapshot(1, seed=1), 0)
     folder.show()
-    folder.write_checkpoint(snapshot(2, seed=2))
+    folder.archive.write(snapshot(2, seed=2), 0)
     return folder
 
 
@@ -137,7 +136,7 @@ def test_what_a_crash_left_half_written_is_removed(data, model):
 
     again = DataFolder(data.path)
     for folder in again.models():
-        folder.remove_leftovers()
+        folder.prepare()
 
     assert [folder.name for folder in again.models()] == ["m"]
     assert [path.name for path in model.path.iterdir()] == ["checkpoints"]
@@ -149,14 +148,14 @@ def test_a_new_model_is_out_of_sight_until_it_is_whole(data):
     """A crash in between leaves no model that cannot be recovered."""
     folder = data.new_model("m")
     folder.create()
-    folder.write_checkpoint(snapshot())
+    folder.archive.write(snapshot(), 0)
     before = [path.name for path in data.path.iterdir() if not path.name.startswith(".")]
 
     folder.show()
 
     assert before == ["stepwell.json"]
     assert [shown.name for shown in data.models()] == ["m"]
-    assert_holds(folder.newest()[1], snapshot())
+    assert_holds(folder.archive.newest()[1], snapshot())
 
 
 @pytest.mark.parametrize("name", ["..", "a/b", "", ".tmp-1", "tokens.json", "stepwell.json"])
@@ -171,7 +170,7 @@ def test_the_newest_whole_checkpoint_is_taken_and_a_damaged_one_complained_of(mo
     damage(model, "000002-v2")
 
     with structlog.testing.capture_logs() as logs:
-        manifest, state = model.newest()
+        manifest, state = model.archive.newest()
 
     assert manifest.id == "000001-v1"
     assert_holds(state, snapshot(1, seed=1))
@@ -184,20 +183,20 @@ def test_without_any_whole_checkpoint_there_is_nothing_to_start_from(model):
     damage(model, "000002-v2")
 
     with pytest.raises(CheckpointInvalid, match=r"no checkpoint that is whole \(of 2\)"):
-        model.newest()
+        model.archive.newest()
 
 
 def test_numbers_go_on_after_the_largest(model):
     """Order is that of the number and not of the text."""
     for version in range(3, 12):
-        model.write_checkpoint(snapshot(version))
+        model.archive.write(snapshot(version), 0)
     (model.checkpoints_path / "1000000-v99").mkdir()
 
-    ids = model.checkpoint_ids()
+    ids = model.archive.ids()
 
     assert ids[0] == "000001-v1"
     assert ids[-2:] == ["000011-v11", "1000000-v99"]
-    assert model.write_checkpoint(snapshot(100)).id == "1000001-v100"
+    assert model.archive.write(snapshot(100), 0).id == "1000001-v100"
 
 
 def test_the_last_whole_checkpoint_is_not_removed(model):
@@ -205,17 +204,17 @@ def test_the_last_whole_checkpoint_is_not_removed(model):
     damage(model, "000001-v1")
 
     with pytest.raises(Conflict, match="the last one"):
-        model.remove_checkpoint("000002-v2")
-    model.remove_checkpoint("000001-v1")
+        model.archive.remove("000002-v2")
+    model.archive.remove("000001-v1")
 
-    assert model.checkpoint_ids() == ["000002-v2"]
+    assert model.archive.ids() == ["000002-v2"]
 
 
 def test_a_checkpoint_of_another_name_is_not_found(model):
     """Neither a path, nor something that is no checkpoint."""
     for name in ("000003-v3", "..", "../m/000001-v1", "000001-v1\n", ""):
         with pytest.raises(CheckpointNotFound):
-            model.read_checkpoint(name)
+            model.archive.read(name)
 
 
 def test_a_clean_stop_is_remembered_until_it_is_forgotten(model):
@@ -234,8 +233,8 @@ def test_nothing_is_written_to_a_model_that_was_removed(model):
     """A checkpoint that comes too late does not bring its folder back."""
     model.remove()
 
-    with pytest.raises(ModelNotFound):
-        model.write_checkpoint(snapshot())
+    with pytest.raises(FileNotFoundError):
+        model.archive.write(snapshot(), 0)
 
     assert not model.path.exists()
-    assert model.checkpoint_ids() == []
+    assert model.archive.ids() == []
