@@ -51,7 +51,7 @@ START_POINTS = ("recovery.read", "recovery.replayed")
 TAIL_S = 4.0
 """What `everysec` may lose: a second, and what a busy machine adds to it."""
 
-WAIT_S = 4.0
+WAIT_S = 3.0
 """How long a server may take to reach the place where it is to die; else it is killed there."""
 
 RECORD_BYTES = 200
@@ -106,6 +106,7 @@ class Plan:
         power_losses: How often, from 0 to 1, a kill at no named place takes the power too.
         large_rows: See `Task`.
         bug: Of `server_program.BUGS`.
+        longest_s: Between the first calls of the workers and a kill at no named place.
     """
 
     seed: int
@@ -120,7 +121,7 @@ class Plan:
     power_losses: float = 0.0
     large_rows: int = 0
     bug: str = ""
-    longest_s: float = 0.6
+    longest_s: float = 0.3
 
     @property
     def may_cut(self) -> bool:
@@ -444,12 +445,15 @@ class _Run:
                 cwd=ROOT,
                 env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             )
-        with process:
-            try:
-                yield process
-            finally:
-                if process.poll() is None:
-                    process.kill()
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                assert pipe is not None
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
 
     def _end(self, workers: list[subprocess.Popen[str]]) -> None:
         """Let the workers end in good weather, look once more, and stop the server cleanly."""

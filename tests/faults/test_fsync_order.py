@@ -59,14 +59,16 @@ def test_the_journal_is_synced_between_its_write_and_the_answer(rows, tmp_path):
     require_strace()
     log = tmp_path / "trace"
     gradient = {"a": np.ones((rows, 4), np.float32)}
-    with served(tmp_path / "data", "--durability", "always") as server:
-        with stepwell.Client(server.url, transport="http") as client:
-            model = client.create_model("m", gradient, optimizer=stepwell.SGD(1.0))
-            with model.worker("w") as worker:
-                worker.push(gradient)
+    with (
+        served(tmp_path / "data", "--durability", "always") as server,
+        stepwell.Client(server.url, transport="http") as client,
+    ):
+        model = client.create_model("m", gradient, optimizer=stepwell.SGD(1.0))
+        worker = model.worker("w").open()
+        worker.push(gradient)
 
-                with traced(server.process.pid, log, "-e", f"trace={WRITES},{SENDS},{SYNCS}"):
-                    worker.push(gradient)
+        with traced(server.process.pid, log, "-e", f"trace={WRITES},{SENDS},{SYNCS}"):
+            worker.push(gradient)
 
     lines = log.read_text().splitlines()
     written = [n for n, line in enumerate(lines) if re.search(r" pw\w+\(\d+<.*\.segment>", line)]
@@ -89,20 +91,21 @@ def test_a_failed_sync_is_never_acknowledged_and_the_model_is_only_read_from_the
             worker = model.worker("w").open()
             worker.push(gradient)
 
-            with traced(
-                server.process.pid,
-                tmp_path / "trace",
-                *("-e", "trace=fdatasync", "-e", "inject=fdatasync:error=EIO:when=1"),
+            injection = ("-e", "trace=fdatasync", "-e", "inject=fdatasync:error=EIO:when=1")
+            with (
+                traced(server.process.pid, tmp_path / "trace", *injection),
+                pytest.raises(stepwell.errors.ModelReadOnly),
             ):
-                with pytest.raises(stepwell.errors.ModelReadOnly):
-                    worker.push(gradient)
+                worker.push(gradient)
             with pytest.raises(stepwell.errors.ModelReadOnly):
                 worker.push(gradient)
             seen = model.pull()
         server.kill()
-    with served(tmp_path / "data", "--durability", "always") as server:
-        with stepwell.Client(server.url) as client:
-            after = client.model("m").pull()
+    with (
+        served(tmp_path / "data", "--durability", "always") as server,
+        stepwell.Client(server.url) as client,
+    ):
+        after = client.model("m").pull()
 
     assert (seen.version, seen["a"][0]) == (1, 0.0)
     assert (after.version, after["a"][0]) in [(1, 0.0), (2, -1.0)]

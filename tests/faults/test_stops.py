@@ -109,10 +109,12 @@ class Pusher:
 @pytest.fixture
 def model(tmp_path):
     """Return a server with a model of zeros, and the model."""
-    with served(tmp_path / "data", "--durability", "always") as server:
-        with stepwell.Client(server.url) as client:
-            zeros = {"a": np.zeros(3, np.float32)}
-            yield server, client.create_model("m", zeros, optimizer=stepwell.SGD(1.0))
+    zeros = {"a": np.zeros(3, np.float32)}
+    with (
+        served(tmp_path / "data", "--durability", "always") as server,
+        stepwell.Client(server.url) as client,
+    ):
+        yield server, client.create_model("m", zeros, optimizer=stepwell.SGD(1.0))
 
 
 def test_a_worker_that_wakes_up_after_another_took_its_name_is_fenced(model):
