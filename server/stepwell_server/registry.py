@@ -33,7 +33,7 @@ from stepwell_server.recorder import Recorder
 from stepwell_server.recovery import Recovery, identity_of, new_incarnation, read_model
 from stepwell_server.settings import Durability
 from stepwell_server.staging import Staging
-from stepwell_server.storage import journal
+from stepwell_server.storage import disk, journal
 from stepwell_server.storage.checkpoint import Manifest
 from stepwell_server.storage.folders import DataFolder, ModelFolder
 from stepwell_server.storage.journal import Journal
@@ -155,11 +155,12 @@ class Registry:
     ) -> HostedModel:
         folder = self._data.new_model(definition.name)
         engine = await asyncio.to_thread(new_engine)
-        await asyncio.to_thread(folder.create)
         try:
-            manifest = await asyncio.to_thread(_write_first, engine, folder)
-            await asyncio.to_thread(folder.show)
-            recorder = await asyncio.to_thread(self._recorder, engine, folder, 0)
+            with disk.needs_room(f"model {definition.name!r}"):
+                await asyncio.to_thread(folder.create)
+                manifest = await asyncio.to_thread(_write_first, engine, folder)
+                await asyncio.to_thread(folder.show)
+                recorder = await asyncio.to_thread(self._recorder, engine, folder, 0)
         except BaseException:
             await asyncio.to_thread(folder.remove)
             raise

@@ -83,7 +83,6 @@ def test_pushes_are_refused_and_change_nothing_while_there_is_no_room(rows, dura
     assert (after.version, after["a"].min(), after["a"].max()) == 3 * (applied + 1,)
 
 
-@pytest.mark.xfail(reason="a full disk at creation is answered 500 internal_error: issue 4, lead")
 def test_a_model_that_the_disk_has_no_room_for_is_not_created(small_disk):
     """It is refused, and leaves nothing; a smaller one of the name fits."""
     large = {"m": np.zeros(8 << 20, np.float32)}

@@ -12,7 +12,7 @@ import structlog
 from stepwell_core.errors import CheckpointInvalid, CheckpointNotFound, Conflict
 from stepwell_core.state import Snapshot, State
 
-from stepwell_server.storage import checkpoint
+from stepwell_server.storage import checkpoint, disk
 from stepwell_server.storage.checkpoint import FILES, Manifest, Progress
 from stepwell_server.storage.stores.base import MANIFEST, ModelStore
 
@@ -63,6 +63,7 @@ class CheckpointArchive:
             progress: Told how far it is.
 
         Raises:
+            DiskFull: There is no room for it.
             CheckpointInvalid: What was read back is not what was written; it is removed.
         """
         with self._changing:
@@ -72,7 +73,8 @@ class CheckpointArchive:
             if pinned:
                 self._put_pins({*self.pinned(), name})
             created = datetime.now(UTC).isoformat(timespec="seconds")
-            checkpoint.write(self._store, name, created, snapshot, journal_number, progress)
+            with disk.needs_room(f"checkpoint {name} of model {self._model!r}"):
+                checkpoint.write(self._store, name, created, snapshot, journal_number, progress)
             try:
                 return checkpoint.verify(self._store, name, progress)
             except CheckpointInvalid:

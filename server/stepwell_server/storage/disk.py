@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from stepwell_core.errors import DataFolderInvalid
+from stepwell_core.errors import DataFolderInvalid, DiskFull
 
 BLOCK_BYTES = 4096
 """Of what goes past the page cache."""
@@ -81,6 +81,31 @@ class System:
 
 
 system = System()
+
+
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+"""The errors of a disk that is full."""
+
+
+@contextlib.contextmanager
+def needs_room(what: str) -> Iterator[None]:
+    """Say in our words that the disk is full, if that is what a block fails of.
+
+    Args:
+        what: What there is no room for.
+
+    Raises:
+        DiskFull: The block left nothing behind.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise DiskFull(
+            f"The disk has no room for {what} ({error.strerror}); nothing changed. Make room, keep "
+            "fewer checkpoints, or choose another disk with --data-dir"
+        ) from None
 
 
 def sync_file(path: Path) -> None:

@@ -147,7 +147,8 @@ class ModelFolder:
     def remove(self) -> None:
         """Remove the folder with all that is in it, and the checkpoints wherever they are."""
         with self._changing:
-            disk.remove_folder(self.path)
+            if self.path.exists():
+                disk.remove_folder(self.path)
             if self._store is not None:
                 self._store.of_model(self.name).remove_all()
 
