@@ -101,6 +101,7 @@ class Session:
         self._pid: int | None = None  # of the process that opened it; None if it is not open
         self._is_unresolved = False
         self._is_pushing = False
+        self._is_taking_epoch = False  # and was not told which
         self._last_result: PushResult | None = None
 
     # Opening and closing
@@ -131,7 +132,9 @@ class Session:
         """
         path = model_path(self.model, "workers")
         call = Call("POST", path, json={"worker": self.worker})
+        self._is_taking_epoch = True  # from here on the server may have fenced the present one
         answer = yield from repeatedly(call, self._patience)
+        self._is_taking_epoch = False
         if self._is_unresolved:
             self._settle(self._result_in(answer))
         self.epoch, self.sequence = answer["epoch"], 0
@@ -156,6 +159,8 @@ class Session:
                 f"The session of worker {self.worker!r} belongs to the process that opened it; in "
                 "a forked process open one with a name of its own: model.worker(...)"
             )
+        elif self._is_taking_epoch:  # nobody said which: without this it would be fenced for ever
+            yield from self._take_new_epoch()
 
     # Pulls and pushes
 

@@ -517,6 +517,20 @@ def test_a_fenced_session_never_reopens_by_itself():
         assert script.asked == asked
 
 
+def test_a_session_whose_new_epoch_was_never_told_takes_another_and_is_not_fenced_by_itself():
+    """The server gave it and the answer was lost: the old epoch may not push any more."""
+    session = unresolved_session(retry_s=1e-9)
+    with pytest.raises(TimedOut):
+        Script(PushNotFound(""), TimedOut("")).run(session.resolve())
+
+    script = Script(opened(3, previous()), result(version=2))
+    pushed = script.run(session.push(GRADIENT))
+
+    assert script.asked == [OPEN, PUSH]
+    assert (script.header(1)["epoch"], script.header(1)["sequence"]) == (3, 0)
+    assert pushed.version == 2
+
+
 def test_a_session_that_expired_is_opened_again_and_the_push_made():
     """Nobody took the name, so the worker goes on; the version it pulled still counts."""
     session = open_session()
