@@ -104,6 +104,7 @@ class Plan:
         points: Named places where it is killed, drawn from beside random moments.
         restores: Whether checkpoints are restored, between kills and in them.
         power_losses: How often, from 0 to 1, a kill at no named place takes the power too.
+        stops: How often the server is stopped by SIGTERM instead; that is no kill.
         large_rows: See `Task`.
         bug: Of `server_program.BUGS`.
         longest_s: Between the first calls of the workers and a kill at no named place.
@@ -119,6 +120,7 @@ class Plan:
     points: tuple[str, ...] = PUSH_POINTS + SYNC_POINTS + CHECKPOINT_POINTS + START_POINTS
     restores: bool = False
     power_losses: float = 0.0
+    stops: float = 0.1
     large_rows: int = 0
     bug: str = ""
     longest_s: float = 0.3
@@ -136,6 +138,7 @@ class Report:
 
     Attributes:
         kills: By kind.
+        stops: In order, by SIGTERM.
         errors: That workers met, by code.
         duplicates: Answers that were repeated ones.
         cuts: Times that the history was cut, restores included.
@@ -145,6 +148,7 @@ class Report:
     violations: list[Violation] = field(default_factory=list)
     kills: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
+    stops: int = 0
     recoveries: int = 0
     pushes: int = 0
     pulls: int = 0
@@ -162,6 +166,7 @@ class Report:
         """Return plain values."""
         return {
             "kills": dict(self.kills),
+            "stops": self.stops,
             "recoveries": self.recoveries,
             "pushes": self.pushes,
             "pulls": self.pulls,
@@ -231,6 +236,7 @@ class _Run:
             "STEPWELL_JOURNAL_MAX_BYTES": str(1 << 20),
             "STEPWELL_KEEP_CHECKPOINTS": "4",
             "STEPWELL_PUSH_WAIT_S": "3",
+            "STEPWELL_SHUTDOWN_GRACE_S": "2",
             "STEPWELL_MEMORY_SOCKET": str(self._folder / "memory.sock"),
             "FAULTS_BUG": plan.bug,
             "FAULTS_BOOT": f"boot-{self._boots}",
@@ -284,6 +290,11 @@ class _Run:
             self._server.process.send_signal(signal.SIGUSR1)
             self._boots += 1
             self._count("power")
+        elif rng.random() < plan.stops:
+            self._report.stops += 1
+            code = self._server.stop()
+            if code:
+                self._violation("end", f"a stop ended with {code}: {self._server.events[-3:]}")
         else:
             self._server.process.kill()
             self._count("random")
@@ -433,6 +444,7 @@ class _Run:
             is_sync=plan.is_sync,
             transport=plan.transport,
             large_rows=plan.large_rows,
+            on_stale="raise" if place else "repull",
         )
         command = [sys.executable, "-m", "tests.faults.workload", task.to_json()]
         with (self._folder / f"w{place}.log").open("w") as log:

@@ -59,6 +59,7 @@ class Totals:
         self.kills += report.kills
         self.errors += report.errors
         for name in (
+            "stops",
             "recoveries",
             "pushes",
             "pulls",

@@ -26,7 +26,7 @@ PLANS["answer_before_fsync"] = Plan(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", SHOWN_BY)
 def test_a_seeded_bug_is_caught(name, runs):
     """By the workers' history alone; and what is caught is the bug."""

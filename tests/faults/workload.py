@@ -42,6 +42,7 @@ class Task:
         is_sync: Whether each push is to follow a pull.
         repeats: How often, from 0 to 1, a push that was answered is sent once more.
         transport: See `stepwell.Client`.
+        on_stale: See `stepwell.Model.worker`.
         large_rows: More rows of a tensor, so that payloads go other ways.
     """
 
@@ -55,6 +56,7 @@ class Task:
     is_sync: bool = False
     repeats: float = 0.1
     transport: str = "http"
+    on_stale: str = "raise"
     large_rows: int = 0
 
     @property
@@ -118,7 +120,7 @@ class ClockWorker:
     def run(self) -> None:
         """Work until it is time to stop."""
         model = self._insist("open", lambda: self._client.model(self._task.model))
-        worker = model.worker(self._task.worker)
+        worker = model.worker(self._task.worker, on_stale=self._task.on_stale)
         self._insist("open", worker.open)
         print("open", flush=True)
         while not self._stop.reached(self._version):
@@ -173,6 +175,8 @@ class ClockWorker:
                 if self._model_is_of(incarnation):
                     self._end(call, begun, "none")
                 return
+        if result.outcome == "dropped_stale":
+            return  # it has no effect in the new history; in the old one, nobody can say
         is_applied = result.outcome == "applied"
         self._version = result.version
         pushed = replace(begun, epoch=session.epoch, sequence=session.sequence - 1)
