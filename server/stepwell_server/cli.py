@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from stepwell_core.errors import StepwellError
 
-from stepwell_server import __version__
+from stepwell_server import __version__, cli_checkpoints
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -31,6 +31,7 @@ token_app = typer.Typer(
     help="Make, list and revoke tokens.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(token_app, name="token")
+app.add_typer(cli_checkpoints.app, name="checkpoint")
 
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
