@@ -7,7 +7,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from tests.faults.crashes import Plan, Report, run
+from tests.faults.crashes import run
+from tests.faults.plans import Plan, Report
 
 
 class Runs:

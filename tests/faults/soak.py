@@ -19,8 +19,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tests.faults.crashes import RESTORE_POINTS, Plan, Report, run
+from tests.faults.crashes import run
 from tests.faults.history import Violation
+from tests.faults.plans import RESTORE_POINTS, Plan, Report
 
 KILLS = 20
 KINDS = (

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.faults.crashes import RESTORE_POINTS, Plan
+from tests.faults.plans import RESTORE_POINTS, Plan
 
 PLANS = {
     "always, by http": Plan(seed=11, kills=10),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.faults.crashes import Plan
+from tests.faults.plans import Plan
 from tests.faults.server_program import BUGS
 
 SHOWN_BY = {
