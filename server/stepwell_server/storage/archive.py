@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import threading
@@ -90,15 +91,18 @@ class CheckpointArchive:
             CheckpointNotFound: There is none of that name.
             CheckpointInvalid: It is damaged.
         """
-        return checkpoint.read_manifest(self._store, self._found(checkpoint_id))
+        with self._found(checkpoint_id) as found:
+            return checkpoint.read_manifest(self._store, found)
 
     def read(self, checkpoint_id: str) -> tuple[Manifest, State]:
         """Return a checkpoint, verified; raises as `manifest`."""
-        return checkpoint.read(self._store, self._found(checkpoint_id))
+        with self._found(checkpoint_id) as found:
+            return checkpoint.read(self._store, found)
 
     def verify(self, checkpoint_id: str, progress: Progress = _quietly) -> Manifest:
         """Check every tensor against its hash; raises as `manifest`."""
-        return checkpoint.verify(self._store, self._found(checkpoint_id), progress)
+        with self._found(checkpoint_id) as found:
+            return checkpoint.verify(self._store, found, progress)
 
     def open_file(self, checkpoint_id: str, name: str) -> tuple[int, Iterator[memoryview]]:
         """Return the bytes of a file and its content, in pieces that are good until the next.
@@ -108,19 +112,27 @@ class CheckpointArchive:
         """
         if name not in FILES:
             raise CheckpointNotFound(f"A checkpoint has the files {', '.join(FILES)}")
-        found = self._found(checkpoint_id)
-        key = name if name == MANIFEST else self.manifest(found).prefix + name
-        try:
-            return self._store.size(found, key), self._store.pieces(found, key)
-        except FileNotFoundError:
-            raise CheckpointNotFound(f"Checkpoint {found} lacks its {name}") from None
+        with self._found(checkpoint_id) as found:
+            key = name if name == MANIFEST else self.manifest(found).prefix + name
+            try:
+                return self._store.size(found, key), self._store.pieces(found, key)
+            except FileNotFoundError:
+                raise CheckpointNotFound(f"Checkpoint {found} lacks its {name}") from None
 
-    def _found(self, checkpoint_id: str) -> str:
+    @contextlib.contextmanager
+    def _found(self, checkpoint_id: str) -> Iterator[str]:
+        """Give the name of a checkpoint that exists; one that vanishes meanwhile is not damaged."""
+        missing = CheckpointNotFound(
+            f"Model {self._model!r} has no checkpoint {checkpoint_id[:80]!r}", model=self._model
+        )
         if not _ID.match(checkpoint_id) or checkpoint_id not in self.ids():
-            raise CheckpointNotFound(
-                f"Model {self._model!r} has no checkpoint {checkpoint_id[:80]!r}", model=self._model
-            )
-        return checkpoint_id
+            raise missing
+        try:
+            yield checkpoint_id
+        except CheckpointInvalid:
+            if checkpoint_id in self.ids():
+                raise
+            raise missing from None
 
     def newest(self) -> tuple[Manifest, State]:
         """Return the newest checkpoint that is whole; complains of those that are not.
@@ -169,10 +181,9 @@ class CheckpointArchive:
         Raises:
             CheckpointNotFound: There is none of that name.
         """
-        with self._changing:
-            name = {self._found(checkpoint_id)}
+        with self._changing, self._found(checkpoint_id) as found:
             kept = self.pinned() & set(self.ids())
-            self._put_pins(kept | name if pinned else kept - name)
+            self._put_pins(kept | {found} if pinned else kept - {found})
 
     def remove(self, checkpoint_id: str) -> None:
         """Remove a checkpoint.
@@ -182,14 +193,13 @@ class CheckpointArchive:
             Conflict: It is pinned, or the last one that is whole, without which the model would be
                 lost at a restart.
         """
-        with self._changing:
-            found = self._found(checkpoint_id)
+        with self._changing, self._found(checkpoint_id) as found:
             if found in self.pinned():
                 raise Conflict(f"Checkpoint {found} is pinned; unpin it first")
             if not any(self._is_whole(other) for other in self.ids() if other != found):
                 raise Conflict(
-                    f"Checkpoint {found} is the last one of model {self._model!r} that is whole; "
-                    "write another first"
+                    f"Checkpoint {found} is the last one of model {self._model!r} that is "
+                    "whole; write another first"
                 )
             self._store.remove(found)
 
