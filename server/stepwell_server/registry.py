@@ -259,8 +259,8 @@ class Registry:
     async def _open(self, recovery: Recovery) -> HostedModel:
         """Go on with a model that was read."""
         folder, engine, number = recovery.folder, recovery.engine, recovery.next_number
-        await asyncio.to_thread(folder.forget_clean_stop)
         await asyncio.to_thread(folder.prepare)
+        await asyncio.to_thread(folder.forget_clean_stop)
         await asyncio.to_thread(rehearse, engine.definition)
         recorder = await asyncio.to_thread(self._recorder, engine, folder, number)
         part = self._reserve_what_there_is(engine.definition)
