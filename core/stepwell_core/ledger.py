@@ -114,7 +114,8 @@ class Session:
         """Return the session that `to_json` described."""
         numbers = sorted(map(int, value["results"]))  # whatever order the JSON came in
         results = {number: Result(**value["results"][str(number)]) for number in numbers}
-        fingerprints = {int(number): text for number, text in value["fingerprints"].items()}
+        known = value.get("fingerprints", {})  # the first checkpoints had none
+        fingerprints = {int(number): text for number, text in known.items()}
         previous = None if value["previous"] is None else cls.from_json(value["previous"])
         return cls(
             **{**value, "results": results, "fingerprints": fingerprints, "previous": previous}

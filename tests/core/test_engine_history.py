@@ -27,6 +27,7 @@ from stepwell_core.definition import Definition
 from stepwell_core.engine import Engine
 from stepwell_core.errors import (
     Fenced,
+    PayloadMismatch,
     PushInFlight,
     SequenceGap,
     SessionExpired,
@@ -43,7 +44,8 @@ from stepwell_core.push import Push, Staged, Waiting
 from stepwell_core.state import Counters, State
 from stepwell_core.store import Version
 
-from tests.core.models import copied, through_json
+from tests.core.journaled import Journaled, lasting
+from tests.core.models import copied, image, through_json
 
 T = TypeVar("T")
 WORKERS = ("w0", "w1", "w2")
@@ -51,11 +53,11 @@ LAYOUT = Layout([Tensor("one", (3,), "float32"), Tensor("two", (3,), "float64")]
 SETTLED = {"applied", "dropped_late", "settled_before"}
 
 
-def tick(index: int) -> Gradient:
+def tick(index: int, value: float = -1.0) -> Gradient:
     """Return the gradient that moves one element of the clock."""
     arenas = LAYOUT.new_arenas(0.0)
     for array in arenas.values():
-        array[index] = -1
+        array[index] = value
     return Gradient(LAYOUT, arenas)
 
 
@@ -89,6 +91,7 @@ class HistoryMachine(RuleBasedStateMachine):
         definition = Definition("m", LAYOUT, SGD(1.0), consistency=self.consistency)
         self.incarnations = iter(f"{number:032x}" for number in range(1000))
         self.engine = Engine.create(definition, LAYOUT.new_arenas(0.0), next(self.incarnations))
+        self.journal = Journaled(self.engine)
         self.history = History()
         self.sessions: dict[str, Session] = {}
         self.due: dict[str, int] = {}
@@ -279,6 +282,7 @@ class HistoryMachine(RuleBasedStateMachine):
         state, history = pick(data, self.saves)
         steps = self.engine.counters.version
         self.engine.restore(state, next(self.incarnations))
+        self.journal.save()  # a restore is no record: a checkpoint of what comes after is written
         assert self.engine.counters.version > steps
         self.history = history.copy()
         self.sessions, self.due = {}, {}
@@ -293,7 +297,50 @@ class HistoryMachine(RuleBasedStateMachine):
         if len(self.saves) > before:
             state, _ = self.saves.pop()
             self.engine = Engine(state, self.engine.incarnation)
+            self.journal = Journaled(self.engine)
             self.follow()
+
+    @rule()
+    def crash(self) -> None:
+        """What a checkpoint and the records since then make is what is there, but what waits."""
+        recovered = self.journal.recovered()
+        assert lasting(recovered) == lasting(self.engine)
+        self.journal.save()
+
+    @precondition(lambda self: self.network)
+    @rule(data=st.data())
+    def other_bytes(self, data: st.DataObject) -> None:
+        """A number that was used, with another gradient: refused, and nothing changes."""
+        push = pick(data, self.network)
+        if self.expected_error(push) is None and push.key in self.history.answered:
+            stored = self.engine.ledger.sessions[push.worker].fingerprints
+            before = image(self.engine)
+            if push.sequence in stored:
+                with pytest.raises(PayloadMismatch):
+                    self.engine.stage(replace(push, gradient=tick(len(WORKERS) - 1, 7.0)))
+            assert image(self.engine) == before
+
+    @rule(order=st.permutations(WORKERS), lost=st.integers(0, 3))
+    def push_as_a_group(self, order: list[str], lost: int) -> None:
+        """Several are staged before the first is committed; the last may not fit on the disk."""
+        staged = []
+        for worker in order:
+            session = self.sessions.get(worker)
+            if session is None or not session.is_open:
+                continue
+            key = (worker, session.epoch, self.due[worker])
+            push = Push(*key, self.engine.incarnation, TICKS[worker])
+            if not self.engine.can_stage(push):
+                break
+            outcome = self.engine.stage(push)
+            if not isinstance(outcome, Staged):
+                break
+            staged.append(outcome)
+        for change in reversed(staged[max(len(staged) - lost, 0) :]):
+            self.engine.withdraw(change)
+        for change in staged[: max(len(staged) - lost, 0)]:
+            self.settled(self.engine.commit(change))
+        self.follow()
 
     # Readers
 

@@ -12,6 +12,7 @@ from stepwell_core import ledger as ledger_module
 from stepwell_core.errors import (
     Fenced,
     InvalidInput,
+    PayloadMismatch,
     SequenceGap,
     SessionExpired,
     TooManyWorkers,
@@ -335,6 +336,11 @@ class Model:
         )
 
 
+def mark(sequence: int) -> str:
+    """Return the fingerprint of a push."""
+    return f"{sequence:016x}"
+
+
 class LedgerMachine(RuleBasedStateMachine):
     """Opens, closes and pushes that are in order, repeated, reordered, delayed or made up."""
 
@@ -354,8 +360,12 @@ class LedgerMachine(RuleBasedStateMachine):
         assert answer == expected
         if answer is None:
             self.version += 1
-            self.ledger.record(worker, epoch, sequence, result(self.version))
+            self.ledger.record(worker, epoch, sequence, result(self.version), mark(sequence))
             self.model.admitted[epoch].append(result(self.version))
+        elif answer.outcome != "settled_before":
+            assert self.ledger.check(worker, epoch, sequence, mark(sequence)) == answer
+            with pytest.raises(PayloadMismatch):
+                self.ledger.check(worker, epoch, sequence, "other bytes")
 
     @rule(worker=st.sampled_from(WORKERS))
     def open(self, worker: str) -> None:
