@@ -21,7 +21,7 @@ demo: $(INSTALLED) ## Train a real classifier with four worker processes through
 	$(BIN)/stepwell demo $(ARGS)
 
 test: $(INSTALLED) ## Run the tests.
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 # Only those tests: the others are `make test`'s.
 test-full: $(INSTALLED) ## Install what some tests need from Debian's packages, and run those tests.
