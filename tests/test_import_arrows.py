@@ -54,14 +54,15 @@ CORE_ARROWS: dict[str, set[str]] = {
         "gradient", "keras_config", "layout", "ledger", "loss_scale", "optimizers", "push",
         "scalars", "state",
     },
+    "admission": {"definition", "ledger", "push", "state"},
     "replay": {"engine", "record", "pipeline", "push"},
     "succession": {"layout", "pipeline", "state"},
     "reduction": {"aggregation", "definition", "gradient", "loss_scale", "pipeline", "push"},
     "decision": {"definition", "gradient", "ledger", "loss_scale", "pipeline", "push", "state"},
     "hyperparameters": {"definition", "pipeline", "schedules"},
     "engine": {
-        "push", "reduction", "decision", "state", "succession", "definition", "store", "ledger",
-        "consistency",
+        "push", "reduction", "admission", "decision", "state", "succession", "definition", "store",
+        "ledger", "consistency",
         "hyperparameters", "pipeline", "loss_scale", "layout",
     },
     "rehearsal": {

@@ -13,7 +13,7 @@ from stepwell_core.keras_config import AnyOptimizer
 from stepwell_core.layout import Layout
 from stepwell_core.names import check_identifier
 
-from stepwell import calls
+from stepwell import calls, checkpoint_calls
 from stepwell.calls import Answer, Call, model_path
 from stepwell.optimizers import Hyperparameters, as_optimizer, callables_of
 from stepwell.pulls import Pulls
@@ -117,12 +117,14 @@ class ModelFlows:
         """Write a checkpoint."""
         body = {"pinned": bool(pinned)}
         answer = yield from self._ask("POST", "checkpoints", json=body)
-        return calls.read_checkpoint(answer.fields)
+        return checkpoint_calls.read_checkpoint(answer.fields)
 
     def checkpoints(self) -> Flow[list[Checkpoint]]:
         """List the checkpoints that can be read, oldest first."""
         found = (yield from self._ask("GET", "checkpoints"))["checkpoints"]
-        return [calls.read_checkpoint(fields) for fields in found if "invalid" not in fields]
+        return [
+            checkpoint_calls.read_checkpoint(fields) for fields in found if "invalid" not in fields
+        ]
 
     def restore(self, checkpoint: str | Checkpoint) -> Flow[int]:
         """Go back to a checkpoint; returns the version."""
@@ -131,7 +133,7 @@ class ModelFlows:
     def verify(self, checkpoint: str | Checkpoint) -> Flow[Checkpoint]:
         """Have every tensor of a checkpoint checked against its hash."""
         answer = yield from self._ask("POST", *_path_of(checkpoint), "verify")
-        return calls.read_checkpoint(answer.fields)
+        return checkpoint_calls.read_checkpoint(answer.fields)
 
     def pin(self, checkpoint: str | Checkpoint, *, pinned: bool) -> Flow[None]:
         """Keep a checkpoint for ever, or no longer."""
@@ -155,7 +157,7 @@ class ModelFlows:
         iterations: int | None,
     ) -> Flow[int]:
         """Take over what was trained elsewhere; returns the version."""
-        call = calls.import_state(self.name, self.layout, parameters, slots, iterations)
+        call = checkpoint_calls.import_state(self.name, self.layout, parameters, slots, iterations)
         return _version((yield from repeatedly(call, self.patience)))
 
     def session(

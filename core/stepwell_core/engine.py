@@ -31,15 +31,13 @@ from typing import Any
 
 import numpy as np
 
-from stepwell_core import decision
+from stepwell_core import admission, decision
 from stepwell_core.consistency import Drop, Policy, Wait
 from stepwell_core.definition import Definition
 from stepwell_core.errors import (
     InvalidInput,
-    NonFiniteGradient,
     NothingToFinalize,
     PushInFlight,
-    StaleIncarnation,
 )
 from stepwell_core.hyperparameters import with_hyperparameters
 from stepwell_core.layout import Arenas, Layout
@@ -190,10 +188,9 @@ class Engine:
         if self.ledger.check(*push.key) is not None:
             return self._repeated(push)
         check_push(push, self.definition.rule, self._ahead.parameters_version)
-        push = self._with_loss_scale(push)
-        dropped = self._check_finite(push)
-        if dropped is not None:
-            return self.keep(dropped)
+        push = admission.with_loss_scale(push, self.definition, self._ahead)
+        if not admission.is_acceptable(push, self.definition, self._ahead):
+            return self.keep(decision.drop(push, "skipped_nonfinite", self._ahead))
         kept = self._reduction.kept(push)
         offered = self.policy.offer(kept, self._ahead.parameters_version)
         if isinstance(offered, Drop):
@@ -269,48 +266,10 @@ class Engine:
         self.ledger.find(worker, epoch)
 
     def _check_incarnation(self, worker: str, epoch: int, incarnation: str) -> None:
-        if incarnation == self.incarnation:
-            return
-        session = self.ledger.sessions.get(worker)
-        if session is not None and session.epoch != epoch:
-            session = None  # the numbers of another session say nothing about this one's pushes
-        raise StaleIncarnation(
-            "The model's history was cut since this session was opened: it was restored, "
-            "overwritten or created anew, or the server crashed and came back from a checkpoint. "
-            f"It is at version {self.counters.version} now. Open a new session (`worker.open()`), "
-            "pull, and go on",
-            incarnation=self.incarnation,
-            version=self.counters.version,
-            parameters_version=self.counters.parameters_version,
-            last_sequence=None if session is None else session.last_sequence,
-        )
-
-    def _with_loss_scale(self, push: Push) -> Push:
-        """Say in the gradient what it has still to be divided by."""
-        scale = push.loss_scale
-        if scale is None:
-            fixed, current = self.definition.rule.loss_scale_factor, self._ahead.loss_scale
-            scale = fixed if current is None else current.scale
-        return (
-            push
-            if scale is None
-            else replace(push, gradient=replace(push.gradient, loss_scale=scale))
-        )
-
-    def _check_finite(self, push: Push) -> Staged | None:
-        """Apply `on_nonfinite`; a dynamic loss scale looks at all gradients of a step later."""
-        action = self.definition.on_nonfinite
-        if self.counters.loss_scale is not None or action == "allow" or push.gradient.is_finite():
-            return None
-        if action == "reject":
-            name = push.gradient.first_nonfinite()
-            raise NonFiniteGradient(
-                f"The gradient of {name!r} has NaN or infinity in it and this model rejects those; "
-                "nothing changed. Lower the learning rate, clip, or create the model with "
-                "on_nonfinite='drop'",
-                tensor=name,
+        if incarnation != self.incarnation:
+            raise admission.stale(
+                self.incarnation, self.counters, self.ledger.sessions.get(worker), epoch
             )
-        return decision.drop(push, "skipped_nonfinite", self._ahead)
 
     def _stage_step(self, pushes: Sequence[Push]) -> Staged:
         before = self._ahead

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import stepwell
-from stepwell import calls
+from stepwell import calls, checkpoint_calls
 from stepwell.calls import Answer, Call
 from stepwell.errors import (
     DtypeMismatch,
@@ -263,8 +263,8 @@ def test_a_result_leaves_out_what_it_does_not_know():
         lambda: calls.result_of(Answer({"version": 1}, LAYOUT.views(LAYOUT.new_arenas()))),
         lambda: calls.parameters_of(Answer({"version": 1})),
         lambda: calls.parameters_of(Answer({}, LAYOUT.views(LAYOUT.new_arenas()))),
-        lambda: calls.read_checkpoint({"id": "x"}),
-        lambda: calls.read_checkpoint("x"),
+        lambda: checkpoint_calls.read_checkpoint({"id": "x"}),
+        lambda: checkpoint_calls.read_checkpoint("x"),
         lambda: calls.read_result(None),
         lambda: Answer({})["epoch"],
     ],

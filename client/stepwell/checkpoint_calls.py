@@ -1,0 +1,56 @@
+"""Requests and answers of checkpoints, and of state that was made elsewhere; no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from stepwell_core import wire
+from stepwell_core.errors import InvalidArgument, InvalidInput, shown
+from stepwell_core.layout import Layout
+
+from stepwell.calls import Call, model_path, required
+from stepwell.results import Checkpoint
+from stepwell.tensors import arrays_of, in_travel_order
+
+
+def read_checkpoint(values: Any) -> Checkpoint:
+    """Return a checkpoint that the server describes."""
+    needed = ("id", "version", "created", "bytes")
+    found = {name: required(values, name) for name in needed}
+    return Checkpoint(**found, pinned=bool(values.get("pinned", False)))
+
+
+def import_state(
+    model: str,
+    layout: Layout,
+    parameters: Mapping[str, Any] | None,
+    slots: Mapping[str, Mapping[str, Any]] | None,
+    iterations: int | None,
+) -> Call:
+    """Take over what was trained elsewhere.
+
+    Raises:
+        InvalidInput: Nothing is given.
+        InvalidArgument: `iterations` is no count.
+        LayoutMismatch, ShapeMismatch, DtypeMismatch: Arrays are not of the model's layout.
+    """
+    if parameters is None and not slots and iterations is None:
+        raise InvalidInput("An import has parameters, slots or iterations. Received: none of them")
+    is_count = iterations is None or (type(iterations) is int and iterations >= 0)
+    if not is_count:
+        raise InvalidArgument(f"`iterations` is a number >= 0. Received: {shown(iterations)}")
+    payload: tuple[memoryview, ...] = ()
+    for tensors in ([] if parameters is None else [parameters]) + list((slots or {}).values()):
+        arrays = arrays_of(tensors)
+        layout.check(arrays)
+        payload += in_travel_order(layout, arrays)
+    header = {
+        "protocol": wire.PROTOCOL,
+        "layout": layout.hash,
+        "parameters": parameters is not None,
+        "slots": list(slots or {}),
+        "iterations": iterations,
+    }
+    path = model_path(model, "state")
+    return Call("PUT", path, header=header, payload=payload, can_repeat=False)
