@@ -161,7 +161,7 @@ class ModelFlows:
         return _version((yield from repeatedly(call, self.patience)))
 
     def session(
-        self, worker: str, hyperparameters: Hyperparameters | None, on_stale: str
+        self, worker: str, hyperparameters: Hyperparameters | None, on_stale: str = "raise"
     ) -> Session:
         """Return a session, not opened yet."""
         merged = {**self.callables, **(hyperparameters or {})}
