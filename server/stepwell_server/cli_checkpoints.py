@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
-from stepwell_core.errors import CheckpointInvalid, CheckpointNotFound, StepwellError, UnknownTensor
+from stepwell_core.errors import (
+    CheckpointInvalid,
+    CheckpointNotFound,
+    InvalidInput,
+    StepwellError,
+    UnknownTensor,
+)
 
 if TYPE_CHECKING:  # not needed by a server that starts
     import httpx
@@ -288,10 +294,19 @@ def import_state(
 
     A tensor is a parameter if it has the name of one, and else `<slot>/<parameter>`.
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     _confirm(f"Model {model!r} takes over other arrays, and its workers are told.", yes)
-    arrays = {name: array for file in files for name, array in load_file(file).items()}
+    arrays: dict[str, Any] = {}
+    for file in files:
+        try:
+            arrays |= load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise InvalidInput(
+                f"An import is of safetensors files. {file} cannot be read as one "
+                f"({type(error).__name__}); nothing changed"
+            ) from None
 
     def take_over(target: stepwell.Model) -> int:
         parameters: dict[str, Any] = {}
