@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from stepwell_core.definition import Definition
-from stepwell_core.errors import NonFiniteGradient, StaleIncarnation
+from stepwell_core.errors import InvalidInput, NonFiniteGradient, StaleIncarnation
 from stepwell_core.ledger import Session
 from stepwell_core.push import Push
+from stepwell_core.push import check_push as check
 from stepwell_core.state import Counters
 
 
@@ -34,6 +35,21 @@ def stale(
         parameters_version=counters.parameters_version,
         last_sequence=None if session is None else session.last_sequence,
     )
+
+
+def check_push(push: Push, definition: Definition, newest_version: int) -> None:
+    """Refuse a push that breaks a rule of its model, whatever its gradient holds.
+
+    Raises:
+        InvalidInput, InvalidArgument: See `push.check_push`; or its mode has to know how old the
+            gradient is, and it does not say so.
+    """
+    if push.version is None and definition.consistency.needs_version:
+        raise InvalidInput(
+            "This model limits how stale a gradient may be, so each push says at which `version` "
+            "of the parameters it was computed. Pull first. Received: version=None"
+        )
+    check(push, definition.rule, newest_version)
 
 
 def with_loss_scale(push: Push, definition: Definition, counters: Counters) -> Push:

@@ -85,13 +85,21 @@ class Staged:
         counters: The model's after the change.
         gradient: What the step takes, already reduced; None if no step is made. It may lie in the
             engine's own memory, which is reused for the next step.
-        scalars: Of the step.
+        scalars: Of the step; None if there is none.
+        weight: With which the gradient is added to the model's buffer; None if it is not. A step
+            then takes the buffer's mean, and so does one without a gradient.
     """
 
     results: tuple[tuple[Push, Result], ...]
     counters: Counters
     gradient: Gradient | None = None
     scalars: StepScalars | None = None
+    weight: float | None = None
+
+    @property
+    def takes_buffer(self) -> bool:
+        """Whether a step is made of what was gathered."""
+        return self.scalars is not None and (self.gradient is None or self.weight is not None)
 
 
 LEAST_FACTOR = float(np.finfo(np.float32).tiny)

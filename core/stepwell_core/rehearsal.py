@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from stepwell_core.consistency import Sync
 from stepwell_core.definition import Definition
 from stepwell_core.engine import Engine
 from stepwell_core.layout import Layout, Tensor
@@ -36,7 +35,7 @@ def rehearse(definition: Definition, dtype: str = "native") -> None:
     sessions = [engine.open_session(worker)[0] for worker in _WORKERS]
     pushes = 2 * (definition.rule.gradient_accumulation_steps or 1)
     _push_from(engine, sessions, range(pushes), dtype)
-    if isinstance(definition.consistency, Sync):  # one may be left alone at its barrier
+    if definition.consistency.most_in_step > 1:  # one may be left alone at its barrier
         engine.close_session(sessions[1].worker, sessions[1].epoch)
         _push_from(engine, sessions[:1], range(pushes, 2 * pushes), dtype)
 
@@ -63,11 +62,12 @@ def _miniature(definition: Definition) -> Definition:
         for part in _PARTS
     )
     excluded = tuple(name for name in layout.names if name.endswith("excluded"))
-    consistency = definition.consistency
-    if isinstance(consistency, Sync):
-        consistency = replace(consistency, workers=min(consistency.workers, len(_WORKERS)))
     return replace(
-        definition, name="rehearsal", layout=layout, excluded=excluded, consistency=consistency
+        definition,
+        name="rehearsal",
+        layout=layout,
+        excluded=excluded,
+        consistency=definition.consistency.miniature(len(_WORKERS)),
     )
 
 
