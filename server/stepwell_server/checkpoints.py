@@ -21,7 +21,7 @@ from stepwell_core.state import Snapshot, State
 
 from stepwell_server import failpoints
 from stepwell_server.recorder import Recorder
-from stepwell_server.storage.archive import CheckpointArchive
+from stepwell_server.storage.archive import CheckpointArchive, version_of
 from stepwell_server.storage.checkpoint import Manifest
 
 LOOK_EVERY_S = 0.5
@@ -209,7 +209,8 @@ class Checkpoints:
             try:
                 summary = self._archive.manifest(checkpoint_id).summary()
             except CheckpointInvalid as error:
-                summary = {"id": checkpoint_id, "invalid": error.message}
+                version = version_of(checkpoint_id)
+                summary = {"id": checkpoint_id, "version": version, "invalid": error.message}
             found.append({**summary, "pinned": checkpoint_id in pinned})
         return found
 

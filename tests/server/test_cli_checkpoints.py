@@ -139,7 +139,7 @@ def test_a_data_folder_is_verified_without_a_server(run, tmp_path):
     assert (whole.returncode, "whole" in whole.stdout) == (0, True)
     assert damaged.returncode == 1
     assert "does not match its hash" in json.loads(damaged.stdout)["checkpoints"][0]["invalid"]
-    assert (nothing.returncode, "There is no model" in nothing.stderr) == (1, True)
+    assert (nothing.returncode, "There is no data folder" in nothing.stderr) == (1, True)
 
 
 def test_a_server_that_is_not_there_is_one_sentence_and_exit_code_1(run):

@@ -146,6 +146,7 @@ def test_a_damaged_checkpoint_is_listed_with_its_reason_and_not_restored(http, s
     assert "does not match its hash" in document["detail"]
     assert image(http, path) == before
     assert "manifest" in listed[0]["invalid"]
+    assert listed[0]["version"] == 0
     assert "invalid" not in listed[1]
 
 
