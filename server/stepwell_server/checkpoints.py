@@ -15,7 +15,7 @@ from typing import Any
 
 import structlog
 from stepwell_core.engine import Engine
-from stepwell_core.errors import CheckpointInvalid, StepwellError
+from stepwell_core.errors import CheckpointInvalid, CheckpointNotFound, StepwellError
 from stepwell_core.layout import Arenas
 from stepwell_core.state import Snapshot, State
 
@@ -208,6 +208,8 @@ class Checkpoints:
         for checkpoint_id in self._archive.ids():
             try:
                 summary = self._archive.manifest(checkpoint_id).summary()
+            except CheckpointNotFound:
+                continue  # removed since `ids` was asked
             except CheckpointInvalid as error:
                 version = version_of(checkpoint_id)
                 summary = {"id": checkpoint_id, "version": version, "invalid": error.message}
