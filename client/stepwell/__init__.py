@@ -22,7 +22,7 @@ from stepwell.async_client import AsyncClient, AsyncModel
 from stepwell.async_worker import AsyncWorker
 from stepwell.client import Client, Model
 from stepwell.pulls import PullOptions
-from stepwell.results import Checkpoint, Parameters, PushResult
+from stepwell.results import Checkpoint, CheckpointProgress, Parameters, PushResult
 from stepwell.retry import Timeout
 from stepwell.worker import Worker
 
@@ -37,6 +37,7 @@ __all__ = [
     "AsyncModel",
     "AsyncWorker",
     "Checkpoint",
+    "CheckpointProgress",
     "Client",
     "LossScaleOptimizer",
     "Model",

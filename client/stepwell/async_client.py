@@ -17,7 +17,7 @@ from stepwell.flows import ModelFlows, ServerFlows
 from stepwell.handles import ModelHandle
 from stepwell.optimizers import Hyperparameters
 from stepwell.pulls import PullOptions
-from stepwell.results import Checkpoint, Parameters
+from stepwell.results import Checkpoint, CheckpointProgress, Parameters
 from stepwell.retry import Patience, Timeout
 
 
@@ -129,6 +129,10 @@ class AsyncModel(ModelHandle):
     async def checkpoints(self) -> list[Checkpoint]:
         """See `Model.checkpoints`."""
         return await self._driver.run(self._flows.checkpoints())
+
+    async def checkpoint_progress(self) -> CheckpointProgress | None:
+        """See `Model.checkpoint_progress`."""
+        return await self._driver.run(self._flows.checkpoint_progress())
 
     async def restore(self, checkpoint: str | Checkpoint) -> int:
         """See `Model.restore`."""

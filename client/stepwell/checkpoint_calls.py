@@ -10,15 +10,27 @@ from stepwell_core.errors import InvalidArgument, InvalidInput, shown
 from stepwell_core.layout import Layout
 
 from stepwell.calls import Call, model_path, required
-from stepwell.results import Checkpoint
+from stepwell.results import Checkpoint, CheckpointProgress
 from stepwell.tensors import arrays_of, in_travel_order
 
 
 def read_checkpoint(values: Any) -> Checkpoint:
-    """Return a checkpoint that the server describes."""
-    needed = ("id", "version", "created", "bytes")
-    found = {name: required(values, name) for name in needed}
-    return Checkpoint(**found, pinned=bool(values.get("pinned", False)))
+    """Return a checkpoint that the server describes; of a damaged one it knows the name alone."""
+    found = {name: required(values, name) for name in ("id", "version")}
+    pinned, invalid = bool(values.get("pinned", False)), values.get("invalid")
+    if invalid is not None:
+        return Checkpoint(**found, created="", bytes=0, pinned=pinned, invalid=str(invalid))
+    found |= {name: required(values, name) for name in ("created", "bytes")}
+    return Checkpoint(**found, pinned=pinned)
+
+
+def read_progress(values: Any) -> CheckpointProgress | None:
+    """Return how far a checkpoint is that is being written, if one is."""
+    progress = required(values, "progress")
+    if progress is None:
+        return None
+    needed = ("phase", "done_bytes", "bytes")
+    return CheckpointProgress(**{name: required(progress, name) for name in needed})
 
 
 def import_state(

@@ -16,7 +16,7 @@ from stepwell.flows import ModelFlows, ServerFlows
 from stepwell.handles import ModelHandle
 from stepwell.optimizers import Hyperparameters
 from stepwell.pulls import PullOptions
-from stepwell.results import Checkpoint, Parameters
+from stepwell.results import Checkpoint, CheckpointProgress, Parameters
 from stepwell.retry import Patience, Timeout
 from stepwell.transport import new_transport
 from stepwell.worker import Worker
@@ -208,8 +208,12 @@ class Model(ModelHandle):
         return self._driver.run(self._flows.checkpoint(pinned=pinned))
 
     def checkpoints(self) -> list[Checkpoint]:
-        """List the checkpoints that can be read, oldest first."""
+        """List the checkpoints, oldest first; one whose manifest is damaged says so: `invalid`."""
         return self._driver.run(self._flows.checkpoints())
+
+    def checkpoint_progress(self) -> CheckpointProgress | None:
+        """Return how far a checkpoint is that is being written; None if there is none."""
+        return self._driver.run(self._flows.checkpoint_progress())
 
     def restore(self, checkpoint: str | Checkpoint) -> int:
         """Go back to a checkpoint, and return the version after it; sessions have to be reopened.

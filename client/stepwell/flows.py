@@ -17,7 +17,7 @@ from stepwell import calls, checkpoint_calls
 from stepwell.calls import Answer, Call, model_path
 from stepwell.optimizers import Hyperparameters, as_optimizer, callables_of
 from stepwell.pulls import Pulls
-from stepwell.results import Checkpoint
+from stepwell.results import Checkpoint, CheckpointProgress
 from stepwell.retry import Flow, Patience, repeatedly
 from stepwell.session import Session
 
@@ -120,11 +120,13 @@ class ModelFlows:
         return checkpoint_calls.read_checkpoint(answer.fields)
 
     def checkpoints(self) -> Flow[list[Checkpoint]]:
-        """List the checkpoints that can be read, oldest first."""
+        """List the checkpoints, oldest first, those that cannot be read too."""
         found = (yield from self._ask("GET", "checkpoints"))["checkpoints"]
-        return [
-            checkpoint_calls.read_checkpoint(fields) for fields in found if "invalid" not in fields
-        ]
+        return [checkpoint_calls.read_checkpoint(fields) for fields in found]
+
+    def checkpoint_progress(self) -> Flow[CheckpointProgress | None]:
+        """Return how far a checkpoint is that is being written."""
+        return checkpoint_calls.read_progress((yield from self._ask("GET", "checkpoints")).fields)
 
     def restore(self, checkpoint: str | Checkpoint) -> Flow[int]:
         """Go back to a checkpoint; returns the version."""

@@ -104,9 +104,11 @@ class Checkpoint:
     Attributes:
         id: Its name.
         version: Of the model in it.
-        created: UTC, ISO 8601.
-        bytes: Size of its tensors' files.
+        created: UTC, ISO 8601; "" if it is not known, since the manifest cannot be read.
+        bytes: Size of its tensors' files; 0 if it is not known.
         pinned: Whether it is kept for ever.
+        invalid: Why its manifest cannot be read, and so the checkpoint neither; None if it can,
+            which says nothing of its tensors: `Model.verify` reads those.
     """
 
     id: str
@@ -114,3 +116,19 @@ class Checkpoint:
     created: str
     bytes: int
     pinned: bool = False
+    invalid: str | None = None
+
+
+@dataclass(frozen=True)
+class CheckpointProgress:
+    """How far a checkpoint is that is being written.
+
+    Attributes:
+        phase: "writing" or "verifying", which reads it back.
+        done_bytes: Of this phase.
+        bytes: Of this phase in all; 0 if it is not known yet.
+    """
+
+    phase: str
+    done_bytes: int
+    bytes: int

@@ -15,13 +15,13 @@ from typing import Any
 
 import structlog
 from stepwell_core.engine import Engine
-from stepwell_core.errors import CheckpointInvalid, StepwellError
+from stepwell_core.errors import CheckpointInvalid, CheckpointNotFound, StepwellError
 from stepwell_core.layout import Arenas
 from stepwell_core.state import Snapshot, State
 
 from stepwell_server import failpoints
 from stepwell_server.recorder import Recorder
-from stepwell_server.storage.archive import CheckpointArchive
+from stepwell_server.storage.archive import CheckpointArchive, version_of
 from stepwell_server.storage.checkpoint import Manifest
 
 LOOK_EVERY_S = 0.5
@@ -208,8 +208,11 @@ class Checkpoints:
         for checkpoint_id in self._archive.ids():
             try:
                 summary = self._archive.manifest(checkpoint_id).summary()
+            except CheckpointNotFound:
+                continue  # removed since `ids` was asked
             except CheckpointInvalid as error:
-                summary = {"id": checkpoint_id, "invalid": error.message}
+                version = version_of(checkpoint_id)
+                summary = {"id": checkpoint_id, "version": version, "invalid": error.message}
             found.append({**summary, "pinned": checkpoint_id in pinned})
         return found
 

@@ -1,33 +1,25 @@
 """`stepwell checkpoint ...`: write, look at, verify, keep and bring back checkpoints.
 
 Every command asks a running server, as any client does; `verify --data-dir` reads a data folder
-without one, and changes nothing.
+without one, and changes nothing. What takes more than a call is in `cli_verify.py`, `cli_export.py`
+and `cli_import.py`; how a server is asked, and how a person sees it, in `cli_asking.py`.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
-from rich.console import Console
-from stepwell_core.errors import (
-    CheckpointInvalid,
-    CheckpointNotFound,
-    InvalidInput,
-    StepwellError,
-    UnknownTensor,
-)
+
+from stepwell_server import cli_asking, cli_export, cli_import, cli_verify
 
 if TYPE_CHECKING:  # not needed by a server that starts
-    import httpx
     import stepwell
-    from rich.progress import Progress
 
 app = typer.Typer(
     help="Write, list, verify, restore and export checkpoints.",
@@ -38,7 +30,6 @@ app = typer.Typer(
 T = TypeVar("T")
 
 EXIT_FAILED = 1
-EXIT_USAGE = 2
 
 Url = Annotated[
     str | None, typer.Option(help="Of the server [STEPWELL_URL, or http://127.0.0.1:8700].")
@@ -50,15 +41,14 @@ CheckpointId = Annotated[
 ]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 
-progress_console = Console(stderr=True)
-
 
 def _ask(url: str | None, name: str, question: Callable[[stepwell.Model], T]) -> T:
-    """Return what a model on the server answers, with a sign of life on a terminal."""
-    import stepwell
+    """Return what a model on the server answers, however long it takes.
 
-    with stepwell.Client(url) as client, progress_console.status(f"asking {name} ..."):
-        return question(client.model(name))
+    That is so for pins too: they wait for a checkpoint that is being written.
+    """
+    with cli_asking.sign_of_life(f"asking {name} ..."):
+        return cli_asking.ask(url, name, question, long=True)
 
 
 def _tell(values: dict[str, Any], sentence: str, as_json: bool) -> None:
@@ -86,20 +76,22 @@ def create(
     as_json: AsJson = False,
 ) -> None:
     """Write a checkpoint beside training; it is durable and was read back when this returns."""
-    made = _ask(url, model, lambda m: m.checkpoint(pinned=pinned))
+    with cli_asking.checkpoint_bar(url, model):
+        made = cli_asking.ask(url, model, lambda m: m.checkpoint(pinned=pinned), long=True)
     _tell(_values(made), f"{made.id}  {made.bytes} bytes", as_json)
 
 
 @app.command("list")
 def list_checkpoints(model: ModelName, url: Url = None, as_json: AsJson = False) -> None:
-    """List a model's checkpoints, oldest first."""
-    found = _ask(url, model, lambda m: m.checkpoints())
+    """List a model's checkpoints, oldest first; of one that cannot be read it says why."""
+    found = cli_asking.ask(url, model, lambda m: m.checkpoints(), long=False)
     if as_json:
         typer.echo(json.dumps({"checkpoints": [_values(checkpoint) for checkpoint in found]}))
         return
     for checkpoint in found:
         pin = "  pinned" if checkpoint.pinned else ""
-        typer.echo(f"{checkpoint.id}  {checkpoint.created}  {checkpoint.bytes} bytes{pin}")
+        size = f"{checkpoint.created}  {checkpoint.bytes} bytes"
+        typer.echo(f"{checkpoint.id}  {checkpoint.invalid or size}{pin}")
 
 
 @app.command("verify")
@@ -114,55 +106,21 @@ def verify(
 ) -> None:
     """Read checkpoints whole and check every tensor against its hash."""
     if data_dir is not None:
-        verdicts = _verify_folder(data_dir, model, checkpoint)
+        if url is not None:
+            raise typer.BadParameter("A folder is read without a server: --data-dir or --url")
+        with cli_asking.sign_of_life(f"reading {data_dir} ..."):
+            verdicts = cli_verify.verify_folder(data_dir, model, checkpoint)
     elif model is None:
         raise typer.BadParameter("Name the model, or a folder with --data-dir")
     else:
-        verdicts = _verify_served(url, model, checkpoint)
+        verdicts = _ask(url, model, lambda m: cli_verify.verify_served(m, checkpoint))
     if as_json:
-        typer.echo(json.dumps({"checkpoints": verdicts}))
+        typer.echo(json.dumps({"checkpoints": [asdict(verdict) for verdict in verdicts]}))
     else:
         for verdict in verdicts:
-            typer.echo(f"{verdict['model']}  {verdict['id']}  {verdict['invalid'] or 'whole'}")
-    if any(verdict["invalid"] for verdict in verdicts):
+            typer.echo(f"{verdict.model}  {verdict.id or '-'}  {verdict.invalid or 'whole'}")
+    if any(verdict.invalid for verdict in verdicts):
         raise typer.Exit(EXIT_FAILED)
-
-
-def _verify_served(url: str | None, name: str, checkpoint: str | None) -> list[dict[str, Any]]:
-    def all_of(model: stepwell.Model) -> list[dict[str, Any]]:
-        ids = [checkpoint] if checkpoint else [each.id for each in model.checkpoints()]
-        return [_verdict(name, each, partial(model.verify, each)) for each in ids]
-
-    return _ask(url, name, all_of)
-
-
-def _verify_folder(
-    data_dir: Path, model: str | None, checkpoint: str | None
-) -> list[dict[str, Any]]:
-    from stepwell_server.storage.folders import ModelFolder
-
-    names = [model] if model else sorted(p.parent.name for p in data_dir.glob("*/checkpoints"))
-    verdicts = []
-    for name in names:
-        archive = ModelFolder(data_dir / name).archive
-        ids = archive.ids()
-        if not ids or (checkpoint and checkpoint not in ids):
-            raise CheckpointNotFound(
-                f"There is no checkpoint {checkpoint or ''} of a model {name!r} in {data_dir}"
-            )
-        for each in [checkpoint] if checkpoint else ids:
-            verdicts.append(_verdict(name, each, partial(archive.verify, each)))
-    if not verdicts:
-        raise CheckpointNotFound(f"There is no model in {data_dir}")
-    return verdicts
-
-
-def _verdict(model: str, checkpoint: str, check: Callable[[], Any]) -> dict[str, Any]:
-    try:
-        check()
-    except CheckpointInvalid as error:
-        return {"model": model, "id": checkpoint, "invalid": error.message}
-    return {"model": model, "id": checkpoint, "invalid": None}
 
 
 @app.command("restore")
@@ -232,51 +190,14 @@ def export(
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
-    """Download a checkpoint: two safetensors files and the manifest."""
-    import httpx
-    from rich.progress import DownloadColumn, Progress
+    """Download a checkpoint: two safetensors files and the manifest, all or none."""
     from stepwell.endpoint import Endpoint
 
-    from stepwell_server.storage.checkpoint import FILES
-
-    folder.mkdir(parents=True, exist_ok=True)
-    endpoint = Endpoint.find(url, None, None)
-    arguments = {**endpoint.client_arguments(), **endpoint.transport_arguments()}
-    bars = Progress(*Progress.get_default_columns(), DownloadColumn(), console=progress_console)
-    with httpx.Client(**arguments, trust_env=endpoint.has_proxy) as client, bars:
-        for name in FILES:
-            path = f"/v1/models/{model}/checkpoints/{checkpoint}/files/{name}"
-            _download(client, path, folder / name, bars)
-    paths = [str(folder / name) for name in FILES]
-    _tell({"files": paths}, "\n".join(paths), as_json)
-
-
-def _download(client: httpx.Client, path: str, target: Path, bars: Progress) -> None:
-    """Write what a path gives to a file, whole or not at all."""
-    import httpx
-    from stepwell.errors import from_problem
-
-    temporary = target.with_name(f".{target.name}.part")
-    try:
-        with client.stream("GET", path) as response:
-            if response.status_code != 200:
-                response.read()
-                raise from_problem(response.json(), response.status_code)
-            nbytes = int(response.headers["content-length"])
-            task = bars.add_task(target.name, total=nbytes)
-            with open(temporary, "wb") as file:
-                for piece in response.iter_raw():
-                    file.write(piece)
-                    bars.advance(task, len(piece))
-                file.flush()
-                os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except httpx.HTTPError as error:
-        raise StepwellError(
-            f"The download of {target.name} broke ({type(error).__name__}); call it again"
-        ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    with cli_asking.bars() as progress:
+        endpoint = Endpoint.find(url, None, None)
+        paths = cli_export.export(endpoint, model, checkpoint, folder, progress)
+    names = [str(path) for path in paths]
+    _tell({"files": names}, "\n".join(names), as_json)
 
 
 @app.command("import")
@@ -294,35 +215,7 @@ def import_state(
 
     A tensor is a parameter if it has the name of one, and else `<slot>/<parameter>`.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     _confirm(f"Model {model!r} takes over other arrays, and its workers are told.", yes)
-    arrays: dict[str, Any] = {}
-    for file in files:
-        try:
-            arrays |= load_file(file)
-        except (OSError, SafetensorError) as error:
-            raise InvalidInput(
-                f"An import is of safetensors files. {file} cannot be read as one "
-                f"({type(error).__name__}); nothing changed"
-            ) from None
-
-    def take_over(target: stepwell.Model) -> int:
-        parameters: dict[str, Any] = {}
-        slots: dict[str, dict[str, Any]] = {}
-        for name, array in arrays.items():
-            slot, _, parameter = name.partition("/")
-            if name in target.layout.segments:
-                parameters[name] = array
-            elif parameter in target.layout.segments:
-                slots.setdefault(slot, {})[parameter] = array
-            else:
-                raise UnknownTensor(
-                    f"{name!r} is neither a parameter of model {target.name!r} nor a slot of one, "
-                    "such as momentum/<parameter>"
-                )
-        return target.import_state(parameters or None, slots or None, iterations)
-
-    version = _ask(url, model, take_over)
+    arrays = cli_import.read_tensors(files)
+    version = _ask(url, model, lambda m: cli_import.take_over(m, arrays, iterations))
     _tell({"version": version}, f"imported; the version is {version}", as_json)

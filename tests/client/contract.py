@@ -451,6 +451,7 @@ class ClientContract(BufferContract):
             after = worker.push_pull(ONES)
 
         assert checkpoint in model.checkpoints()
+        assert model.checkpoint_progress() is None
         assert_same(restored, {name: array - 1 for name, array in PARAMETERS.items()})
         assert_same(after, {name: array - 2 for name, array in PARAMETERS.items()})
         assert after.version > restored.version > 2

@@ -117,11 +117,28 @@ def test_models_are_listed_by_name():
     assert script.run(server().models()) == ["a", "b"]
 
 
-def test_checkpoints_that_cannot_be_read_are_left_out():
-    """They are the operator's concern."""
-    script = Script({"checkpoints": [CHECKPOINT, {"id": "c2", "invalid": "manifest"}]})
+def test_a_checkpoint_that_cannot_be_read_is_listed_with_the_reason():
+    """Who looks at the newest one must not be given an older one for it."""
+    damaged = {"id": "c2", "version": 4, "pinned": True, "invalid": "its manifest is damaged"}
+    script = Script({"checkpoints": [CHECKPOINT, damaged]})
 
-    assert script.run(model().checkpoints()) == [stepwell.Checkpoint(**CHECKPOINT)]
+    listed = script.run(model().checkpoints())
+
+    assert listed == [
+        stepwell.Checkpoint(**CHECKPOINT),
+        stepwell.Checkpoint(**damaged, created="", bytes=0),
+    ]
+    assert [checkpoint.invalid for checkpoint in listed] == [None, "its manifest is damaged"]
+
+
+@pytest.mark.parametrize("progress", [None, {"phase": "writing", "done_bytes": 1, "bytes": 4}])
+def test_a_checkpoint_that_is_being_written_tells_how_far_it_is(progress):
+    """Nothing, if there is none."""
+    script = Script({"checkpoints": [], "progress": progress})
+
+    found = script.run(model().checkpoint_progress())
+
+    assert found == (progress and stepwell.CheckpointProgress("writing", 1, 4))
 
 
 def test_a_checkpoint_is_restored_by_itself_or_by_its_id():

@@ -240,7 +240,16 @@ class CheckpointArchive:
         return True
 
 
+def version_of(checkpoint_id: str) -> int:
+    """Return the model's version that a checkpoint's name tells, damaged or not."""
+    return _numbers(checkpoint_id)[1]
+
+
 def _serial(checkpoint_id: str) -> int:
+    return _numbers(checkpoint_id)[0]
+
+
+def _numbers(checkpoint_id: str) -> tuple[int, int]:
     match = _ID.match(checkpoint_id)
     assert match is not None
-    return int(match[1])
+    return int(match[1]), int(match[2])

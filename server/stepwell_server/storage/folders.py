@@ -71,11 +71,7 @@ class DataFolder:
         Raises:
             StoreFailed: The store does not say which it has.
         """
-        names = {
-            path.name
-            for path in self.path.iterdir()
-            if path.is_dir() and path.name not in NOT_YET_OURS
-        }
+        names = {path.name for path in _model_folders(self.path)}
         if self._store is not None:  # what a killed upload left there is no model
             found = self._store.models()
             names.update(name for name in found if self._store.of_model(name).ids())
@@ -179,10 +175,39 @@ class ModelFolder:
         disk.sync_folder(self.path)
 
 
+def model_folders(path: Path) -> list[ModelFolder]:
+    """Return the folders of all models in a data folder, by name; nothing is locked or changed.
+
+    What a process left half-written or half-removed is not among them.
+
+    Raises:
+        DataFolderInvalid: It is no data folder, one of a newer version, or cannot be read.
+    """
+    try:
+        if not path.is_dir() or NOT_YET_OURS.issuperset(entry.name for entry in path.iterdir()):
+            raise DataFolderInvalid(f"There is no data folder of a server at {path}; name another")
+        _check_identity(path / IDENTITY)
+        return [ModelFolder(folder) for folder in sorted(_model_folders(path))]
+    except OSError as error:
+        raise DataFolderInvalid(
+            f"The data folder {path} cannot be read ({error.strerror}); are you its owner?"
+        ) from None
+
+
+def _model_folders(path: Path) -> list[Path]:
+    return [
+        entry
+        for entry in path.iterdir()
+        if entry.is_dir()
+        and entry.name not in NOT_YET_OURS
+        and not entry.name.startswith((disk.TEMPORARY, disk.TRASH))
+    ]
+
+
 def _check_identity(identity: Path) -> None:
     try:
         values = json.loads(identity.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         values = None
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise DataFolderInvalid(

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from safetensors.numpy import load
+from stepwell_server.storage.archive import CheckpointArchive
 
 from tests.server.calls import (
     MOMENTUM,
@@ -146,7 +147,20 @@ def test_a_damaged_checkpoint_is_listed_with_its_reason_and_not_restored(http, s
     assert "does not match its hash" in document["detail"]
     assert image(http, path) == before
     assert "manifest" in listed[0]["invalid"]
+    assert listed[0]["version"] == 0
     assert "invalid" not in listed[1]
+
+
+def test_a_checkpoint_that_goes_while_a_list_is_made_is_left_out(http, path, monkeypatch):
+    """Retention may remove it between its name and its manifest; the others are listed."""
+    there, ids_of = ids(http, path), CheckpointArchive.ids
+    answers = iter([["000001-v9", *there]])
+    monkeypatch.setattr(
+        CheckpointArchive, "ids", lambda archive: next(answers, None) or ids_of(archive)
+    )
+
+    assert ids(http, path) == there
+    assert next(answers, None) is None
 
 
 def test_a_checkpoint_is_deleted_but_never_the_last_that_is_whole(http, server, path):
