@@ -12,7 +12,7 @@ Optimizers, schedules and consistency modes are plain values that say what the s
 package computes nothing itself, and needs NumPy, msgpack and httpx alone.
 """
 
-from stepwell_core.consistency import Async, Sync
+from stepwell_core.consistency import Async, Bounded, Buffered, Quorum, Sync
 from stepwell_core.errors import StepwellError
 from stepwell_core.loss_scale import LossScaleOptimizer
 from stepwell_core.optimizers import SGD, Adagrad, Adam
@@ -36,6 +36,8 @@ __all__ = [
     "AsyncClient",
     "AsyncModel",
     "AsyncWorker",
+    "Bounded",
+    "Buffered",
     "Checkpoint",
     "CheckpointProgress",
     "Client",
@@ -44,6 +46,7 @@ __all__ = [
     "Parameters",
     "PullOptions",
     "PushResult",
+    "Quorum",
     "StepwellError",
     "Sync",
     "Timeout",

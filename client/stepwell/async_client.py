@@ -118,6 +118,14 @@ class AsyncModel(ModelHandle):
         """See `Model.set_hyperparameters`."""
         await self._driver.run(self._flows.set_hyperparameters(values))
 
+    async def consistency(self) -> Consistency:
+        """See `Model.consistency`."""
+        return await self._driver.run(self._flows.consistency())
+
+    async def set_consistency(self, mode: Consistency) -> None:
+        """See `Model.set_consistency`."""
+        await self._driver.run(self._flows.set_consistency(mode))
+
     async def finalize(self) -> int:
         """See `Model.finalize`."""
         return await self._driver.run(self._flows.finalize())

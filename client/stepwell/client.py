@@ -191,6 +191,22 @@ class Model(ModelHandle):
         """
         self._driver.run(self._flows.set_hyperparameters(values))
 
+    def consistency(self) -> Consistency:
+        """Return the mode by which pushes become steps now."""
+        return self._driver.run(self._flows.consistency())
+
+    def set_consistency(self, mode: Consistency) -> None:
+        """Let pushes become steps by another mode: `set_consistency(stepwell.Sync(workers=4))`.
+
+        It holds from between two steps on. Pushes that wait are decided on anew, and what was
+        gathered by `Buffered` makes a step before.
+
+        Raises:
+            InvalidArgument: It is no mode.
+            DoesNotFit: The server has no room for the gradients that it may keep waiting.
+        """
+        self._driver.run(self._flows.set_consistency(mode))
+
     def finalize(self) -> int:
         """Write the moving average into the parameters, and return the version after it.
 

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from stepwell_core import keras_config
-from stepwell_core.consistency import Consistency
+from stepwell_core.consistency import Consistency, from_json
 from stepwell_core.keras_config import AnyOptimizer
 from stepwell_core.layout import Layout
 from stepwell_core.names import check_identifier
@@ -108,6 +108,14 @@ class ModelFlows:
     def set_hyperparameters(self, values: Mapping[str, Any]) -> Flow[None]:
         """Change hyperparameters from the next step on."""
         yield from repeatedly(calls.set_hyperparameters(self.name, values), self.patience)
+
+    def consistency(self) -> Flow[Consistency]:
+        """Return the mode by which pushes become steps now."""
+        return from_json(dict((yield from self._ask("GET", "consistency")).fields))
+
+    def set_consistency(self, mode: Consistency) -> Flow[None]:
+        """Use another mode from between two steps on."""
+        yield from repeatedly(calls.set_consistency(self.name, mode), self.patience)
 
     def finalize(self) -> Flow[int]:
         """Write the moving average into the parameters; returns the version."""

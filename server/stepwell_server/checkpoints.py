@@ -17,7 +17,7 @@ import structlog
 from stepwell_core.engine import Engine
 from stepwell_core.errors import CheckpointInvalid, CheckpointNotFound, StepwellError
 from stepwell_core.layout import Arenas
-from stepwell_core.state import Snapshot, State
+from stepwell_core.state import Snapshot, State, slot_names
 
 from stepwell_server import failpoints
 from stepwell_server.recorder import Recorder
@@ -115,7 +115,7 @@ class Checkpoints:
     def _touched_buffers(self) -> dict[str, Arenas]:
         """Return buffers for the slots; their pages are there already, so the cut is short."""
         buffers = {}
-        for name in self._engine.pipeline.slot_values:
+        for name in slot_names(self._engine.definition, self._engine.pipeline):
             buffers[name] = self._engine.layout.new_arenas(None)
             for array in buffers[name].values():
                 array.fill(0)
@@ -259,6 +259,7 @@ class Checkpoints:
             and saved.incarnation == engine.incarnation
             and saved.definition == engine.definition
             and saved.ledger == engine.ledger.to_json()
+            and saved.gathered == engine.gathered()
         )
 
     @property

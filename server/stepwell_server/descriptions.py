@@ -23,7 +23,7 @@ def describe(engine: Engine) -> dict[str, Any]:
 
 def _described(definition: Definition) -> dict[str, Any]:
     values = definition.to_json()
-    del values["created_with"]
+    del values["created_with"], values["created_consistency"]
     return {
         **values,
         "layout": definition.layout.hash,

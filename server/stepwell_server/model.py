@@ -7,13 +7,15 @@ not: reading a version that is held, and files, which have threads of their own.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import structlog
 from stepwell_core import keras_config
+from stepwell_core.consistency import Consistency
 from stepwell_core.definition import Definition
 from stepwell_core.encoding import rehearse_encoding
 from stepwell_core.engine import Engine
@@ -22,12 +24,11 @@ from stepwell_core.errors import (
     PreconditionFailed,
     ShuttingDown,
     StepwellError,
-    WorkerNotFound,
 )
 from stepwell_core.layout import Arenas
-from stepwell_core.ledger import Result, Session
+from stepwell_core.ledger import Result
 from stepwell_core.push import Push
-from stepwell_core.record import Finalized, OptimizerChanged, SessionClosed, SessionOpened
+from stepwell_core.record import ConsistencyChanged, Finalized, OptimizerChanged
 from stepwell_core.rehearsal import rehearse
 from stepwell_core.state import Counters, Snapshot, State
 from stepwell_core.store import Version
@@ -43,6 +44,7 @@ from stepwell_server.pushes import Pushes
 from stepwell_server.readers import Readers
 from stepwell_server.recorder import Recorder
 from stepwell_server.recovery import Recovered, identity_of, new_incarnation
+from stepwell_server.sessions import Sessions
 from stepwell_server.shared_memory import RegionArenas, shared_arenas
 from stepwell_server.storage.checkpoint import Manifest
 from stepwell_server.storage.folders import ModelFolder
@@ -61,6 +63,7 @@ class HostedModel:
         recorder: Writes its changes down.
         push_wait_s: How long a push that waits for others is kept before it is answered `waiting`.
         part: Of the staging, for its pushes.
+        reserve: Takes from the staging what another mode needs, instead of a part.
         schedule: When checkpoints are written by themselves.
         saved: The checkpoint that it was read from or written to.
         recovered: How it came back at the server's start; None for a new model.
@@ -73,6 +76,7 @@ class HostedModel:
         recorder: Recorder,
         push_wait_s: float,
         part: Part,
+        reserve: Callable[[Definition, Part], Part],
         schedule: Schedule,
         saved: Manifest | None = None,
         recovered: Recovered | None = None,
@@ -81,6 +85,7 @@ class HostedModel:
         self.folder = folder
         self.recorder = recorder
         self.part = part
+        self._reserve = reserve
         self.recovered = recovered
         self.pulls = Pulls()
         self._loop = asyncio.get_running_loop()
@@ -88,6 +93,7 @@ class HostedModel:
         self.pushes = Pushes(
             engine, recorder, self._lane, self._submit, self._check_running, push_wait_s
         )
+        self.sessions = Sessions(engine, recorder, self.pushes, self._change)
         self.readers = Readers(engine)
         self._warm_dtypes = {"native"}  # of pushes
         self._warm_encodings = {"native"}  # of pulls
@@ -104,8 +110,12 @@ class HostedModel:
         self._check_running()
         await self._warm(push.gradient.dtype)
         pushed = self.pushes.push(push, lease)
+        worker, epoch = push.key[:2]
         del push  # while it waits nobody holds its gradient but who will read it
-        return await pushed
+        result = await pushed
+        if result.outcome != "waiting":
+            self.sessions.settled(worker, epoch)
+        return result
 
     async def _warm(self, dtype: str) -> None:
         """Compile for a payload dtype that has not come yet, off the lane."""
@@ -173,46 +183,6 @@ class HostedModel:
         if not self._is_shared:  # nor by somebody who came in between
             self.engine.store.move(RegionArenas(layout), lambda: shared_arenas(layout))
 
-    # Sessions
-
-    async def open_session(self, worker: str) -> tuple[Session, Session | None, str, Counters]:
-        """Open a session.
-
-        Returns:
-            The session, the one before, and the model's incarnation and counters at that moment.
-        """
-
-        def open_session() -> tuple[Session, Session | None, str, Counters]:
-            self.engine.ledger.check_room(worker)
-            self.recorder.keep(SessionOpened(worker, self.engine.ledger.last_epoch + 1))
-            with self.recorder.making():
-                session, previous = self.engine.open_session(worker)
-            self.pushes.forget()
-            return session, previous, self.engine.incarnation, self.engine.counters
-
-        return await self._change(open_session)
-
-    async def close_session(self, worker: str, epoch: int | None) -> None:
-        """Close a session; the current one if `epoch` is None.
-
-        Raises:
-            WorkerNotFound: There never was a session of that worker.
-        """
-
-        def close() -> None:
-            session = self.engine.ledger.sessions.get(worker)
-            if session is None:
-                raise WorkerNotFound(f"The model knows no worker {worker!r}", worker=worker)
-            closed = session.epoch if epoch is None else epoch
-            self.engine.ledger.find(worker, closed)
-            self.recorder.keep(SessionClosed(worker, closed))
-            staged = self.engine.close_session(worker, closed)
-            if staged is not None:
-                self.pushes.commit(staged)
-            self.pushes.forget()
-
-        await self._change(close)
-
     # Changes by an administrator
 
     async def finalize(self) -> Counters:
@@ -246,7 +216,8 @@ class HostedModel:
             CheckpointNotFound, CheckpointInvalid: There is none, or it is damaged.
         """
         _, past = await self.checkpoints.read(checkpoint_id)
-        begun = await self._begin_history(lambda present: restored(present, past))
+        with self._room_for(past.definition):
+            begun = await self._begin_history(lambda present: restored(present, past))
         self._warm_dtypes = set()
         await self._warm("native")
         return begun
@@ -284,6 +255,7 @@ class HostedModel:
         self._check_running()
         async with self.checkpoints.lock:
             manifest, counters = await self._submit(lambda: self._succeed(successor, lease), lease)
+            self.sessions.renew()
             await self.checkpoints.note(manifest)
         return manifest.incarnation, counters
 
@@ -310,7 +282,7 @@ class HostedModel:
                 lease.release()
         failpoints.reach("restore.adopted")
         self.readers.incarnation = incarnation  # after the version is there; see `hold`
-        self.pushes.forget()
+        self.pushes.readmit(())
         return manifest, counters
 
     async def set_hyperparameters(self, values: Mapping[str, Any], if_match: str | None) -> None:
@@ -340,6 +312,44 @@ class HostedModel:
 
         return await self._change(adopt)
 
+    async def set_consistency(self, mode: Consistency) -> None:
+        """Let pushes become steps by another mode, from between two steps on.
+
+        What was gathered in a buffer makes a step before. Pushes that wait are decided on anew.
+
+        Raises:
+            DoesNotFit: There is no room for the gradients that the mode may keep waiting.
+            InvalidInput: See `Engine.stage_gathered`.
+        """
+        definition = self.definition.with_consistency(mode)
+        await asyncio.to_thread(rehearse, definition)
+
+        def adopt() -> None:
+            self.recorder.check()
+            staged = None if mode.gathers else self.engine.stage_gathered()
+            if staged is not None:
+                self.pushes.commit_or_raise(staged)
+            self.recorder.keep(ConsistencyChanged(mode))
+            with self.recorder.making():
+                waited = self.engine.adopt_consistency(mode)
+            self.pushes.readmit(waited)
+
+        with self._room_for(definition):
+            await self._change(adopt)
+        self._warm_dtypes = {"native"}
+        self.sessions.renew()
+
+    @contextlib.contextmanager
+    def _room_for(self, definition: Definition) -> Iterator[None]:
+        """Reserve staging for another mode, and give it back if that does not come."""
+        before = self.definition
+        self.part = self._reserve(definition, self.part)
+        try:
+            yield
+        except BaseException:
+            self.part = self._reserve(before, self.part)
+            raise
+
     async def checkpoint(self, *, pinned: bool = False) -> Manifest:
         """Write a checkpoint beside training; returns when it is durable."""
         return await self.checkpoints.write(pinned=pinned)
@@ -359,6 +369,7 @@ class HostedModel:
         """Write a last checkpoint, unless nothing changed; mark the stop as clean; end the lane."""
         self._is_stopping = True
         await self.checkpoints.end()
+        await self.sessions.end()
         is_readable_alone = self.recorder.failure is not None  # what is on its disk has to do
         if not (is_readable_alone or await self._run(self.checkpoints.has_everything)):
             await self.checkpoint()
@@ -373,6 +384,7 @@ class HostedModel:
         name = self.definition.name
         self._end(ModelNotFound(f"The model {name!r} was deleted", model=name))
         await self.checkpoints.end()
+        await self.sessions.end()
         await self._lane.close()
         await asyncio.to_thread(self.recorder.close)
 
@@ -429,6 +441,7 @@ def _snapshot(state: State, incarnation: str) -> Snapshot:
         ledger=dict(state.ledger),
         parameters=version,
         slots=state.slots,
+        gathered=dict(state.gathered),
     )
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import structlog
-from stepwell_core.consistency import Sync
 from stepwell_core.definition import Definition
 from stepwell_core.engine import Engine
 from stepwell_core.errors import (
@@ -202,6 +201,7 @@ class Registry:
             recorder,
             self._options.push_wait_s,
             part,
+            self._exchange,
             self._options.schedule,
             manifest,
             None if recovery is None else recovery.recovered,
@@ -215,6 +215,15 @@ class Registry:
         """
         unit = extent(definition.layout)
         return self._staging.reserve(definition.name, definition.consistency.most_kept, unit)
+
+    def _exchange(self, definition: Definition, part: Part) -> Part:
+        """Reserve for a model's new mode in the place of a part.
+
+        Raises:
+            DoesNotFit: With the arithmetic; the part stays.
+        """
+        name, mode = definition.name, definition.consistency
+        return self._staging.exchange(name, part, mode.most_kept, extent(definition.layout))
 
     def _reserve_what_there_is(self, definition: Definition) -> Part:
         """Do so for a model that exists already, and cannot be refused."""
@@ -308,7 +317,8 @@ def check_memory(definition: Definition) -> None:
     """
     layout = definition.layout
     slots = len(Pipeline(layout, definition.rule).slot_values)
-    sums = int(isinstance(definition.consistency, Sync))
+    mode = definition.consistency
+    sums = int(mode.gathers or mode.most_in_step > 1)
     needed = layout.nbytes * (2 + slots + sums)
     available = memory.available_bytes()
     if needed > available:

@@ -76,8 +76,9 @@ class BoundedPolicy(Policy[P]):
 
     def must_wait(self, worker: str) -> bool:
         """Return whether one more push would take the worker too far ahead."""
-        others = [clock for name, clock in self._clocks.items() if name != worker]
-        return bool(others) and self._clocks.get(worker, 0) + 1 - min(others) > self._bound
+        clock = self._clocks.get(worker)
+        others = [other for name, other in self._clocks.items() if name != worker]
+        return clock is not None and bool(others) and clock + 1 - min(others) > self._bound
 
     @property
     def waiting(self) -> Sequence[P]:

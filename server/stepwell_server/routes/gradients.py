@@ -32,6 +32,7 @@ from stepwell_server.routes.access import (
 )
 from stepwell_server.routes.parameters import check_layout, parameters_response
 from stepwell_server.staging import Staging
+from stepwell_server.waiters import Key
 
 router = APIRouter(tags=["gradients"])
 
@@ -104,7 +105,11 @@ async def push_gradients(
     accepted = negotiate(accept, layout, query.dtype) if query.pull else None
     if bodies.is_json(request):
         fields = await bodies.read_json(request)
-        result = await model.push(await asyncio.to_thread(_from_json, fields, layout))
+        push = await asyncio.to_thread(_from_json, fields, layout)
+        if await _is_turn(model, push.key):
+            result = await model.push(push)
+        else:
+            result = model.pushes.waiting_result()
     else:
         reader = bodies.MessageReader(request)
         header = bodies.parse(PushHeader, await reader.header())
@@ -138,16 +143,38 @@ async def _receive(
     if model.pushes.is_known(key):
         fingerprint = await reader.fingerprint(selection.payload_nbytes(header.dtype))
         return await model.pushes.repeat(key, fingerprint)
+    if not await _is_turn(model, key):
+        return model.pushes.waiting_result()
     nbytes, holder = extent(selection, header.dtype), (model, *key[:2])
-    with await staging.take(nbytes, model.part, holder) as lease:
+    with (
+        model.sessions.sending(*key[:2]) as is_there,
+        await staging.take(nbytes, model.part, holder) as lease,
+    ):
         arenas = lease.arenas(selection, header.dtype)
         await reader.payload(arenas)
+        is_there()
         push = header.push(Gradient(selection, arenas, header.dtype))
         return await model.push(push, lease)
 
 
+async def _is_turn(model: HostedModel, key: Key) -> bool:
+    """Return whether a push may come now: its worker is not too far ahead, or it was made before.
+
+    The gradient of one that has to wait is not received: it comes again when it may.
+    """
+    worker, epoch, _ = key
+    model.sessions.seen(worker, epoch)
+    if not model.definition.consistency.gates or model.pushes.is_known(key):
+        return True
+    return await model.pushes.turn(worker)
+
+
 async def _push_in_memory(push: Push, model: HostedModel, staging: Staging) -> Result:
     """Push a gradient that its worker could still write to; a journal needs one that nobody can."""
+    if not await _is_turn(model, push.key):
+        return model.pushes.waiting_result()
+    with model.sessions.sending(push.worker, push.epoch) as is_there:
+        is_there()
     if not model.recorder.copies_shared_memory:
         return await model.push(push)
     gradient, holder = push.gradient, (model, push.worker, push.epoch)
