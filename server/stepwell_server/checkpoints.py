@@ -170,7 +170,10 @@ class Checkpoints:
         """Let go of what a new whole checkpoint has made unnecessary; under `lock`."""
         failpoints.reach("checkpoint.verified")
         self._saved, self._saved_at = manifest, time.monotonic()
-        await asyncio.to_thread(self._recorder.remove_before, manifest.journal_number)
+        try:
+            await asyncio.to_thread(self._recorder.remove_before, manifest.journal_number)
+        except OSError as error:  # the next checkpoint tries again
+            log.warning("journal_not_cut", reason=type(error).__name__)
         await self._retain()
 
     async def _retain(self) -> None:
