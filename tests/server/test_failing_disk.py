@@ -169,7 +169,7 @@ def test_a_journal_begins_or_it_does_not(tmp_path, failing, number, stays):
                 try:
                     Journal(folder, IDENTITY, first, "always", 1 << 20).close()
                 except StepwellError as error:
-                    assert isinstance(error, DiskFull | ModelReadOnly)
+                    assert isinstance(error, DiskFull | ModelReadOnly)  # noqa: PT017
             assert descriptors() == opened
             with opened_journal(folder, first) as journal:
                 append(journal, 100)
