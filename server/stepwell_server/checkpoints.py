@@ -145,6 +145,24 @@ class Checkpoints:
         finally:
             self._progress = None
 
+    def withdraw(self, incarnation: str) -> None:
+        """Remove the checkpoint of a history that did not begin, should it be there after all.
+
+        A disk may fail when a checkpoint has its name already. Were it left, the next start would
+        take it for the newest, and the old history's changes would be lost. Blocks, as `save`.
+
+        Raises:
+            OSError, StepwellError: It may be there.
+        """
+        for checkpoint_id in reversed(self._archive.ids()):
+            try:
+                found = self._archive.manifest(checkpoint_id).incarnation
+            except CheckpointInvalid:
+                continue  # a start does not take it either
+            if found == incarnation:
+                self._archive.remove(checkpoint_id)
+            return
+
     def _note_progress(self, phase: str, done_bytes: int, nbytes: int) -> None:
         self._progress = Progress(phase, done_bytes, nbytes)
 
@@ -152,7 +170,10 @@ class Checkpoints:
         """Let go of what a new whole checkpoint has made unnecessary; under `lock`."""
         failpoints.reach("checkpoint.verified")
         self._saved, self._saved_at = manifest, time.monotonic()
-        await asyncio.to_thread(self._recorder.remove_before, manifest.journal_number)
+        try:
+            await asyncio.to_thread(self._recorder.remove_before, manifest.journal_number)
+        except OSError as error:  # the next checkpoint tries again
+            log.warning("journal_not_cut", reason=type(error).__name__)
         await self._retain()
 
     async def _retain(self) -> None:

@@ -21,6 +21,7 @@ from stepwell_core.encoding import rehearse_encoding
 from stepwell_core.engine import Engine
 from stepwell_core.errors import (
     ModelNotFound,
+    ModelReadOnly,
     PreconditionFailed,
     ShuttingDown,
     StepwellError,
@@ -272,6 +273,7 @@ class HostedModel:
                 manifest = self.checkpoints.save(_snapshot(state, incarnation), number)
             except BaseException:
                 with self.recorder.making():  # what comes next belongs to the old history
+                    self.checkpoints.withdraw(incarnation)
                     self.recorder.rotate(identity_of(engine.definition, engine.incarnation))
                 raise
             failpoints.reach("restore.checkpoint_written")
@@ -386,7 +388,10 @@ class HostedModel:
         await self.checkpoints.end()
         await self.sessions.end()
         await self._lane.close()
-        await asyncio.to_thread(self.recorder.close)
+        try:
+            await asyncio.to_thread(self.recorder.close)
+        except ModelReadOnly as error:  # what could not be written is not wanted any more
+            log.warning("journal_not_closed", model=name, reason=error.message)
 
     def _check_running(self) -> None:
         if self._is_stopping:

@@ -72,6 +72,7 @@ class Registry:
         self._options = options
         self._models: dict[str, HostedModel] = {}
         self._changing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._unremoved: dict[str, ModelFolder] = {}  # of models that are gone
         self._is_stopping = False
 
     def __iter__(self) -> Iterator[HostedModel]:
@@ -152,6 +153,7 @@ class Registry:
     async def _create(
         self, definition: Definition, new_engine: Callable[[], Engine], part: Part
     ) -> HostedModel:
+        await self._remove(self._unremoved.get(definition.name))
         folder = self._data.new_model(definition.name)
         engine = await asyncio.to_thread(new_engine)
         try:
@@ -161,7 +163,7 @@ class Registry:
                 await asyncio.to_thread(folder.show)
                 recorder = await asyncio.to_thread(self._recorder, engine, folder, 0)
         except BaseException:
-            await asyncio.to_thread(folder.remove)
+            await self._remove(folder)
             raise
         return self._host(engine, folder, recorder, part, manifest)
 
@@ -234,19 +236,29 @@ class Registry:
             return self._staging.adopt(definition.name)
 
     async def delete(self, name: str) -> None:
-        """Delete a model with its checkpoints.
+        """Delete a model with its checkpoints; if the disk fails it can be tried again.
 
         Raises:
             ModelNotFound: There is none of that name.
         """
-        self.get(name)
+        if name not in self._unremoved:
+            self.get(name)
         async with self._changing[name]:
-            model = self.get(name)  # two may have asked at once
-            del self._models[name]
-            await model.discard()
-            self._staging.forget(name, model.part)
-            await asyncio.to_thread(model.folder.remove)
+            if name not in self._unremoved:
+                model = self.get(name)  # two may have asked at once
+                del self._models[name]
+                self._unremoved[name] = model.folder
+                await model.discard()
+                self._staging.forget(name, model.part)
+            await self._remove(self._unremoved[name])
             log.info("model_deleted", model=name)
+
+    async def _remove(self, folder: ModelFolder | None) -> None:
+        """Remove the folder of a model that is gone; one that is left is remembered."""
+        if folder is not None:
+            self._unremoved[folder.name] = folder
+            await asyncio.to_thread(folder.remove)
+            del self._unremoved[folder.name]
 
     async def recover(self) -> None:
         """Open every model in the data folder from its newest checkpoint that is whole.

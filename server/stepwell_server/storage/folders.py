@@ -136,15 +136,23 @@ class ModelFolder:
 
     def show(self) -> None:
         """Give the folder of a new model its name, durably: from now on the model exists."""
-        path = self.path.with_name(self.name)
-        disk.rename_folder(self.path, path)
-        self.path = path
+        temporary, path = self.path, self.path.with_name(self.name)
+        try:
+            disk.rename_folder(temporary, path)
+        finally:
+            if not temporary.exists():  # also if only the sync failed: `remove` must find it
+                self.path = path
 
     def remove(self) -> None:
-        """Remove the folder with all that is in it, and the checkpoints wherever they are."""
+        """Remove the folder with all that is in it, and the checkpoints wherever they are.
+
+        May be called again if it fails.
+        """
         with self._changing:
             if self.path.exists():
                 disk.remove_folder(self.path)
+            else:  # an earlier attempt may have failed before it was durable
+                disk.sync_folder(self.path.parent)
             if self._store is not None:
                 self._store.of_model(self.name).remove_all()
 

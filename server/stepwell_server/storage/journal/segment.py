@@ -102,14 +102,29 @@ class Segment:
             disk.write_whole(self._descriptor, header, 0)
             disk.system.sync(self._descriptor)
             disk.system.rename(temporary, self.path)
-            disk.sync_folder(self.path.parent)
-            self._large = LargeWriter(self.path, self._descriptor, bounce)
+            self._large = self._named(bounce)
         except BaseException:
-            disk.system.close(self._descriptor)
+            with contextlib.suppress(OSError):  # the first error is the one that says what to do
+                disk.system.close(self._descriptor)
             if not recycled:
                 with contextlib.suppress(OSError):
                     disk.system.unlink(temporary)
             raise
+
+    def _named(self, bounce: BounceBuffer) -> LargeWriter:
+        """Make the new name durable; return what writes large records.
+
+        Raises:
+            OSError: Never that the disk is full: a start may find the segment, so that the one
+                before it must not go on.
+        """
+        try:
+            disk.sync_folder(self.path.parent)
+            return LargeWriter(self.path, self._descriptor, bounce)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise OSError(errno.EIO, f"a new name is not on the disk: {error.strerror}") from None
 
     def append(
         self,
@@ -160,8 +175,10 @@ class Segment:
 
     def close(self) -> None:
         """Close the file; nothing is synced."""
-        self._large.close()
-        disk.system.close(self._descriptor)
+        try:
+            self._large.close()
+        finally:
+            disk.system.close(self._descriptor)
 
     def _allocate(self, end: int) -> None:
         """Make sure of the room up to `end`, so that a full disk shows before a write."""
