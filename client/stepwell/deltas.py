@@ -37,7 +37,7 @@ def delta_of(
         LayoutMismatch, ShapeMismatch, DtypeMismatch: `local` is not exactly what was pulled.
         InvalidInput: There is nothing to subtract, or `local` lies in the very memory of `pulled`.
     """
-    arrays = arrays_of(local)
+    arrays = arrays_of(local, skips_none=True)
     _check_names(arrays, pulled, layout)
     for tensor in layout:
         name = tensor.name
