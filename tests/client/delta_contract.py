@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import stepwell
-from stepwell.errors import InvalidArgument, InvalidInput, StaleIncarnation
+from stepwell.errors import InvalidInput, StaleIncarnation
 
 from tests.client.models import ONES, PARAMETERS, assert_same
 
@@ -73,11 +73,6 @@ class DeltaContract:
                     worker.push_delta(parameters)
 
         assert_same(model.pull(), PARAMETERS)
-
-    def test_a_kind_that_is_none_is_refused_here(self, model):
-        """Before anything is sent."""
-        with model.worker("w0") as worker, pytest.raises(InvalidArgument, match="average"):
-            worker.push(ONES, kind="average")
 
     def test_a_delta_of_a_history_that_was_cut_is_told_so(self, model):
         """Then the worker goes on from the new one, at a pull."""
