@@ -32,7 +32,8 @@ def step(
     """
     scalars = pipeline.scalars(before.iterations, gradient.loss_scale, pushes[0].hyperparameters)
     scale, optimizer = before.loss_scale, definition.optimizer
-    if scale is not None and isinstance(optimizer, LossScaleOptimizer):
+    counts = not pushes[0].is_delta  # a delta says nothing of the scale of a loss
+    if counts and scale is not None and isinstance(optimizer, LossScaleOptimizer):
         scale = scale.after_finite(optimizer.dynamic_growth_steps)
     version = before.version + 1
     after = Counters(
@@ -51,8 +52,13 @@ def drop(push: Push, outcome: str, counters: Counters) -> Staged:
 
 
 def skipped_step(pushes: Sequence[Push], before: Counters) -> Staged:
-    """Return that a step is not made because a gradient is not finite: the loss scale is halved."""
+    """Return that a step is not made because a gradient is not finite: the loss scale is halved.
+
+    A delta that is not finite leaves the scale as it is, which it was not multiplied by.
+    """
     assert before.loss_scale is not None, "only a dynamic loss scale skips steps"
+    if pushes[0].is_delta:
+        return Staged(_results(pushes, "skipped_nonfinite", before, before), before)
     after = replace(before, loss_scale=before.loss_scale.after_nonfinite())
     return Staged(_results(pushes, "skipped_nonfinite", before, after), after)
 

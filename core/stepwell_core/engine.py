@@ -188,6 +188,7 @@ class Engine:
         if self.ledger.check(*push.key) is not None:
             return self._repeated(push)
         check_push(push, self.definition.rule, self._ahead.parameters_version)
+        admission.check_kind(push, self.policy.waiting)
         push = admission.with_loss_scale(push, self.definition, self._ahead)
         if not admission.is_acceptable(push, self.definition, self._ahead):
             return self.keep(decision.drop(push, "skipped_nonfinite", self._ahead))

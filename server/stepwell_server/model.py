@@ -33,6 +33,7 @@ from stepwell_core.rehearsal import rehearse
 from stepwell_core.state import Counters, Snapshot, State
 from stepwell_core.store import Version
 from stepwell_core.succession import replaced, restored
+from stepwell_core.wire import Kind
 
 from stepwell_server import failpoints
 from stepwell_server.checkpoints import Checkpoints, Schedule
@@ -90,7 +91,7 @@ class HostedModel:
             engine, recorder, self._lane, self._submit, self._check_running, push_wait_s
         )
         self.readers = Readers(engine)
-        self._warm_dtypes = {"native"}  # of pushes
+        self._warm_pushes: set[tuple[str, Kind]] = {("native", "gradient")}
         self._warm_encodings = {"native"}  # of pulls
         self.checkpoints = Checkpoints(engine, folder.archive, recorder, self._run, schedule, saved)
         self._is_stopping = False
@@ -101,18 +102,18 @@ class HostedModel:
         return self.engine.definition
 
     async def push(self, push: Push, lease: Lease | None = None) -> Result:
-        """Make a push; see `Pushes.push`. Compiles before, if its dtype has not come yet."""
+        """Make a push; see `Pushes.push`. Compiles before, if such a one has not come yet."""
         self._check_running()
-        await self._warm(push.gradient.dtype)
+        await self._warm(push.gradient.dtype, push.kind)
         pushed = self.pushes.push(push, lease)
         del push  # while it waits nobody holds its gradient but who will read it
         return await pushed
 
-    async def _warm(self, dtype: str) -> None:
-        """Compile for a payload dtype that has not come yet, off the lane."""
-        if dtype not in self._warm_dtypes:
-            await asyncio.to_thread(rehearse, self.definition, dtype)
-            self._warm_dtypes.add(dtype)
+    async def _warm(self, dtype: str, kind: Kind = "gradient") -> None:
+        """Compile for pushes of a dtype and a kind that have not come yet, off the lane."""
+        if (dtype, kind) not in self._warm_pushes:
+            await asyncio.to_thread(rehearse, self.definition, dtype, kind)
+            self._warm_pushes.add((dtype, kind))
 
     # Reading
 
@@ -248,7 +249,7 @@ class HostedModel:
         """
         _, past = await self.checkpoints.read(checkpoint_id)
         begun = await self._begin_history(lambda present: restored(present, past))
-        self._warm_dtypes = set()
+        self._warm_pushes = set()
         await self._warm("native")
         return begun
 
