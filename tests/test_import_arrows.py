@@ -49,12 +49,12 @@ CORE_ARROWS: dict[str, set[str]] = {
     "wire": set(),
     "definition": {"keras_config", "consistency", "loss_scale", "optimizers", "layout", "names"},
     "state": {"definition", "ledger", "loss_scale", "pipeline", "store", "layout"},
-    "push": {"gradient", "ledger", "optimizers", "scalars", "state"},
+    "push": {"gradient", "ledger", "optimizers", "scalars", "state", "wire"},
     "record": {
         "gradient", "keras_config", "layout", "ledger", "loss_scale", "optimizers", "push",
         "scalars", "state",
     },
-    "admission": {"definition", "ledger", "push", "state"},
+    "admission": {"definition", "gradient", "ledger", "push", "state"},
     "replay": {"engine", "record", "pipeline", "push"},
     "succession": {"layout", "pipeline", "state"},
     "reduction": {"aggregation", "definition", "gradient", "loss_scale", "pipeline", "push"},
@@ -66,7 +66,7 @@ CORE_ARROWS: dict[str, set[str]] = {
         "hyperparameters", "pipeline", "loss_scale", "layout",
     },
     "rehearsal": {
-        "engine", "push", "definition", "consistency", "pipeline", "layout", "ledger",
+        "engine", "push", "definition", "consistency", "pipeline", "layout", "ledger", "wire",
     },
 }  # fmt: skip
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any, Self, TypeVar, Unpack
 
 from stepwell_core.layout import Array
+from stepwell_core.wire import Kind
 
 from stepwell.async_driver import AsyncDriver
 from stepwell.destinations import InPlace
@@ -42,7 +43,8 @@ class AsyncWorker(WorkerHandle):
 
     async def pull(self, **options: Unpack[PullOptions]) -> Parameters:
         """See `Worker.pull`."""
-        return await self._run(self._session.pull(**options))
+        self._forget_pulled()
+        return self._note_pulled(await self._run(self._session.pull(**options)))
 
     async def push(
         self,
@@ -52,6 +54,7 @@ class AsyncWorker(WorkerHandle):
         weight: float = 1.0,
         metrics: Mapping[str, float] | None = None,
         hyperparameters: Hyperparameters | None = None,
+        kind: Kind = "gradient",
     ) -> PushResult:
         """See `Worker.push`."""
         flow = self._session.push(
@@ -60,6 +63,7 @@ class AsyncWorker(WorkerHandle):
             weight=weight,
             metrics=metrics,
             hyperparameters=hyperparameters,
+            kind=kind,
         )
         return await self._run(flow)
 
@@ -71,6 +75,7 @@ class AsyncWorker(WorkerHandle):
         weight: float = 1.0,
         metrics: Mapping[str, float] | None = None,
         hyperparameters: Hyperparameters | None = None,
+        kind: Kind = "gradient",
     ) -> Parameters:
         """See `Worker.push_pull`."""
         flow = self._session.push_pull(
@@ -79,8 +84,32 @@ class AsyncWorker(WorkerHandle):
             weight=weight,
             metrics=metrics,
             hyperparameters=hyperparameters,
+            kind=kind,
         )
-        return await self._run(flow)
+        self._forget_pulled()
+        return self._note_pulled(await self._run(flow))
+
+    async def push_delta(
+        self,
+        parameters: Mapping[str, Any],
+        *,
+        weight: float = 1.0,
+        metrics: Mapping[str, float] | None = None,
+        hyperparameters: Hyperparameters | None = None,
+    ) -> PushResult:
+        """See `Worker.push_delta`; the subtraction is made in another thread."""
+        with self._making_delta():
+            buffer = await self.gradient_buffer()
+            delta = await self._driver.in_thread(
+                self._memory, lambda: self._delta(parameters, buffer)
+            )
+            return await self.push(
+                delta,
+                weight=weight,
+                metrics=metrics,
+                hyperparameters=hyperparameters,
+                kind="delta",
+            )
 
     async def gradient_buffer(self) -> dict[str, Array]:
         """See `Worker.gradient_buffer`."""
@@ -108,6 +137,7 @@ class AsyncWorker(WorkerHandle):
         if self._session.is_open:
             with contextlib.suppress(Exception):  # nothing here may mask what ended the block
                 await self._driver.run(self._session.close())
+        self._forget_pulled()
         self._memory.close()
 
     async def __aenter__(self) -> Self:

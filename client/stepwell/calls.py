@@ -281,7 +281,7 @@ def push(
         model: Its name.
         layout: Of the model.
         gradients: By name; read until the call is answered, not copied.
-        header: Who pushes, and what it says beside the gradients.
+        header: Who pushes, and what it says beside the gradients, such as that they are deltas.
         pulls: Whether the answer is to have the new parameters.
         dtype: What gradients of uint16 hold the bits of: "bfloat16" or "float16".
         destination: Where the new parameters go.
@@ -289,7 +289,11 @@ def push(
     Raises:
         UnknownTensor, ShapeMismatch, DtypeMismatch: A gradient does not fit its parameter.
         InvalidInput: There is none at all.
+        InvalidArgument: Their kind, which the header says, is not known.
     """
+    kind = header.get("kind", "gradient")
+    if kind not in wire.KINDS:
+        raise InvalidArgument(f"A push is a {' or a '.join(wire.KINDS)}. Received: {shown(kind)}")
     arrays, dtypes = gradients_of(gradients, dtype)
     if not arrays:
         raise InvalidInput("A push has a gradient of at least one tensor. Received: none")

@@ -30,6 +30,7 @@ from stepwell_core.errors import (
     shown,
 )
 from stepwell_core.layout import Layout
+from stepwell_core.wire import Kind
 
 from stepwell import calls
 from stepwell.calls import Answer, Call, model_path
@@ -174,6 +175,11 @@ class Session:
 
     # Pulls and pushes
 
+    @property
+    def is_pushing(self) -> bool:
+        """Whether a push is under way."""
+        return self._is_pushing
+
     def pull(
         self, destination: Destination | None = None, **options: Unpack[PullOptions]
     ) -> Flow[Parameters]:
@@ -209,6 +215,7 @@ class Session:
         weight: float = 1.0,
         metrics: Mapping[str, float] | None = None,
         hyperparameters: Hyperparameters | None = None,
+        kind: Kind = "gradient",
     ) -> Flow[PushResult]:
         """Push gradients and wait for what becomes of them.
 
@@ -219,7 +226,7 @@ class Session:
         try:
             return (
                 yield from self._push_once(
-                    gradients, weight, metrics, hyperparameters, pulls=pulls, dtype=dtype
+                    gradients, weight, metrics, hyperparameters, kind, pulls=pulls, dtype=dtype
                 )
             )
         except StaleIncarnation as error:
@@ -245,6 +252,7 @@ class Session:
         weight: float,
         metrics: Mapping[str, float] | None,
         hyperparameters: Hyperparameters | None,
+        kind: Kind,
         **options: Any,
     ) -> Flow[PushResult]:
         with self._one_at_a_time():
@@ -253,8 +261,9 @@ class Session:
                 "worker": self.worker,
                 "incarnation": self.incarnation,
                 "version": self.version,
+                "kind": kind,
                 "weight": float(weight),
-                "loss_scale": self.loss_scale,
+                "loss_scale": self.loss_scale if kind == "gradient" else None,
                 "hyperparameters": values_of({**self._hyperparameters, **(hyperparameters or {})}),
                 "metrics": {name: float(value) for name, value in (metrics or {}).items()},
             }

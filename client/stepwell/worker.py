@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Self, TypeVar, Unpack
 
 from stepwell_core.layout import Array
+from stepwell_core.wire import Kind
 
 from stepwell.destinations import InPlace
 from stepwell.driver import Driver
@@ -55,7 +56,8 @@ class Worker(WorkerHandle):
         Raises:
             StaleIncarnation: With `min_version`: the model was restored or overwritten.
         """
-        return self._run(self._session.pull(**options))
+        self._forget_pulled()
+        return self._note_pulled(self._run(self._session.pull(**options)))
 
     def push(
         self,
@@ -65,6 +67,7 @@ class Worker(WorkerHandle):
         weight: float = 1.0,
         metrics: Mapping[str, float] | None = None,
         hyperparameters: Hyperparameters | None = None,
+        kind: Kind = "gradient",
     ) -> PushResult:
         """Push gradients; they have their effect once, however often the network fails.
 
@@ -77,12 +80,14 @@ class Worker(WorkerHandle):
             weight: In an aggregate, such as the number of examples; finite and > 0.
             metrics: Numbers for the history, such as the loss.
             hyperparameters: Values for those that were declared to come with each push.
+            kind: "delta" says that they are `local - pulled` after local steps; see `push_delta`.
 
         Returns:
             What became of it. In synchronous mode this comes when the step is made.
 
         Raises:
             InvalidInput: A gradient does not fit, or has NaN in it; nothing changed.
+            MixedKinds: Other workers push deltas into the step, or gradients; nothing changed.
             StaleIncarnation: The model was restored or overwritten: `open()` and `pull()`, then go
                 on.
             Fenced: Another process uses this worker's name.
@@ -96,6 +101,7 @@ class Worker(WorkerHandle):
             weight=weight,
             metrics=metrics,
             hyperparameters=hyperparameters,
+            kind=kind,
         )
         return self._run(flow)
 
@@ -107,6 +113,7 @@ class Worker(WorkerHandle):
         weight: float = 1.0,
         metrics: Mapping[str, float] | None = None,
         hyperparameters: Hyperparameters | None = None,
+        kind: Kind = "gradient",
     ) -> Parameters:
         """Push gradients and get the new parameters, in one round trip; see `push` and `pull`."""
         flow = self._session.push_pull(
@@ -115,8 +122,50 @@ class Worker(WorkerHandle):
             weight=weight,
             metrics=metrics,
             hyperparameters=hyperparameters,
+            kind=kind,
         )
-        return self._run(flow)
+        self._forget_pulled()
+        return self._note_pulled(self._run(flow))
+
+    def push_delta(
+        self,
+        parameters: Mapping[str, Any],
+        *,
+        weight: float = 1.0,
+        metrics: Mapping[str, float] | None = None,
+        hyperparameters: Hyperparameters | None = None,
+    ) -> PushResult:
+        """Push what local steps have added to the parameters that were pulled last.
+
+        The server takes `-(parameters - pulled)` as a gradient, the pseudo-gradient: with SGD and
+        learning rate 1 that is federated averaging (McMahan et al. 2017), with Nesterov momentum
+        the outer step of DiLoCo (Douillard et al. 2023). The model's loss scale plays no part.
+
+        Args:
+            parameters: After local steps: exactly the names and shapes that were pulled, of
+                float16, float32 or float64; anything NumPy can view. Read until this returns, not
+                kept and not written to. They must be copies: what the last `pull` or `push_pull`
+                returned is what is subtracted from them. The worker keeps those arrays until the
+                next pull, and nobody may write to them before this returns.
+            weight, metrics, hyperparameters: See `push`.
+
+        Returns:
+            What became of it; see `push`. Then pull, for the next local steps.
+
+        Raises:
+            InvalidInput: Nothing was pulled, or not these tensors, or into the very memory that
+                `parameters` are; or the push was refused. Nothing changed.
+            StepwellError: As `push`.
+        """
+        with self._making_delta():
+            delta = self._delta(parameters, self.gradient_buffer())
+            return self.push(
+                delta,
+                weight=weight,
+                metrics=metrics,
+                hyperparameters=hyperparameters,
+                kind="delta",
+            )
 
     def gradient_buffer(self) -> dict[str, Array]:
         """Return a gradient to write into, which `push` then copies nowhere.
@@ -172,6 +221,7 @@ class Worker(WorkerHandle):
         if self._session.is_open:
             with contextlib.suppress(Exception):  # nothing here may mask what ended the block
                 self._driver.run(self._session.close())
+        self._forget_pulled()
         self._memory.close()
 
     def __enter__(self) -> Self:

@@ -15,6 +15,7 @@ from stepwell_core.aggregation import RunningSum
 from stepwell_core.gradient import Gradient
 from stepwell_core.layout import Arenas
 from stepwell_core.pipeline import Pipeline
+from stepwell_core.wire import Kind
 
 BUFFER = "buffer"
 """Name of the slot."""
@@ -30,16 +31,20 @@ class Buffer:
 
     Attributes:
         count: How many gradients are in it.
+        kind: What they are, if there are any.
     """
 
     def __init__(self, pipeline: Pipeline, arenas: Arenas, said: Mapping[str, Any]) -> None:
         self.count = int(said.get("count", 0))
+        self.kind: Kind = "delta" if said.get("kind") == "delta" else "gradient"
         weights = {str(name): float(weight) for name, weight in said.get("weights", {}).items()}
-        pipeline.layout.select(weights)  # refuses names that are not of the model
+        if weights:
+            pipeline.layout.select(weights)  # refuses names that are not of the model
         self._sum: RunningSum = pipeline.new_sum(arenas, weights)
 
     def add(self, gradient: Gradient, weight: float) -> None:
         """Add a gradient; O(its bytes)."""
+        self.kind = "delta" if (gradient.loss_scale or 1.0) < 0 else "gradient"
         self._sum.add(gradient, weight)
         self.count += 1
 
@@ -55,7 +60,8 @@ class Buffer:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for the checkpoint."""
-        return {"count": self.count, "weights": dict(self._sum.weights)}
+        weights = dict(self._sum.weights)
+        return {"count": self.count, "kind": self.kind, "weights": weights}
 
 
 def discounted(gradient: Gradient, discount: float) -> Gradient:

@@ -51,6 +51,7 @@ from stepwell_core.reduction import reduction_of
 from stepwell_core.state import Counters, Snapshot, State, check_state, ledger_of
 from stepwell_core.store import Store
 from stepwell_core.succession import replaced, restored
+from stepwell_core.wire import Kind
 
 
 class Engine:
@@ -204,6 +205,7 @@ class Engine:
         if self.ledger.check(*push.key) is not None:
             return self._repeated(push)
         admission.check_push(push, self.definition, self._ahead.parameters_version)
+        admission.check_kind(push, self._kinds_in_step())
         push = admission.with_loss_scale(push, self.definition, self._ahead)
         if not admission.is_acceptable(push, self.definition, self._ahead):
             return self.keep(decision.drop(push, "skipped_nonfinite", self._ahead))
@@ -217,6 +219,14 @@ class Engine:
         if isinstance(offered, Wait):
             return Waiting(is_added=self._reduction.adds_on_arrival)
         return self._stage_step(offered.pushes, offered.scale)
+
+    def _kinds_in_step(self) -> list[Kind]:
+        """Return the kinds of what the next push would make a step with."""
+        if self._buffer is not None:
+            return [self._buffer.kind] if self._buffer.count else []
+        if self.definition.consistency.most_in_step == 1:
+            return []
+        return [push.kind for push in self.policy.waiting]
 
     def _repeated(self, push: Push) -> Result:
         """Return the stored result of a push that was settled, if this is the same one."""
@@ -310,7 +320,9 @@ class Engine:
             return self.keep(decision.gathered(push, gradient, before))
         divisor = self._gathered.divisor_with(gradient, push.weight)
         return self.keep(
-            decision.gathered_step(push, gradient, divisor, before, self.definition, self.pipeline)
+            decision.gathered_step(
+                push, gradient, divisor, push.kind, before, self.definition, self.pipeline
+            )
         )
 
     def _stage_step(self, pushes: Sequence[Push], scale: float = 1.0) -> Staged:
@@ -431,7 +443,13 @@ class Engine:
         divisor = self._buffer.divisor_with(None, None)
         return self.keep(
             decision.gathered_step(
-                None, None, divisor, self.counters, self.definition, self.pipeline
+                None,
+                None,
+                divisor,
+                self._buffer.kind,
+                self.counters,
+                self.definition,
+                self.pipeline,
             )
         )
 

@@ -344,9 +344,9 @@ def check_repetition(worker: str, sequence: int, first: str | None, second: str 
     """
     if None not in (first, second) and first != second:
         raise PayloadMismatch(
-            f"Worker {worker!r} has made push {sequence} already, with other bytes (xxh3_64 "
-            f"{first}). Received: {second}. A repetition has the same gradient; a new gradient has "
-            f"the next number",
+            f"Worker {worker!r} has made push {sequence} already, with other bytes or as "
+            f"another kind (fingerprint {first}). Received: {second}. A repetition "
+            f"is the same; a new push has the next number",
             worker=worker,
             sequence=sequence,
             expected=first,

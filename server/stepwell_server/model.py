@@ -34,6 +34,7 @@ from stepwell_core.rehearsal import rehearse
 from stepwell_core.state import Counters, Snapshot, State
 from stepwell_core.store import Version
 from stepwell_core.succession import replaced, restored
+from stepwell_core.wire import Kind
 
 from stepwell_server import failpoints
 from stepwell_server.checkpoints import Checkpoints, Schedule
@@ -96,7 +97,7 @@ class HostedModel:
         )
         self.sessions = Sessions(engine, recorder, self.pushes, self._change)
         self.readers = Readers(engine)
-        self._warm_dtypes = {"native"}  # of pushes
+        self._warm_pushes: set[tuple[str, Kind]] = {("native", "gradient")}
         self._warm_encodings = {"native"}  # of pulls
         self.checkpoints = Checkpoints(engine, folder.archive, recorder, self._run, schedule, saved)
         self._is_stopping = False
@@ -107,9 +108,9 @@ class HostedModel:
         return self.engine.definition
 
     async def push(self, push: Push, lease: Lease | None = None) -> Result:
-        """Make a push; see `Pushes.push`. Compiles before, if its dtype has not come yet."""
+        """Make a push; see `Pushes.push`. Compiles before, if such a one has not come yet."""
         self._check_running()
-        await self._warm(push.gradient.dtype)
+        await self._warm(push.gradient.dtype, push.kind)
         pushed = self.pushes.push(push, lease)
         worker, epoch = push.key[:2]
         del push  # while it waits nobody holds its gradient but who will read it
@@ -118,11 +119,11 @@ class HostedModel:
             self.sessions.settled(worker, epoch)
         return result
 
-    async def _warm(self, dtype: str) -> None:
-        """Compile for a payload dtype that has not come yet, off the lane."""
-        if dtype not in self._warm_dtypes:
-            await asyncio.to_thread(rehearse, self.definition, dtype)
-            self._warm_dtypes.add(dtype)
+    async def _warm(self, dtype: str, kind: Kind = "gradient") -> None:
+        """Compile for pushes of a dtype and a kind that have not come yet, off the lane."""
+        if (dtype, kind) not in self._warm_pushes:
+            await asyncio.to_thread(rehearse, self.definition, dtype, kind)
+            self._warm_pushes.add((dtype, kind))
 
     # Reading
 
@@ -219,7 +220,7 @@ class HostedModel:
         _, past = await self.checkpoints.read(checkpoint_id)
         with self._room_for(past.definition):
             begun = await self._begin_history(lambda present: restored(present, past))
-        self._warm_dtypes = set()
+        self._warm_pushes = set()
         await self._warm("native")
         return begun
 
@@ -309,7 +310,7 @@ class HostedModel:
                 return False
             self.recorder.keep(OptimizerChanged(definition.rule))
             self.engine.adopt_hyperparameters(definition, pipeline)
-            self._warm_dtypes = {"native"}
+            self._warm_pushes = {("native", "gradient")}
             return True
 
         return await self._change(adopt)
@@ -338,7 +339,7 @@ class HostedModel:
 
         with self._room_for(definition):
             await self._change(adopt)
-        self._warm_dtypes = {"native"}
+        self._warm_pushes = {("native", "gradient")}
         self.sessions.renew()
 
     @contextlib.contextmanager

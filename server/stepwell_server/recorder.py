@@ -168,8 +168,9 @@ class Recorder:
 
 
 def _checksum(change: Change) -> int | None:
-    """Return the xxh3_64 of a change's payload if it is known: a single push's fingerprint."""
+    """Return the xxh3_64 of a change's payload if it is known: that of a single push."""
     if not isinstance(change, Staged) or len(change.results) != 1 or change.gradient is None:
         return None
     ((push, _),) = change.results
-    return int(push.fingerprint, 16) if push.gradient.arenas is change.gradient.arenas else None
+    is_its = push.gradient.arenas is change.gradient.arenas
+    return int(push.payload_fingerprint, 16) if is_its else None

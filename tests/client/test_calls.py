@@ -191,6 +191,17 @@ def test_gradients_that_do_not_fit_are_refused_here(gradients, error):
         push(gradients)
 
 
+@pytest.mark.parametrize("kind", ["average", 1, None])
+def test_a_kind_that_is_none_is_refused_here(kind):
+    """Those that are go into the header."""
+    for known in ("gradient", "delta"):
+        call = calls.push("m", LAYOUT, PARAMETERS, {**HEADER, "kind": known}, pulls=False)
+        assert header_of(call)["kind"] == known
+
+    with pytest.raises(InvalidArgument, match="a gradient or a delta"):
+        calls.push("m", LAYOUT, PARAMETERS, {**HEADER, "kind": kind}, pulls=False)
+
+
 def test_only_a_push_that_pulls_expects_parameters():
     """`?pull=true`, and the layout of what comes back."""
     assert push(PARAMETERS).query == {}

@@ -100,12 +100,19 @@ def described(http: httpx.Client, path: str) -> dict[str, Any]:
     return fields
 
 
+def workers(http: httpx.Client, path: str) -> list[dict[str, Any]]:
+    """Return the newest session of every worker, without what changes by itself."""
+    lasting = ("worker", "epoch", "is_open", "last_sequence")
+    listed = http.get(f"{path}/workers").json()["workers"]
+    return [{name: session[name] for name in lasting} for session in listed]
+
+
 def image(http: httpx.Client, path: str) -> tuple[Any, ...]:
     """Return all that can be seen of a model, to be compared."""
     slots = http.get(path).json()["slots"]
     return (
         described(http, path),
-        http.get(f"{path}/workers").json(),
+        workers(http, path),
         http.get(f"{path}/optimizer").json(),
         http.get(f"{path}/parameters", headers={"Accept": MSGPACK}).content,
         [
@@ -165,6 +172,11 @@ class Worker:
         assert answer.status_code == 200, answer.text
         self.sequence += 1
         return answer.json()
+
+    def heartbeat(self) -> httpx.Response:
+        """Give a sign of life."""
+        body = {"epoch": self.epoch, "incarnation": self.incarnation}
+        return self.http.post(f"{self.path}/workers/{self.name}/heartbeat", json=body)
 
 
 def assert_problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:

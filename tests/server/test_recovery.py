@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import replace
 
 import pytest
 from stepwell_core.definition import Definition
-from stepwell_core.errors import JournalBehind, JournalInvalid, StaleIncarnation
+from stepwell_core.errors import (
+    JournalBehind,
+    JournalInvalid,
+    PayloadMismatch,
+    StaleIncarnation,
+)
 from stepwell_core.optimizers import Adam
 from stepwell_core.push import Push
 from stepwell_server import recovery
@@ -72,6 +78,34 @@ def test_all_kinds_of_changes_come_back(tmp_path, durability):
 
     assert run(tmp_path, see, is_clean=False, durability=durability) == before
     assert run(tmp_path, see, durability=durability) == before
+
+
+@pytest.mark.parametrize("durability", JOURNALED)
+def test_deltas_come_back_with_their_sign_and_their_kind(tmp_path, durability):
+    """The payload is the delta as it came; the same bytes as a gradient are no repetition of it."""
+    sent = {}
+
+    async def change(registry):
+        model, _ = await registry.create(definition(), None, exist_ok=False)
+        session, _, incarnation, _ = await model.open_session("w0")
+        for sequence, value in enumerate((2.0, 0.5)):
+            push = Push("w0", session.epoch, sequence, incarnation, tick(value), kind="delta")
+            await model.push(push)
+        sent["last"] = push
+        return await look(registry)
+
+    async def repeat(registry):
+        found, model = await look(registry), registry.get("m")
+        with pytest.raises(PayloadMismatch):
+            await model.push(replace(sent["last"], kind="gradient"))
+        return found, await model.push(sent["last"])
+
+    before = run(tmp_path, change, is_clean=False, durability=durability)
+    after, again = run(tmp_path, repeat, durability=durability)
+
+    assert before[2] == [2.5] * 4
+    assert after == before
+    assert again.duplicate
 
 
 @pytest.mark.parametrize(("durability", "is_kept"), [("everysec", False), ("always", True)])

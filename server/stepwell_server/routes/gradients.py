@@ -15,7 +15,8 @@ from stepwell_core.ledger import Result
 from stepwell_core.names import IDENTIFIER
 from stepwell_core.pipeline import Gradient
 from stepwell_core.placement import extent
-from stepwell_core.push import Push
+from stepwell_core.push import Push, fingerprint_of
+from stepwell_core.wire import Kind
 
 from stepwell_server import bodies
 from stepwell_server.arena_copies import copy_arenas
@@ -51,7 +52,7 @@ class PushHeader(BaseModel):
     sequence: Count
     incarnation: Annotated[str, Field(max_length=64)]
     version: Count | None = None
-    kind: Literal["gradient"] = "gradient"
+    kind: Kind = "gradient"
     layout: Annotated[str, Field(max_length=64)] | None = None
     dtype: Literal["native", "float16", "bfloat16", "float32", "float64"] = "native"
     tensors: list[str] | None = None
@@ -73,6 +74,7 @@ class PushHeader(BaseModel):
             weight=self.weight,
             loss_scale=self.loss_scale,
             hyperparameters=self.hyperparameters,
+            kind=self.kind,
         )
 
 
@@ -89,7 +91,7 @@ class PushQuery(BaseModel):
 async def push_gradients(
     request: Request, model: TheModel, query: Annotated[PushQuery, Query()]
 ) -> Response:
-    """Push a gradient.
+    """Push a gradient, or with `kind: "delta"` what local steps added to the parameters.
 
     The body is a msgpack stream, or JSON with the header's fields and `"gradients": {name:
     [[...]]}`. With `?pull=true` the answer has the new parameters, in half width with `&dtype=`. A
@@ -142,7 +144,7 @@ async def _receive(
     key = header.worker, header.epoch, header.sequence
     if model.pushes.is_known(key):
         fingerprint = await reader.fingerprint(selection.payload_nbytes(header.dtype))
-        return await model.pushes.repeat(key, fingerprint)
+        return await model.pushes.repeat(key, fingerprint_of(header.kind, fingerprint))
     if not await _is_turn(model, key):
         return model.pushes.waiting_result()
     nbytes, holder = extent(selection, header.dtype), (model, *key[:2])
