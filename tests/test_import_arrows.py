@@ -38,6 +38,7 @@ CORE_ARROWS: dict[str, set[str]] = {
     "plan": {"optimizers", "layout"},
     "encoding": {"plan", "kernels", "layout"},
     "clipping": {"gradient", "plan", "kernels", "optimizers", "layout"},
+    "norms": {"gradient", "kernels", "layout"},
     "scalars": {"kernels", "optimizers", "schedules", "layout"},
     "aggregation": {"gradient", "plan", "kernels", "layout"},
     "pipeline": {
@@ -66,7 +67,7 @@ CORE_ARROWS: dict[str, set[str]] = {
         "hyperparameters", "pipeline", "loss_scale", "layout",
     },
     "rehearsal": {
-        "engine", "push", "definition", "consistency", "pipeline", "layout", "ledger",
+        "engine", "push", "definition", "consistency", "pipeline", "layout", "ledger", "norms",
     },
 }  # fmt: skip
 

@@ -31,6 +31,7 @@ class Push:
         weight: In an aggregate; finite and > 0.
         loss_scale: What the loss was multiplied by; None means the current one.
         hyperparameters: Values of those that were declared to come with each push.
+        metrics: Finite numbers by name, such as the loss; for the history, no step reads them.
         fingerprints: Returns the fingerprint of the gradient, if somebody works it out elsewhere
             meanwhile; None works it out when it is asked for.
     """
@@ -44,6 +45,7 @@ class Push:
     weight: float = 1.0
     loss_scale: float | None = None
     hyperparameters: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
     fingerprints: Callable[[], str] | None = field(default=None, compare=False, repr=False)
 
     @cached_property

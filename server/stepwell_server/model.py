@@ -36,6 +36,17 @@ from stepwell_core.succession import replaced, restored
 from stepwell_server import failpoints
 from stepwell_server.checkpoints import Checkpoints, Schedule
 from stepwell_server.descriptions import describe
+from stepwell_server.history import (
+    CheckpointWritten,
+    History,
+    HistoryCut,
+    Joined,
+    Left,
+    Started,
+    StepRecorder,
+    changed_hyperparameters,
+    events,
+)
 from stepwell_server.lane import Lane
 from stepwell_server.leases import Lease, Part
 from stepwell_server.pulls import Pulls
@@ -62,6 +73,7 @@ class HostedModel:
         push_wait_s: How long a push that waits for others is kept before it is answered `waiting`.
         part: Of the staging, for its pushes.
         schedule: When checkpoints are written by themselves.
+        history: Is told what happens; closed with the model.
         saved: The checkpoint that it was read from or written to.
         recovered: How it came back at the server's start; None for a new model.
     """
@@ -74,6 +86,7 @@ class HostedModel:
         push_wait_s: float,
         part: Part,
         schedule: Schedule,
+        history: History,
         saved: Manifest | None = None,
         recovered: Recovered | None = None,
     ) -> None:
@@ -82,17 +95,29 @@ class HostedModel:
         self.recorder = recorder
         self.part = part
         self.recovered = recovered
+        self.history = history
         self.pulls = Pulls()
         self._loop = asyncio.get_running_loop()
         self._lane = Lane(engine.definition.name, self._loop)
         self.pushes = Pushes(
-            engine, recorder, self._lane, self._submit, self._check_running, push_wait_s
+            engine,
+            recorder,
+            self._lane,
+            self._submit,
+            self._check_running,
+            push_wait_s,
+            StepRecorder(engine, history),
         )
         self.readers = Readers(engine)
         self._warm_dtypes = {"native"}  # of pushes
         self._warm_encodings = {"native"}  # of pulls
         self.checkpoints = Checkpoints(engine, folder.archive, recorder, self._run, schedule, saved)
+        self.checkpoints.on_written = self._note_checkpoint
         self._is_stopping = False
+        history.add(Started(engine.counters.version, engine.incarnation))
+
+    def _note_checkpoint(self, manifest: Manifest) -> None:
+        self.history.add(CheckpointWritten(manifest.counters.version, manifest.id))
 
     @property
     def definition(self) -> Definition:
@@ -187,6 +212,7 @@ class HostedModel:
             self.recorder.keep(SessionOpened(worker, self.engine.ledger.last_epoch + 1))
             with self.recorder.making():
                 session, previous = self.engine.open_session(worker)
+            self.history.add(Joined(self.engine.counters.version, worker, session.epoch))
             self.pushes.forget()
             return session, previous, self.engine.incarnation, self.engine.counters
 
@@ -207,6 +233,7 @@ class HostedModel:
             self.engine.ledger.find(worker, closed)
             self.recorder.keep(SessionClosed(worker, closed))
             staged = self.engine.close_session(worker, closed)
+            self.history.add(Left(self.engine.counters.version, worker, closed, "closed"))
             if staged is not None:
                 self.pushes.commit(staged)
             self.pushes.forget()
@@ -223,6 +250,7 @@ class HostedModel:
             self.recorder.keep(Finalized())
             with self.recorder.making():
                 counters = self.engine.finalize()
+            self.history.add(events.Finalized(counters.version))
             self.pushes.forget()
             return counters
 
@@ -237,7 +265,9 @@ class HostedModel:
             parameters: Copied.
             lease: Of their memory, if that is staged. Lent from here until they are copied.
         """
-        return await self._begin_history(lambda present: replaced(present, parameters), lease)
+        return await self._begin_history(
+            lambda present: replaced(present, parameters), "overwrite", lease=lease
+        )
 
     async def restore(self, checkpoint_id: str) -> tuple[str, Counters]:
         """Go back to a checkpoint: parameters, slots, counters and sessions; all or nothing.
@@ -246,7 +276,9 @@ class HostedModel:
             CheckpointNotFound, CheckpointInvalid: There is none, or it is damaged.
         """
         _, past = await self.checkpoints.read(checkpoint_id)
-        begun = await self._begin_history(lambda present: restored(present, past))
+        begun = await self._begin_history(
+            lambda present: restored(present, past), "restore", checkpoint_id
+        )
         self._warm_dtypes = set()
         await self._warm("native")
         return begun
@@ -267,28 +299,44 @@ class HostedModel:
             lease: Of their memory, if that is staged; lent from here until the end.
         """
         return await self._begin_history(
-            lambda present: replaced(present, parameters, slots, iterations), lease
+            lambda present: replaced(present, parameters, slots, iterations), "import", lease=lease
         )
 
     async def _begin_history(
-        self, successor: Callable[[State], State], lease: Lease | None = None
+        self,
+        successor: Callable[[State], State],
+        cause: str,
+        checkpoint: str | None = None,
+        lease: Lease | None = None,
     ) -> tuple[str, Counters]:
         """Begin a new history: what comes after is saved, then the model becomes it.
 
         The lane does nothing else meanwhile. So a crash leaves the one history or the other, and
         nobody sees the new one before it is durable.
 
+        Args:
+            successor: Returns what the model becomes.
+            cause: See `HistoryCut`.
+            checkpoint: What is restored, if that is the cause.
+            lease: Of memory that the successor is made of; lent from here.
+
         Returns:
             The new incarnation, and the counters.
         """
         self._check_running()
         async with self.checkpoints.lock:
-            manifest, counters = await self._submit(lambda: self._succeed(successor, lease), lease)
+            manifest, counters = await self._submit(
+                lambda: self._succeed(successor, cause, checkpoint, lease), lease
+            )
             await self.checkpoints.note(manifest)
         return manifest.incarnation, counters
 
     def _succeed(
-        self, successor: Callable[[State], State], lease: Lease | None
+        self,
+        successor: Callable[[State], State],
+        cause: str,
+        checkpoint: str | None,
+        lease: Lease | None,
     ) -> tuple[Manifest, Counters]:
         """The lane's part of `_begin_history`."""
         engine = self.engine
@@ -305,6 +353,7 @@ class HostedModel:
             failpoints.reach("restore.checkpoint_written")
             with self.recorder.making():
                 counters = engine.adopt(state, incarnation)
+            self.history.add(HistoryCut(counters.version, cause, incarnation, checkpoint))
         finally:
             if lease is not None:
                 lease.release()
@@ -336,6 +385,9 @@ class HostedModel:
             self.recorder.keep(OptimizerChanged(definition.rule))
             self.engine.adopt_hyperparameters(definition, pipeline)
             self._warm_dtypes = {"native"}
+            self.history.add(
+                changed_hyperparameters(self.engine.counters.version, before, definition)
+            )
             return True
 
         return await self._change(adopt)
@@ -353,6 +405,7 @@ class HostedModel:
     def _end(self, error: StepwellError) -> None:
         self._is_stopping = True
         self.readers.end(error)
+        self.history.end()
         self._lane.submit(lambda: self.pushes.end(error))
 
     async def stop(self) -> None:
@@ -364,6 +417,7 @@ class HostedModel:
             await self.checkpoint()
         await self._lane.close()
         await asyncio.to_thread(self.recorder.close)
+        await asyncio.to_thread(self.history.close)
         newest = self.checkpoints.newest_id
         if newest is not None and not is_readable_alone:
             await asyncio.to_thread(self.folder.mark_clean_stop, newest)
@@ -375,6 +429,7 @@ class HostedModel:
         await self.checkpoints.end()
         await self._lane.close()
         await asyncio.to_thread(self.recorder.close)
+        await asyncio.to_thread(self.history.close)
 
     def _check_running(self) -> None:
         if self._is_stopping:
