@@ -24,9 +24,6 @@ PACE_S = 0.02
 MOST_AT_ONCE = 256
 """Entries in one piece of the stream."""
 
-HELLO = b"retry: 1000\n\n"
-HEARTBEAT = b": still here\n\n"
-
 
 class Listener:
     """One who listens. All methods are called on the event loop.
@@ -77,14 +74,18 @@ class Listener:
             if piece:
                 yield piece
             elif self._next == self._ring.next_number and not await self._has_news():
-                yield HEARTBEAT
+                yield b": still here\n" + self._place()
 
     def _begin(self) -> bytes:
         if self._next >= self._ring.oldest:
-            return HELLO
+            return b"retry: 1000\n" + self._place()
         missed = self._missed("missed")
         self._next = self._ring.oldest
-        return HELLO + missed
+        return b"retry: 1000\n" + self._place() + missed
+
+    def _place(self) -> bytes:
+        """Tell the listener which number it has, if nothing it wants came for long."""
+        return f"id: {self._next - 1}\n\n".encode()
 
     def _missed(self, event: str) -> bytes:
         data = json.dumps({"first": self._next, "last": self._ring.oldest - 1})
