@@ -83,6 +83,16 @@ class Step(Event):
     gradient_norm: float | None = None
     update_norm: float | None = None
 
+    @classmethod
+    def made(cls, **values: Any) -> Step:
+        """Return `Step(**values)`, all of them given, in a fifth of the time.
+
+        There is one behind every push, and a frozen dataclass sets its fields one by one.
+        """
+        step = object.__new__(cls)
+        vars(step).update(values)
+        return step
+
     def series(self) -> dict[str, float]:
         """Return its numbers; a metric is the mean of what its workers said."""
         numbers: dict[str, float] = {
@@ -229,7 +239,7 @@ KINDS: tuple[str, ...] = tuple(event.kind for event in EVENTS)
 SAMPLE_KINDS: tuple[str, ...] = tuple(event.kind for event in EVENTS if event.is_sample)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)  # not frozen, which takes longer to make; nobody changes it
 class Entry:
     """An event in a history.
 

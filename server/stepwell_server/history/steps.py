@@ -5,8 +5,7 @@ second: a small model makes thousands, and 20 a second draw the same picture. Th
 file gets are measured too, as long as all measuring together takes less than `MEASURING_SHARE` of
 the time: a small model's are all measured, one of 1 GiB has its norms once a minute.
 
-Measured on two cores, over HTTP: the median push of 4 KB is 1 % slower with a history than without,
-within the noise; see docs/decisions/0013-history.md.
+What that costs a push: `python -m benchmarks.history`, and docs/decisions/0013-history.md.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from stepwell_server.history.events import Dropped, LossScaleChanged, Step
 from stepwell_server.history.history import History
 
 KEPT_PER_S = 20.0
-BURST = 1000
+BURST = 100
 
 MEASURING_SHARE = 0.005
 MEASURING_BURST_S = 0.005
@@ -77,6 +76,9 @@ class Before:
     spent_s: float = 0.0
 
 
+_TOLD = Before(None, is_kept=False, is_measured=False)
+
+
 class StepRecorder:
     """Tells a history of the pushes of one model. The lane's.
 
@@ -106,6 +108,8 @@ class StepRecorder:
         if staged.gradient is None:
             return Before(scale, self._drops.has_any(now), is_measured=False)
         is_kept = self._steps.has_any(now)
+        if not is_kept and scale is None:
+            return _TOLD  # the way of almost every push of a small model
         if not is_kept or self._is_broken or not self._measuring.has_any(now):
             return Before(scale, is_kept, is_measured=False)
         try:
@@ -126,12 +130,9 @@ class StepRecorder:
                 self._add_step(staged, before)
         except Exception as error:  # the change is made and answered, whatever became of this
             self._give_up(error)
-        scale = self._engine.loss_scale
-        if scale != before.loss_scale and None not in (scale, before.loss_scale):
-            assert scale is not None
-            assert before.loss_scale is not None
-            version = staged.counters.version
-            self._history.add(LossScaleChanged(version, before.loss_scale, scale))
+        old, new = before.loss_scale, self._engine.loss_scale
+        if old is not None and new is not None and old != new:
+            self._history.add(LossScaleChanged(staged.counters.version, old, new))
 
     def _add_drops(self, staged: Staged, before: Before) -> None:
         for push, result in staged.results:
@@ -143,12 +144,11 @@ class StepRecorder:
     def _add_step(self, staged: Staged, before: Before) -> None:
         gradient, update = self._norms(staged, before)
         scalars = staged.scalars
-        results = [result for _, result in staged.results]
-        stalenesses = [result.staleness for result in results]
-        event = Step(
+        stalenesses = [result.staleness for _, result in staged.results]
+        event = Step.made(
             version=staged.counters.version,
-            outcome=results[0].outcome,
-            workers=tuple(push.worker for push, _ in staged.results),
+            outcome=staged.results[0][1].outcome,
+            workers=tuple([push.worker for push, _ in staged.results]),
             learning_rate=0.0 if scalars is None else scalars.learning_rate,
             staleness_max=max(stalenesses),
             staleness_mean=sum(stalenesses) / len(stalenesses),
