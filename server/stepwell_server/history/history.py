@@ -41,7 +41,7 @@ class History:
         self._database = database
         self._clock = clock
         last = 0 if database is None else database.last_number
-        self._ring = Ring(last + LEAP if last else 1)
+        self._ring = Ring(last + LEAP if last else 1, last_before=last)
         self._adding = threading.Lock()
         self._listeners: set[Listener] = set()
         self._loop: asyncio.AbstractEventLoop | None = None

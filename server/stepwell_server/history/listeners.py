@@ -79,7 +79,8 @@ class Listener:
     def _begin(self) -> bytes:
         if self._next >= self._ring.oldest:
             return b"retry: 1000\n" + self._place()
-        missed = self._missed("missed")
+        has_missed = 1 < self._next <= self._ring.last_forgotten  # from 1 on is all that there is
+        missed = self._missed("missed") if has_missed else b""
         self._next = self._ring.oldest
         return b"retry: 1000\n" + self._place() + missed
 
@@ -88,7 +89,7 @@ class Listener:
         return f"id: {self._next - 1}\n\n".encode()
 
     def _missed(self, event: str) -> bytes:
-        data = json.dumps({"first": self._next, "last": self._ring.oldest - 1})
+        data = json.dumps({"first": self._next, "last": self._ring.last_forgotten})
         return f"event: {event}\ndata: {data}\n\n".encode()
 
     def _taken(self) -> bytes:

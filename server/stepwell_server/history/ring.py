@@ -17,9 +17,11 @@ class Ring:
     Args:
         first: Number of the first entry that will be added.
         size: How many entries are kept.
+        last_before: The largest number that is known to have been given before `first`.
     """
 
-    def __init__(self, first: int, size: int = RING_ENTRIES) -> None:
+    def __init__(self, first: int, size: int = RING_ENTRIES, last_before: int = 0) -> None:
+        self._last_before = last_before
         self._entries: list[Entry | None] = [None] * size
         self._first = first
         self.next_number = first
@@ -28,6 +30,12 @@ class Ring:
     def oldest(self) -> int:
         """The number of the oldest entry that is kept; `next_number` if there is none."""
         return max(self._first, self.next_number - len(self._entries))
+
+    @property
+    def last_forgotten(self) -> int:
+        """The largest number of an entry that was, and is not kept any more; 0 if none was."""
+        oldest = self.oldest
+        return self._last_before if oldest == self._first else oldest - 1
 
     def add(self, entry: Entry) -> None:
         """Keep an entry, whose number is `next_number`; the oldest one gives way."""

@@ -77,6 +77,19 @@ def test_who_comes_back_too_late_is_told_what_is_gone():
     assert rest.startswith(entry(13).message)
 
 
+@pytest.mark.parametrize(("after", "missed"), [(0, None), (2, (3, 40)), (40, None), (99, None)])
+def test_after_a_restart_only_what_was_is_missed(after, missed):
+    """Numbers that were never given are nothing; and 0 asks for all that is remembered."""
+    ring = Ring(first=100, size=8, last_before=40)
+    ring.add(entry(100))
+
+    hello, rest = asyncio.run(heard(Listener(ring, after, KINDS), 2))
+
+    said = None if b"missed" not in hello else json.loads(hello.split(b"data: ")[1])
+    assert said == (missed and {"first": missed[0], "last": missed[1]})
+    assert rest == entry(100).message
+
+
 def test_a_slow_listener_is_told_and_dropped():
     """While it did not take what was sent, the ring went round."""
 

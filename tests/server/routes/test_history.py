@@ -325,7 +325,7 @@ def test_a_restart_keeps_the_history_and_kill_9_its_beginning(tmp_path):
     with servers.served(tmp_path) as process, servers.http(process.url) as http:
         before = history(http, path, kinds=["start", "step"])
         worker.http = http
-        for _ in range(300):
+        for _ in range(90):
             worker.push(metrics={"loss": 2.0})
         process.kill()
     with sqlite3.connect(tmp_path / "kept" / "history.sqlite") as connection:
