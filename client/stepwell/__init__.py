@@ -21,6 +21,7 @@ from stepwell import errors, schedules
 from stepwell.async_client import AsyncClient, AsyncModel
 from stepwell.async_worker import AsyncWorker
 from stepwell.client import Client, Model
+from stepwell.history import HistoryEvent, ModelHistory
 from stepwell.pulls import PullOptions
 from stepwell.results import Checkpoint, CheckpointProgress, Parameters, PushResult
 from stepwell.retry import Timeout
@@ -41,8 +42,10 @@ __all__ = [
     "Checkpoint",
     "CheckpointProgress",
     "Client",
+    "HistoryEvent",
     "LossScaleOptimizer",
     "Model",
+    "ModelHistory",
     "Parameters",
     "PullOptions",
     "PushResult",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any, Literal, Self, Unpack
 
 from stepwell_core.consistency import Consistency
@@ -15,6 +15,7 @@ from stepwell.async_worker import AsyncWorker
 from stepwell.endpoint import Endpoint, check_transport
 from stepwell.flows import ModelFlows, ServerFlows
 from stepwell.handles import ModelHandle
+from stepwell.history import HistoryEvent, ModelHistory
 from stepwell.optimizers import Hyperparameters
 from stepwell.pulls import PullOptions
 from stepwell.results import Checkpoint, CheckpointProgress, Parameters
@@ -171,6 +172,31 @@ class AsyncModel(ModelHandle):
         """See `Model.import_state`."""
         flow = self._flows.import_state(parameters, slots, iterations)
         return await self._driver.run(flow)
+
+    async def history(
+        self,
+        from_version: int | None = None,
+        to_version: int | None = None,
+        *,
+        since: float | None = None,
+        kinds: str | Iterable[str] | None = None,
+        points: int | None = None,
+    ) -> ModelHistory:
+        """See `Model.history`."""
+        flow = self._flows.history(
+            from_version=from_version,
+            to_version=to_version,
+            since=since,
+            kinds=kinds,
+            points=points,
+        )
+        return await self._driver.run(flow)
+
+    def events(
+        self, *, after: int | None = None, kinds: str | Iterable[str] | None = None
+    ) -> AsyncIterator[HistoryEvent]:
+        """See `Model.events`; an asynchronous iterator."""
+        return self._driver.listen(self._flows.listening(after, kinds))
 
     def worker(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,8 +13,9 @@ from stepwell_core.keras_config import AnyOptimizer
 from stepwell_core.layout import Layout
 from stepwell_core.names import check_identifier
 
-from stepwell import calls, checkpoint_calls
+from stepwell import calls, checkpoint_calls, history
 from stepwell.calls import Answer, Call, model_path
+from stepwell.history import Listening, ModelHistory
 from stepwell.optimizers import Hyperparameters, as_optimizer, callables_of
 from stepwell.pulls import Pulls
 from stepwell.results import Checkpoint, CheckpointProgress
@@ -169,6 +170,15 @@ class ModelFlows:
         """Take over what was trained elsewhere; returns the version."""
         call = checkpoint_calls.import_state(self.name, self.layout, parameters, slots, iterations)
         return _version((yield from repeatedly(call, self.patience)))
+
+    def history(self, **wanted: Any) -> Flow[ModelHistory]:
+        """Return a range of the history; see `history.ask`."""
+        call = history.ask(self.name, **wanted)
+        return history.history_of((yield from repeatedly(call, self.patience)))
+
+    def listening(self, after: int | None, kinds: str | Iterable[str] | None) -> Listening:
+        """Return what listens to the model; no flow, since it has no end."""
+        return Listening(self.name, after, kinds, self.patience)
 
     def session(
         self, worker: str, hyperparameters: Hyperparameters | None, on_stale: str = "raise"

@@ -35,6 +35,7 @@ class Push:
             no meaning.
         hyperparameters: Values of those that were declared to come with each push.
         kind: What the tensors are, "gradient" or "delta".
+        metrics: Finite numbers by name, such as the loss; for the history, no step reads them.
         fingerprints: Returns the fingerprint of the payload, if somebody works it out elsewhere
             meanwhile; None works it out when it is asked for.
     """
@@ -49,6 +50,7 @@ class Push:
     loss_scale: float | None = None
     hyperparameters: Mapping[str, float] = field(default_factory=dict)
     kind: Kind = "gradient"
+    metrics: Mapping[str, float] = field(default_factory=dict)
     fingerprints: Callable[[], str] | None = field(default=None, compare=False, repr=False)
 
     @cached_property

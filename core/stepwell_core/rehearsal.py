@@ -3,7 +3,7 @@
 The rehearsal goes through the engine itself, so whatever an optimizer, a consistency mode and a
 payload's dtype have need of is compiled, or loaded from the cache: the step in place and into a
 spare buffer, with and without decay, for present and missing tensors, the mean of several
-gradients, the test for NaN.
+gradients, the test for NaN, the norms.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from stepwell_core.definition import Definition
 from stepwell_core.engine import Engine
 from stepwell_core.layout import Layout, Tensor
 from stepwell_core.ledger import Session
+from stepwell_core.norms import ParametersBefore, gradient_norm
 from stepwell_core.pipeline import Gradient
 from stepwell_core.push import Push, Staged
 from stepwell_core.wire import Kind
@@ -55,8 +56,16 @@ def _push_from(
             staged = engine.stage(replace(push, kind=kind))
             if isinstance(staged, Staged):
                 engine.commit(staged)
+                _measure(engine, staged)
         if held is not None:
             engine.store.release(held)
+
+
+def _measure(engine: Engine, staged: Staged) -> None:
+    """Compile what the history asks of a step."""
+    if staged.gradient is not None:
+        gradient_norm(staged.gradient)
+    ParametersBefore(engine.store.current).update_norm(engine.store.current)
 
 
 def _miniature(definition: Definition) -> Definition:

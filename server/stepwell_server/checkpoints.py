@@ -90,6 +90,7 @@ class Checkpoints:
         self._saved = saved
         self._saved_at = time.monotonic()
         self._progress: Progress | None = None
+        self.on_written: Callable[[Manifest], None] = _do_nothing  # called for each, by `write`
         self._automatic = asyncio.create_task(self._write_by_itself())
 
     @property
@@ -109,6 +110,7 @@ class Checkpoints:
             snapshot, number = await self._run(lambda: self._cut(buffers))
             manifest = await asyncio.to_thread(self._write, snapshot, number, pinned=pinned)
             await self.note(manifest)
+        self.on_written(manifest)
         log.info("checkpoint", model=self._engine.definition.name, id=manifest.id)
         return manifest
 
@@ -287,3 +289,7 @@ class Checkpoints:
     def newest_id(self) -> str | None:
         """The name of the newest one if it holds everything; after the lane has ended."""
         return self._saved.id if self._saved is not None and self.has_everything() else None
+
+
+def _do_nothing(manifest: Manifest) -> None:
+    """Tell nobody of a checkpoint."""

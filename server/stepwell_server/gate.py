@@ -49,6 +49,8 @@ ROLE_OF_ROUTE: Mapping[tuple[str, str], str] = {
     ("PATCH", _MODEL + "/optimizer"): ADMIN,
     ("GET", _MODEL + "/consistency"): READ,
     ("PATCH", _MODEL + "/consistency"): ADMIN,
+    ("GET", _MODEL + "/history"): READ,
+    ("GET", _MODEL + "/events"): READ,
     ("GET", _MODEL + "/workers"): READ,
     ("POST", _MODEL + "/workers"): PUSH,
     ("DELETE", _MODEL + "/workers/{worker}"): PUSH,

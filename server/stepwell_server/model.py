@@ -39,6 +39,15 @@ from stepwell_core.wire import Kind
 from stepwell_server import failpoints
 from stepwell_server.checkpoints import Checkpoints, Schedule
 from stepwell_server.descriptions import describe
+from stepwell_server.history import (
+    CheckpointWritten,
+    History,
+    HistoryCut,
+    Started,
+    StepRecorder,
+    changed_hyperparameters,
+    events,
+)
 from stepwell_server.lane import Lane
 from stepwell_server.leases import Lease, Part
 from stepwell_server.pulls import Pulls
@@ -67,6 +76,7 @@ class HostedModel:
         part: Of the staging, for its pushes.
         reserve: Takes from the staging what another mode needs, instead of a part.
         schedule: When checkpoints are written by themselves.
+        history: Is told what happens; closed with the model.
         saved: The checkpoint that it was read from or written to.
         recovered: How it came back at the server's start; None for a new model.
     """
@@ -80,6 +90,7 @@ class HostedModel:
         part: Part,
         reserve: Callable[[Definition, Part], Part],
         schedule: Schedule,
+        history: History,
         saved: Manifest | None = None,
         recovered: Recovered | None = None,
     ) -> None:
@@ -89,18 +100,30 @@ class HostedModel:
         self.part = part
         self._reserve = reserve
         self.recovered = recovered
+        self.history = history
         self.pulls = Pulls()
         self._loop = asyncio.get_running_loop()
         self._lane = Lane(engine.definition.name, self._loop)
         self.pushes = Pushes(
-            engine, recorder, self._lane, self._submit, self._check_running, push_wait_s
+            engine,
+            recorder,
+            self._lane,
+            self._submit,
+            self._check_running,
+            push_wait_s,
+            StepRecorder(engine, history),
         )
-        self.sessions = Sessions(engine, recorder, self.pushes, self._change)
+        self.sessions = Sessions(engine, recorder, self.pushes, history, self._change)
         self.readers = Readers(engine)
         self._warm_pushes: set[tuple[str, Kind]] = {("native", "gradient")}
         self._warm_encodings = {"native"}  # of pulls
         self.checkpoints = Checkpoints(engine, folder.archive, recorder, self._run, schedule, saved)
+        self.checkpoints.on_written = self._note_checkpoint
         self._is_stopping = False
+        history.add(Started(engine.counters.version, engine.incarnation))
+
+    def _note_checkpoint(self, manifest: Manifest) -> None:
+        self.history.add(CheckpointWritten(manifest.counters.version, manifest.id))
 
     @property
     def definition(self) -> Definition:
@@ -195,6 +218,7 @@ class HostedModel:
             self.recorder.keep(Finalized())
             with self.recorder.making():
                 counters = self.engine.finalize()
+            self.history.add(events.Finalized(counters.version))
             self.pushes.forget()
             return counters
 
@@ -209,7 +233,9 @@ class HostedModel:
             parameters: Copied.
             lease: Of their memory, if that is staged. Lent from here until they are copied.
         """
-        return await self._begin_history(lambda present: replaced(present, parameters), lease)
+        return await self._begin_history(
+            lambda present: replaced(present, parameters), "overwrite", lease=lease
+        )
 
     async def restore(self, checkpoint_id: str) -> tuple[str, Counters]:
         """Go back to a checkpoint: parameters, slots, counters and sessions; all or nothing.
@@ -219,7 +245,9 @@ class HostedModel:
         """
         _, past = await self.checkpoints.read(checkpoint_id)
         with self._room_for(past.definition):
-            begun = await self._begin_history(lambda present: restored(present, past))
+            begun = await self._begin_history(
+                lambda present: restored(present, past), "restore", checkpoint_id
+            )
         self._warm_pushes = set()
         await self._warm("native")
         return begun
@@ -240,29 +268,45 @@ class HostedModel:
             lease: Of their memory, if that is staged; lent from here until the end.
         """
         return await self._begin_history(
-            lambda present: replaced(present, parameters, slots, iterations), lease
+            lambda present: replaced(present, parameters, slots, iterations), "import", lease=lease
         )
 
     async def _begin_history(
-        self, successor: Callable[[State], State], lease: Lease | None = None
+        self,
+        successor: Callable[[State], State],
+        cause: str,
+        checkpoint: str | None = None,
+        lease: Lease | None = None,
     ) -> tuple[str, Counters]:
         """Begin a new history: what comes after is saved, then the model becomes it.
 
         The lane does nothing else meanwhile. So a crash leaves the one history or the other, and
         nobody sees the new one before it is durable.
 
+        Args:
+            successor: Returns what the model becomes.
+            cause: See `HistoryCut`.
+            checkpoint: What is restored, if that is the cause.
+            lease: Of memory that the successor is made of; lent from here.
+
         Returns:
             The new incarnation, and the counters.
         """
         self._check_running()
         async with self.checkpoints.lock:
-            manifest, counters = await self._submit(lambda: self._succeed(successor, lease), lease)
+            manifest, counters = await self._submit(
+                lambda: self._succeed(successor, cause, checkpoint, lease), lease
+            )
             self.sessions.renew()
             await self.checkpoints.note(manifest)
         return manifest.incarnation, counters
 
     def _succeed(
-        self, successor: Callable[[State], State], lease: Lease | None
+        self,
+        successor: Callable[[State], State],
+        cause: str,
+        checkpoint: str | None,
+        lease: Lease | None,
     ) -> tuple[Manifest, Counters]:
         """The lane's part of `_begin_history`."""
         engine = self.engine
@@ -280,6 +324,7 @@ class HostedModel:
             failpoints.reach("restore.checkpoint_written")
             with self.recorder.making():
                 counters = engine.adopt(state, incarnation)
+            self.history.add(HistoryCut(counters.version, cause, incarnation, checkpoint))
         finally:
             if lease is not None:
                 lease.release()
@@ -311,6 +356,9 @@ class HostedModel:
             self.recorder.keep(OptimizerChanged(definition.rule))
             self.engine.adopt_hyperparameters(definition, pipeline)
             self._warm_pushes = {("native", "gradient")}
+            self.history.add(
+                changed_hyperparameters(self.engine.counters.version, before, definition)
+            )
             return True
 
         return await self._change(adopt)
@@ -324,7 +372,7 @@ class HostedModel:
             DoesNotFit: There is no room for the gradients that the mode may keep waiting.
             InvalidInput: See `Engine.stage_gathered`.
         """
-        definition = self.definition.with_consistency(mode)
+        definition, before = self.definition.with_consistency(mode), self.definition.consistency
         await asyncio.to_thread(rehearse, definition)
 
         def adopt() -> None:
@@ -335,6 +383,11 @@ class HostedModel:
             self.recorder.keep(ConsistencyChanged(mode))
             with self.recorder.making():
                 waited = self.engine.adopt_consistency(mode)
+            self.history.add(
+                events.ConsistencyChanged(
+                    self.engine.counters.version, before.to_json(), mode.to_json()
+                )
+            )
             self.pushes.readmit(waited)
 
         with self._room_for(definition):
@@ -366,6 +419,7 @@ class HostedModel:
     def _end(self, error: StepwellError) -> None:
         self._is_stopping = True
         self.readers.end(error)
+        self.history.end()
         self._lane.submit(lambda: self.pushes.end(error))
 
     async def stop(self) -> None:
@@ -378,6 +432,7 @@ class HostedModel:
             await self.checkpoint()
         await self._lane.close()
         await asyncio.to_thread(self.recorder.close)
+        await asyncio.to_thread(self.history.close)
         newest = self.checkpoints.newest_id
         if newest is not None and not is_readable_alone:
             await asyncio.to_thread(self.folder.mark_clean_stop, newest)
@@ -393,6 +448,7 @@ class HostedModel:
             await asyncio.to_thread(self.recorder.close)
         except ModelReadOnly as error:  # what could not be written is not wanted any more
             log.warning("journal_not_closed", model=name, reason=error.message)
+        await asyncio.to_thread(self.history.close)
 
     def _check_running(self) -> None:
         if self._is_stopping:

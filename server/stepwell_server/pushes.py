@@ -25,6 +25,7 @@ from stepwell_core.push import Push, Staged, Waiting
 
 from stepwell_server import failpoints
 from stepwell_server.fingerprints import with_fingerprint_begun
+from stepwell_server.history import StepRecorder
 from stepwell_server.lane import Lane
 from stepwell_server.leases import Lease
 from stepwell_server.recorder import Recorder
@@ -63,6 +64,7 @@ class Pushes:
         submit: Runs a function on the lane.
         check_running: Raises if the model is being closed.
         wait_s: How long a push that waits for others is kept before it is answered `waiting`.
+        steps: Is told of every change that is made.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Pushes:
         submit: Submit,
         check_running: Callable[[], None],
         wait_s: float,
+        steps: StepRecorder,
     ) -> None:
         self._engine = engine
         self._recorder = recorder
@@ -82,6 +85,7 @@ class Pushes:
         self._submit = submit
         self._check_running = check_running
         self._wait_s = wait_s
+        self._steps = steps
         self._waiters = PushWaiters(lane)  # the lane's
         self._turns: dict[str, list[asyncio.Future[bool]]] = {}  # the lane's
         self._is_making_due = False
@@ -345,10 +349,12 @@ class Pushes:
         return Result("waiting", counters.version, counters.parameters_version)
 
     def _commit(self, staged: Staged) -> None:
+        before = self._steps.before(staged)
         with self._recorder.making():
             results = self._engine.commit(staged)
         for push, result in results:
             self._waiters.answer(push.key, result)
+        self._steps.after(staged, before)
         failpoints.reach("push.committed")
 
     async def result(self, key: Key, wait_s: float, fingerprint: str | None = None) -> Result:

@@ -26,6 +26,7 @@ from stepwell_core.state import State
 
 from stepwell_server import failpoints, memory
 from stepwell_server.checkpoints import Schedule
+from stepwell_server.history import History
 from stepwell_server.leases import Part
 from stepwell_server.model import HostedModel
 from stepwell_server.recorder import Recorder
@@ -162,10 +163,11 @@ class Registry:
                 manifest = await asyncio.to_thread(_write_first, engine, folder)
                 await asyncio.to_thread(folder.show)
                 recorder = await asyncio.to_thread(self._recorder, engine, folder, 0)
+                history = await asyncio.to_thread(History.open, folder.history_path)
         except BaseException:
             await self._remove(folder)
             raise
-        return self._host(engine, folder, recorder, part, manifest)
+        return self._host(engine, folder, recorder, part, history, manifest)
 
     def _recorder(self, engine: Engine, folder: ModelFolder, first_number: int) -> Recorder:
         """Open what writes a model's changes down; blocks for as long as the disk takes."""
@@ -194,6 +196,7 @@ class Registry:
         folder: ModelFolder,
         recorder: Recorder,
         part: Part,
+        history: History,
         manifest: Manifest,
         recovery: Recovery | None = None,
     ) -> HostedModel:
@@ -205,6 +208,7 @@ class Registry:
             part,
             self._exchange,
             self._options.schedule,
+            history,
             manifest,
             None if recovery is None else recovery.recovered,
         )
@@ -285,7 +289,8 @@ class Registry:
         await asyncio.to_thread(rehearse, engine.definition)
         recorder = await asyncio.to_thread(self._recorder, engine, folder, number)
         part = self._reserve_what_there_is(engine.definition)
-        model = self._host(engine, folder, recorder, part, recovery.manifest, recovery)
+        history = await asyncio.to_thread(History.open, folder.history_path)
+        model = self._host(engine, folder, recorder, part, history, recovery.manifest, recovery)
         is_journaled = self._options.durability != "memory"
         if not recovery.recovered.is_whole and is_journaled:
             await model.checkpoint()  # a journal belongs to a checkpoint of its incarnation

@@ -19,6 +19,7 @@ from stepwell_core.membership import Expiry, Membership
 from stepwell_core.record import SessionClosed, SessionOpened
 from stepwell_core.state import Counters
 
+from stepwell_server.history import History, Joined, Left
 from stepwell_server.pushes import Pushes
 from stepwell_server.recorder import Recorder
 
@@ -51,6 +52,7 @@ class Sessions:
         engine: Of the model.
         recorder: Writes down who comes and goes.
         pushes: Of the model.
+        history: Is told who comes and goes.
         change: Runs a change on the model's lane.
     """
 
@@ -59,11 +61,13 @@ class Sessions:
         engine: Engine,
         recorder: Recorder,
         pushes: Pushes,
+        history: History,
         change: Callable[[Callable[[], Any]], Awaitable[Any]],
     ) -> None:
         self._engine = engine
         self._recorder = recorder
         self._pushes = pushes
+        self._history = history
         self._change = change
         self._loop = asyncio.get_running_loop()
         self._membership = Membership(1.0, 1.0)
@@ -84,6 +88,7 @@ class Sessions:
             self._recorder.keep(SessionOpened(worker, self._engine.ledger.last_epoch + 1))
             with self._recorder.making():
                 session, previous = self._engine.open_session(worker)
+            self._history.add(Joined(self._engine.counters.version, worker, session.epoch))
             self._pushes.forget()
             opened = session, previous, self._engine.incarnation, self._engine.counters
             self._pushes.make_due()
@@ -106,17 +111,18 @@ class Sessions:
             if session is None:
                 raise WorkerNotFound(f"The model knows no worker {worker!r}", worker=worker)
             closed = session.epoch if epoch is None else epoch
-            self._close(worker, closed)
+            self._close(worker, closed, "closed")
             return closed
 
         self._membership.left(worker, await self._change(close))
 
-    def _close(self, worker: str, epoch: int) -> None:
+    def _close(self, worker: str, epoch: int, reason: str) -> None:
         """The lane's part."""
         self._engine.ledger.find(worker, epoch)
         self._recorder.keep(SessionClosed(worker, epoch))
         with self._recorder.making():
             staged = self._engine.close_session(worker, epoch)
+        self._history.add(Left(self._engine.counters.version, worker, epoch, reason))
         if staged is not None:
             self._pushes.commit(staged)
         self._pushes.forget()
@@ -200,7 +206,7 @@ class Sessions:
             session = self._engine.ledger.sessions.get(expiry.worker)
             if session is None or not session.is_open or session.epoch != expiry.epoch:
                 return False
-            self._close(expiry.worker, expiry.epoch)
+            self._close(expiry.worker, expiry.epoch, expiry.reason)
             return True
 
         is_ended = await self._change(expire)

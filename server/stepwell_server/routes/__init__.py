@@ -7,6 +7,7 @@ from stepwell_server.routes import (
     consistency,
     gradients,
     health,
+    history,
     memory,
     models,
     optimizer,
@@ -24,6 +25,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     optimizer.router,
     consistency.router,
     workers.router,
+    history.router,
     checkpoints.router,
     state.router,
 )

@@ -39,6 +39,7 @@ router = APIRouter(tags=["gradients"])
 
 Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
+MetricName = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,64}$")]
 
 
 class PushHeader(BaseModel):
@@ -60,7 +61,7 @@ class PushHeader(BaseModel):
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     loss_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     hyperparameters: dict[str, Number] = Field(default_factory=dict, max_length=16)
-    metrics: dict[str, Number] = Field(default_factory=dict, max_length=64)
+    metrics: dict[MetricName, Number] = Field(default_factory=dict, max_length=64)
 
     def push(self, gradient: Gradient) -> Push:
         """Return the push of this header."""
@@ -75,6 +76,7 @@ class PushHeader(BaseModel):
             loss_scale=self.loss_scale,
             hyperparameters=self.hyperparameters,
             kind=self.kind,
+            metrics=self.metrics,
         )
 
 
