@@ -23,6 +23,7 @@ from stepwell_server import failpoints
 from stepwell_server.recorder import Recorder
 from stepwell_server.storage.archive import CheckpointArchive
 from stepwell_server.storage.checkpoint import Manifest
+from stepwell_server.tallies import CheckpointTally
 
 LOOK_EVERY_S = 0.5
 """How often it is asked whether it is time for a checkpoint."""
@@ -90,6 +91,7 @@ class Checkpoints:
         self._saved = saved
         self._saved_at = time.monotonic()
         self._progress: Progress | None = None
+        self.tally = CheckpointTally()
         self._automatic = asyncio.create_task(self._write_by_itself())
 
     @property
@@ -101,6 +103,11 @@ class Checkpoints:
     def saved_id(self) -> str | None:
         """The name of the newest one that was written or read."""
         return None if self._saved is None else self._saved.id
+
+    @property
+    def saved_created(self) -> str | None:
+        """When that one was made: UTC, ISO 8601."""
+        return None if self._saved is None else self._saved.created
 
     async def write(self, *, pinned: bool = False) -> Manifest:
         """Write a checkpoint; returns when it is durable and was read back."""
@@ -138,12 +145,18 @@ class Checkpoints:
     def save(self, snapshot: Snapshot, number: int, *, pinned: bool = False) -> Manifest:
         """Write a snapshot; blocks for as long as the disk takes. On any thread, under `lock`."""
         self._progress = Progress()
+        began = time.monotonic()
         try:
-            return self._archive.write(
+            manifest = self._archive.write(
                 snapshot, number, pinned=pinned, progress=self._note_progress
             )
+        except BaseException:
+            self.tally.failures += 1
+            raise
         finally:
             self._progress = None
+        self.tally.seconds.note(time.monotonic() - began)
+        return manifest
 
     def _note_progress(self, phase: str, done_bytes: int, nbytes: int) -> None:
         self._progress = Progress(phase, done_bytes, nbytes)

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from functools import partial
+from time import perf_counter
 from typing import Protocol
 
 import structlog
@@ -29,6 +30,7 @@ from stepwell_server.lane import Lane
 from stepwell_server.leases import Lease
 from stepwell_server.recorder import Recorder
 from stepwell_server.short_steps import is_small
+from stepwell_server.tallies import ModelTally
 from stepwell_server.waiters import Key, PushWaiters, Waiter
 
 log = structlog.get_logger("stepwell")
@@ -84,6 +86,7 @@ class Pushes:
         self._wait_s = wait_s
         self._waiters = PushWaiters(lane)  # the lane's
         self._is_small = is_small(engine.definition)
+        self.tally = ModelTally()
 
     async def push(self, push: Push, lease: Lease | None = None) -> Result:
         """Make a push: stage, record, sync, commit, publish, answer.
@@ -242,8 +245,10 @@ class Pushes:
         self.settle()
 
     def _commit(self, staged: Staged) -> None:
+        began = perf_counter()
         with self._recorder.making():
             results = self._engine.commit(staged)
+        self.tally.committed(staged, results, began)
         for push, result in results:
             self._waiters.answer(push.key, result)
         failpoints.reach("push.committed")

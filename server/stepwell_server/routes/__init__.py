@@ -8,6 +8,7 @@ from stepwell_server.routes import (
     gradients,
     health,
     memory,
+    metrics,
     models,
     optimizer,
     parameters,
@@ -17,6 +18,7 @@ from stepwell_server.routes import (
 
 ROUTERS: tuple[APIRouter, ...] = (
     health.router,
+    metrics.router,
     models.router,
     parameters.router,
     gradients.router,
