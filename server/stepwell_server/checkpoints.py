@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from typing import Any
 
 import structlog
@@ -105,9 +106,11 @@ class Checkpoints:
         return None if self._saved is None else self._saved.id
 
     @property
-    def saved_created(self) -> str | None:
-        """When that one was made: UTC, ISO 8601."""
-        return None if self._saved is None else self._saved.created
+    def saved_age_s(self) -> float | None:
+        """How old that one is, in seconds of this machine's clock."""
+        if self._saved is None:
+            return None
+        return max(0.0, time.time() - datetime.fromisoformat(self._saved.created).timestamp())
 
     async def write(self, *, pinned: bool = False) -> Manifest:
         """Write a checkpoint; returns when it is durable and was read back."""

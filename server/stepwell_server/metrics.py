@@ -8,10 +8,8 @@ holds it.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from datetime import datetime
 
 from prometheus_client import GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTOR
 from prometheus_client.core import (
@@ -72,15 +70,8 @@ class ModelReading:
             is_read_only=model.recorder.failure is not None,
             checkpoint_s=checkpoints.tally.seconds.copy(),
             checkpoint_failures=checkpoints.tally.failures,
-            checkpoint_age_s=age_s(checkpoints.saved_created),
+            checkpoint_age_s=checkpoints.saved_age_s,
         )
-
-
-def age_s(created: str | None) -> float | None:
-    """Return how long ago a time was, in seconds of this machine's clock; None if there is none."""
-    if created is None:
-        return None
-    return max(0.0, time.time() - datetime.fromisoformat(created).timestamp())
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,8 +79,7 @@ class Reading(Collector):
     """The numbers of a server at one moment."""
 
     models: tuple[ModelReading, ...]
-    answers: Mapping[tuple[str, str, int], int]
-    request_s: Mapping[tuple[str, str], Histogram]
+    request_s: Mapping[tuple[str, str, int], Histogram]
     counts: Mapping[str, int]
     staging_used: int
     staging_idle: int
@@ -102,7 +92,6 @@ class Reading(Collector):
         """Read a server. On the event loop."""
         return cls(
             models=tuple(ModelReading.of(model) for model in models),
-            answers=requests.answers.copy(),
             request_s={key: histogram.copy() for key, histogram in requests.seconds.items()},
             counts=asdict(counts),
             staging_used=staging.used_bytes,
@@ -214,13 +203,15 @@ class Reading(Collector):
         answers = CounterMetricFamily(
             "stepwell_http_requests", "Requests that ended.", labels=["method", "route", "status"]
         )
-        for (method, route, status), count in sorted(self.answers.items()):
-            answers.add_metric([method, route, str(status)], count)
+        by_route: dict[tuple[str, ...], Histogram] = {}
+        for (method, route, status), histogram in sorted(self.request_s.items()):
+            answers.add_metric([method, route, str(status)], histogram.count)
+            by_route.setdefault((method, route), Histogram(histogram.bounds)).add(histogram)
         yield answers
         yield self._histograms(
             "stepwell_http_request_duration_seconds",
             "Seconds from a request's header to the last byte of its answer.",
-            {(*key,): histogram for key, histogram in self.request_s.items()},
+            by_route,
             ("method", "route"),
         )
 

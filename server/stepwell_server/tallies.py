@@ -59,6 +59,16 @@ class Histogram:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
+    @property
+    def count(self) -> int:
+        """How many values there are."""
+        return sum(self.counts)
+
+    def add(self, other: Histogram) -> None:
+        """Take the values of another one of the same bounds, too."""
+        self.counts = [mine + its for mine, its in zip(self.counts, other.counts, strict=True)]
+        self.sum += other.sum
+
     def copy(self) -> Histogram:
         """Return what it is now, for another thread."""
         copied = Histogram(self.bounds)
@@ -120,18 +130,16 @@ class RequestTally:
     """What is counted of requests. Written and read on the event loop.
 
     Attributes:
-        answers: How many, by method, route and status.
-        seconds: How long they took, by method and route.
+        seconds: How long they took, by method, route and status.
     """
 
     def __init__(self) -> None:
-        self.answers: defaultdict[tuple[str, str, int], int] = defaultdict(int)
-        self.seconds: dict[tuple[str, str], Histogram] = {}
+        self.seconds: dict[tuple[str, str, int], Histogram] = {}
 
     def note(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count a request that ended."""
-        self.answers[method, route, status] += 1
-        histogram = self.seconds.get((method, route))
+        key = method, route, status
+        histogram = self.seconds.get(key)
         if histogram is None:
-            histogram = self.seconds[method, route] = Histogram(REQUEST_S)
+            histogram = self.seconds[key] = Histogram(REQUEST_S)
         histogram.note(seconds)

@@ -58,17 +58,7 @@ class Traffic:
             await self._app(scope, receive, noting_status)
         finally:
             method = scope["method"]
+            route = str(scope.get(ROUTE) or getattr(scope.get("route"), "path", UNMATCHED))
             self._tally.note(
-                method if method in METHODS else "other",
-                route_of(scope),
-                status,
-                perf_counter() - began,
+                method if method in METHODS else "other", route, status, perf_counter() - began
             )
-
-
-def route_of(scope: Scope) -> str:
-    """Return the path of the route that answered, with its parameters' names for their values."""
-    route = scope.get(ROUTE)
-    if route is None:
-        route = getattr(scope.get("route"), "path", UNMATCHED)
-    return str(route)
