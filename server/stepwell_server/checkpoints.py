@@ -106,11 +106,17 @@ class Checkpoints:
         return None if self._saved is None else self._saved.id
 
     @property
+    def saved_created(self) -> str | None:
+        """When that one was made: UTC, ISO 8601."""
+        return None if self._saved is None else self._saved.created
+
+    @property
     def saved_age_s(self) -> float | None:
         """How old that one is, in seconds of this machine's clock."""
-        if self._saved is None:
+        created = self.saved_created
+        if created is None:
             return None
-        return max(0.0, time.time() - datetime.fromisoformat(self._saved.created).timestamp())
+        return max(0.0, time.time() - datetime.fromisoformat(created).timestamp())
 
     async def write(self, *, pinned: bool = False) -> Manifest:
         """Write a checkpoint; returns when it is durable and was read back."""

@@ -6,6 +6,8 @@ know that it is not.
 
 from __future__ import annotations
 
+import time
+from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -31,6 +33,7 @@ class Questions:
 
     Attributes:
         url: Of the server.
+        now_s: Of the server's clock when it answered last, in seconds since 1970.
     """
 
     def __init__(self, url: str | None) -> None:
@@ -42,6 +45,7 @@ class Questions:
         arguments["headers"]["Accept"] = "application/json"
         arguments["timeout"] = ANSWER_S
         self.url = endpoint.url
+        self.now_s = time.time()
         self._client: httpx.Client = httpx.Client(**arguments, trust_env=endpoint.has_proxy)
 
     def ask(self, path: str) -> dict[str, Any]:
@@ -71,6 +75,8 @@ class Questions:
                 f"What answers at {self.url} is not a Stepwell server. Received: status "
                 f"{answer.status_code}"
             )
+        if "date" in answer.headers:
+            self.now_s = parsedate_to_datetime(answer.headers["date"]).timestamp()
         if answer.is_error and "code" in fields:
             raise from_problem(fields, answer.status_code)
         return fields

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -41,7 +42,7 @@ def status(url: Url = None, as_json: AsJson = False) -> None:
         **{name: about[name] for name in ("stepwell", "protocol", "durability")},
         "staging": about.get("staging"),  # an older server does not say
         "counts": about["counts"],
-        "models": [_summary(model) for model in found],
+        "models": [_summary(model, questions.now_s) for model in found],
     }
     if as_json:
         typer.echo(json.dumps(told))
@@ -59,7 +60,7 @@ def models(url: Url = None, as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(json.dumps({"models": found}))
     else:
-        _show_models([_summary(model) for model in found])
+        _show_models([_summary(model, questions.now_s) for model in found])
 
 
 def workers(
@@ -89,9 +90,11 @@ def workers(
     )
 
 
-def _summary(model: dict[str, Any]) -> dict[str, Any]:
-    """Return what `status` says of a model, from what the server says of it."""
+def _summary(model: dict[str, Any], now_s: float) -> dict[str, Any]:
+    """Return what `status` says of a model, from what the server says of it and its clock."""
     durability = model["durability"]
+    created = durability.get("checkpoint_created")  # an older server does not say
+    made_s = datetime.fromisoformat(created).timestamp() if created else None
     return {
         **{name: model[name] for name in ("name", "version", "parameters", "bytes")},
         "optimizer": model["optimizer"]["class_name"],
@@ -100,7 +103,7 @@ def _summary(model: dict[str, Any]) -> dict[str, Any]:
         "journal_bytes": durability["journal_bytes"],
         "read_only": durability["read_only"],
         "checkpoint": durability["checkpoint"],
-        "checkpoint_age_s": durability.get("checkpoint_age_s"),
+        "checkpoint_age_s": None if made_s is None else max(0.0, now_s - made_s),
         "is_writing": durability["writing"] is not None,
     }
 

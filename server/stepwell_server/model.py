@@ -134,7 +134,7 @@ class HostedModel:
             "journal_bytes": recorder.nbytes,
             "read_only": recorder.failure,
             "checkpoint": self.checkpoints.saved_id,
-            "checkpoint_age_s": self.checkpoints.saved_age_s,
+            "checkpoint_created": self.checkpoints.saved_created,
             "writing": self.checkpoints.progress,
             "recovered": self.recovered and self.recovered.to_json(),
         }
