@@ -18,6 +18,7 @@ def describe(engine: Engine) -> dict[str, Any]:
         "parameters_version": counters.parameters_version,
         "iterations": counters.iterations,
         "loss_scale": engine.loss_scale,
+        "open_sessions": len(engine.ledger.open_workers),
     }
 
 

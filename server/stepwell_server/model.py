@@ -134,6 +134,7 @@ class HostedModel:
         """Make a push; see `Pushes.push`. Compiles before, if such a one has not come yet."""
         self._check_running()
         await self._warm(push.gradient.dtype, push.kind)
+        self.pushes.tally.received_bytes += sum(a.nbytes for a in push.gradient.arenas.values())
         pushed = self.pushes.push(push, lease)
         worker, epoch = push.key[:2]
         del push  # while it waits nobody holds its gradient but who will read it
@@ -168,6 +169,7 @@ class HostedModel:
             "journal_bytes": recorder.nbytes,
             "read_only": recorder.failure,
             "checkpoint": self.checkpoints.saved_id,
+            "checkpoint_created": self.checkpoints.saved_created,
             "writing": self.checkpoints.progress,
             "recovered": self.recovered and self.recovered.to_json(),
         }
@@ -184,7 +186,9 @@ class HostedModel:
         Raises:
             VersionsExhausted: Readers hold every buffer that can be spared, and none is slow.
         """
-        return await self.pulls.hold(self.readers.hold)
+        held = await self.pulls.hold(self.readers.hold)
+        self.pushes.tally.pulls += 1
+        return held
 
     def release(self, version: Version) -> None:
         """Give back what `hold` returned."""

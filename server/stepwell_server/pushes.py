@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
+from time import perf_counter
 from typing import Protocol
 
 import structlog
@@ -30,6 +31,7 @@ from stepwell_server.lane import Lane
 from stepwell_server.leases import Lease
 from stepwell_server.recorder import Recorder
 from stepwell_server.short_steps import is_small
+from stepwell_server.tallies import ModelTally
 from stepwell_server.waiters import Key, PushWaiters, Waiter
 
 log = structlog.get_logger("stepwell")
@@ -90,11 +92,17 @@ class Pushes:
         self._turns: dict[str, list[asyncio.Future[bool]]] = {}  # the lane's
         self._is_making_due = False
         self._is_small = is_small(engine.definition)
+        self.tally = ModelTally()
 
     @property
     def waiting_workers(self) -> frozenset[str]:
         """The workers who wait for others, with a push or for their turn; on any thread."""
-        return frozenset([*self._waiters.workers, *self._turns])
+        turns = [
+            worker
+            for worker, futures in list(self._turns.items())
+            if not all(future.done() for future in futures)
+        ]
+        return frozenset([*self._waiters.workers, *turns])
 
     async def push(self, push: Push, lease: Lease | None = None) -> Result:
         """Make a push: stage, record, sync, commit, publish, answer.
@@ -350,8 +358,10 @@ class Pushes:
 
     def _commit(self, staged: Staged) -> None:
         before = self._steps.before(staged)
+        began = perf_counter()
         with self._recorder.making():
             results = self._engine.commit(staged)
+        self.tally.committed(staged, results, began)
         for push, result in results:
             self._waiters.answer(push.key, result)
         self._steps.after(staged, before)

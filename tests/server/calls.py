@@ -94,9 +94,9 @@ def pull(http: httpx.Client, path: str, layout: Layout = LAYOUT) -> dict[str, np
 
 
 def described(http: httpx.Client, path: str) -> dict[str, Any]:
-    """Return what a model says of itself, but for how it is kept on the disk."""
+    """Return what a model says of itself, but for how it is kept on the disk and who is there."""
     fields = http.get(path).json()
-    del fields["durability"]
+    del fields["durability"], fields["open_sessions"]
     return fields
 
 

@@ -9,6 +9,7 @@ from stepwell_server.routes import (
     health,
     history,
     memory,
+    metrics,
     models,
     optimizer,
     parameters,
@@ -18,6 +19,7 @@ from stepwell_server.routes import (
 
 ROUTERS: tuple[APIRouter, ...] = (
     health.router,
+    metrics.router,
     models.router,
     parameters.router,
     gradients.router,

@@ -126,6 +126,7 @@ async def push_gradients(
             result = await _push_in_memory(header.push(gradient), model, staging_of(request))
         else:
             result = await _receive(reader, header, selection, model, staging_of(request))
+    model.pushes.tally.duplicates += result.duplicate
     if result.outcome == "waiting":
         return answer(request, result.to_json(), 202)
     if accepted is None:
