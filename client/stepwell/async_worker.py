@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Mapping
-from typing import Any, Self, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 from stepwell_core.layout import Array
 from stepwell_core.wire import Kind
@@ -12,11 +12,15 @@ from stepwell_core.wire import Kind
 from stepwell.async_driver import AsyncDriver
 from stepwell.destinations import InPlace
 from stepwell.handles import WorkerHandle
+from stepwell.heartbeat import AsyncHeartbeat
 from stepwell.optimizers import Hyperparameters
 from stepwell.pulls import PullOptions
 from stepwell.results import Parameters, PushResult
+from stepwell.retry import Flow
 from stepwell.session import Session
 from stepwell.shared_memory import SharedMemory
+
+T = TypeVar("T")
 
 
 class AsyncWorker(WorkerHandle):
@@ -25,18 +29,22 @@ class AsyncWorker(WorkerHandle):
     def __init__(self, driver: AsyncDriver, session: Session, memory: SharedMemory) -> None:
         super().__init__(session, memory)
         self._driver = driver
+        self._heartbeat = AsyncHeartbeat(session, driver.run)
+
+    async def _run(self, flow: Flow[T]) -> T:
+        """Drive a flow to its end; it may open the session, and may take long."""
+        self._heartbeat.start()
+        return await self._driver.run(flow, self._memory)
 
     async def open(self) -> Self:
         """See `Worker.open`."""
-        await self._driver.run(self._session.open())
+        await self._run(self._session.open())
         return self
 
     async def pull(self, **options: Unpack[PullOptions]) -> Parameters:
         """See `Worker.pull`."""
         self._forget_pulled()
-        return self._note_pulled(
-            await self._driver.run(self._session.pull(**options), self._memory)
-        )
+        return self._note_pulled(await self._run(self._session.pull(**options)))
 
     async def push(
         self,
@@ -57,7 +65,7 @@ class AsyncWorker(WorkerHandle):
             hyperparameters=hyperparameters,
             kind=kind,
         )
-        return await self._driver.run(flow, self._memory)
+        return await self._run(flow)
 
     async def push_pull(
         self,
@@ -79,7 +87,7 @@ class AsyncWorker(WorkerHandle):
             kind=kind,
         )
         self._forget_pulled()
-        return self._note_pulled(await self._driver.run(flow, self._memory))
+        return self._note_pulled(await self._run(flow))
 
     async def push_delta(
         self,
@@ -113,8 +121,7 @@ class AsyncWorker(WorkerHandle):
         """See `Worker.view`."""
         destination = InPlace()
         try:
-            flow = self._session.pull(destination)
-            parameters = await self._driver.run(flow, self._memory)
+            parameters = await self._run(self._session.pull(destination))
             with parameters.looked_at():
                 yield parameters
         finally:
@@ -126,6 +133,7 @@ class AsyncWorker(WorkerHandle):
 
     async def close(self) -> None:
         """See `Worker.close`."""
+        self._heartbeat.stop()
         if self._session.is_open:
             with contextlib.suppress(Exception):  # nothing here may mask what ended the block
                 await self._driver.run(self._session.close())

@@ -333,6 +333,19 @@ def overwrite(model: str, layout: Layout, parameters: Mapping[str, Any]) -> Call
     return Call("PUT", model_path(model, "parameters"), header=header, payload=payload)
 
 
+def set_consistency(name: str, mode: Consistency) -> Call:
+    """Let pushes become steps by another mode.
+
+    Raises:
+        InvalidArgument: It is no mode.
+    """
+    if not isinstance(mode, Consistency):
+        raise InvalidArgument(
+            f"A mode is such as stepwell.Sync(workers=4). Received: {type(mode).__name__}"
+        )
+    return Call("PATCH", model_path(name, "consistency"), json=mode.to_json())
+
+
 def set_hyperparameters(model: str, values: Mapping[str, Any]) -> Call:
     """Change hyperparameters from the next step on.
 

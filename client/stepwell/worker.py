@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import Any, Self, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 from stepwell_core.layout import Array
 from stepwell_core.wire import Kind
@@ -12,11 +12,15 @@ from stepwell_core.wire import Kind
 from stepwell.destinations import InPlace
 from stepwell.driver import Driver
 from stepwell.handles import WorkerHandle
+from stepwell.heartbeat import Heartbeat
 from stepwell.optimizers import Hyperparameters
 from stepwell.pulls import PullOptions
 from stepwell.results import Parameters, PushResult
+from stepwell.retry import Flow
 from stepwell.session import Session
 from stepwell.shared_memory import SharedMemory
+
+T = TypeVar("T")
 
 
 class Worker(WorkerHandle):
@@ -25,13 +29,19 @@ class Worker(WorkerHandle):
     def __init__(self, driver: Driver, session: Session, memory: SharedMemory) -> None:
         super().__init__(session, memory)
         self._driver = driver
+        self._heartbeat = Heartbeat(session, driver.run)
+
+    def _run(self, flow: Flow[T]) -> T:
+        """Drive a flow to its end; it may open the session, and may take long."""
+        self._heartbeat.start()
+        return self._driver.run(flow, self._memory)
 
     def open(self) -> Self:
         """Open a session, or a new one after `StaleIncarnation`; pull before the next push.
 
         An older session of this worker, in whatever process, can push no more.
         """
-        self._driver.run(self._session.open())
+        self._run(self._session.open())
         return self
 
     def pull(self, **options: Unpack[PullOptions]) -> Parameters:
@@ -47,7 +57,7 @@ class Worker(WorkerHandle):
             StaleIncarnation: With `min_version`: the model was restored or overwritten.
         """
         self._forget_pulled()
-        return self._note_pulled(self._driver.run(self._session.pull(**options), self._memory))
+        return self._note_pulled(self._run(self._session.pull(**options)))
 
     def push(
         self,
@@ -93,7 +103,7 @@ class Worker(WorkerHandle):
             hyperparameters=hyperparameters,
             kind=kind,
         )
-        return self._driver.run(flow, self._memory)
+        return self._run(flow)
 
     def push_pull(
         self,
@@ -115,7 +125,7 @@ class Worker(WorkerHandle):
             kind=kind,
         )
         self._forget_pulled()
-        return self._note_pulled(self._driver.run(flow, self._memory))
+        return self._note_pulled(self._run(flow))
 
     def push_delta(
         self,
@@ -188,7 +198,7 @@ class Worker(WorkerHandle):
         """
         destination = InPlace()
         try:
-            parameters = self._driver.run(self._session.pull(destination), self._memory)
+            parameters = self._run(self._session.pull(destination))
             with parameters.looked_at():
                 yield parameters
         finally:
@@ -207,6 +217,7 @@ class Worker(WorkerHandle):
 
     def close(self) -> None:
         """Close the session within a second, at best effort: a server that is gone is no error."""
+        self._heartbeat.stop()
         if self._session.is_open:
             with contextlib.suppress(Exception):  # nothing here may mask what ended the block
                 self._driver.run(self._session.close())

@@ -6,11 +6,13 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from stepwell_core.definition import Definition
-from stepwell_core.errors import MixedKinds, NonFiniteGradient, StaleIncarnation
+from stepwell_core.errors import InvalidInput, MixedKinds, NonFiniteGradient, StaleIncarnation
 from stepwell_core.gradient import DELTA_SCALE
 from stepwell_core.ledger import Session
 from stepwell_core.push import Push
+from stepwell_core.push import check_push as check
 from stepwell_core.state import Counters
+from stepwell_core.wire import Kind
 
 
 def stale(
@@ -38,6 +40,21 @@ def stale(
     )
 
 
+def check_push(push: Push, definition: Definition, newest_version: int) -> None:
+    """Refuse a push that breaks a rule of its model, whatever its gradient holds.
+
+    Raises:
+        InvalidInput, InvalidArgument: See `push.check_push`; or its mode has to know how old the
+            gradient is, and it does not say so.
+    """
+    if push.version is None and definition.consistency.needs_version:
+        raise InvalidInput(
+            "This model limits how stale a gradient may be, so each push says at which `version` "
+            "of the parameters it was computed. Pull first. Received: version=None"
+        )
+    check(push, definition.rule, newest_version)
+
+
 def with_loss_scale(push: Push, definition: Definition, counters: Counters) -> Push:
     """Say in the gradient what it has still to be divided by.
 
@@ -53,7 +70,7 @@ def with_loss_scale(push: Push, definition: Definition, counters: Counters) -> P
     return replace(push, gradient=replace(push.gradient, loss_scale=scale))
 
 
-def check_kind(push: Push, others: Iterable[Push]) -> None:
+def check_kind(push: Push, others: Iterable[Kind]) -> None:
     """Refuse a push of another kind than those that it would make a step with.
 
     A gradient is scaled by a learning rate for gradients, a delta by one near 1: their mean is
@@ -61,18 +78,18 @@ def check_kind(push: Push, others: Iterable[Push]) -> None:
 
     Args:
         push: As it came.
-        others: That wait for the step.
+        others: Those of the pushes that are there for the step already.
 
     Raises:
-        MixedKinds: One of them is of another kind.
+        MixedKinds: One of them is another.
     """
     for other in others:
-        if other.kind != push.kind:
+        if other != push.kind:
             raise MixedKinds(
-                f"All pushes of one step are of one kind, and that of worker {other.worker!r}, "
-                f"which waits for it, is a {other.kind}. Received: a {push.kind}; nothing changed. "
-                f"Let all workers of the model push the same kind",
-                expected=other.kind,
+                f"All pushes of one step are of one kind, and what is there for it already is a "
+                f"{other}. Received: a {push.kind}; nothing changed. Let all workers of the model "
+                f"push the same kind",
+                expected=other,
                 received=push.kind,
             )
 

@@ -35,6 +35,7 @@ class Push:
             no meaning.
         hyperparameters: Values of those that were declared to come with each push.
         kind: What the tensors are, "gradient" or "delta".
+        metrics: Finite numbers by name, such as the loss; for the history, no step reads them.
         fingerprints: Returns the fingerprint of the payload, if somebody works it out elsewhere
             meanwhile; None works it out when it is asked for.
     """
@@ -49,6 +50,7 @@ class Push:
     loss_scale: float | None = None
     hyperparameters: Mapping[str, float] = field(default_factory=dict)
     kind: Kind = "gradient"
+    metrics: Mapping[str, float] = field(default_factory=dict)
     fingerprints: Callable[[], str] | None = field(default=None, compare=False, repr=False)
 
     @cached_property
@@ -105,13 +107,21 @@ class Staged:
         counters: The model's after the change.
         gradient: What the step takes, already reduced; None if no step is made. It may lie in the
             engine's own memory, which is reused for the next step.
-        scalars: Of the step.
+        scalars: Of the step; None if there is none.
+        weight: With which the gradient is added to the model's buffer; None if it is not. A step
+            then takes the buffer's mean, and so does one without a gradient.
     """
 
     results: tuple[tuple[Push, Result], ...]
     counters: Counters
     gradient: Gradient | None = None
     scalars: StepScalars | None = None
+    weight: float | None = None
+
+    @property
+    def takes_buffer(self) -> bool:
+        """Whether a step is made of what was gathered."""
+        return self.scalars is not None and (self.gradient is None or self.weight is not None)
 
 
 LEAST_FACTOR = float(np.finfo(np.float32).tiny)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import structlog
-from stepwell_core.consistency import Sync
 from stepwell_core.definition import Definition
 from stepwell_core.engine import Engine
 from stepwell_core.errors import (
@@ -27,6 +26,7 @@ from stepwell_core.state import State
 
 from stepwell_server import failpoints, memory
 from stepwell_server.checkpoints import Schedule
+from stepwell_server.history import History
 from stepwell_server.leases import Part
 from stepwell_server.model import HostedModel
 from stepwell_server.recorder import Recorder
@@ -163,10 +163,11 @@ class Registry:
                 manifest = await asyncio.to_thread(_write_first, engine, folder)
                 await asyncio.to_thread(folder.show)
                 recorder = await asyncio.to_thread(self._recorder, engine, folder, 0)
+                history = await asyncio.to_thread(History.open, folder.history_path)
         except BaseException:
             await self._remove(folder)
             raise
-        return self._host(engine, folder, recorder, part, manifest)
+        return self._host(engine, folder, recorder, part, history, manifest)
 
     def _recorder(self, engine: Engine, folder: ModelFolder, first_number: int) -> Recorder:
         """Open what writes a model's changes down; blocks for as long as the disk takes."""
@@ -195,6 +196,7 @@ class Registry:
         folder: ModelFolder,
         recorder: Recorder,
         part: Part,
+        history: History,
         manifest: Manifest,
         recovery: Recovery | None = None,
     ) -> HostedModel:
@@ -204,7 +206,9 @@ class Registry:
             recorder,
             self._options.push_wait_s,
             part,
+            self._exchange,
             self._options.schedule,
+            history,
             manifest,
             None if recovery is None else recovery.recovered,
         )
@@ -217,6 +221,15 @@ class Registry:
         """
         unit = extent(definition.layout)
         return self._staging.reserve(definition.name, definition.consistency.most_kept, unit)
+
+    def _exchange(self, definition: Definition, part: Part) -> Part:
+        """Reserve for a model's new mode in the place of a part.
+
+        Raises:
+            DoesNotFit: With the arithmetic; the part stays.
+        """
+        name, mode = definition.name, definition.consistency
+        return self._staging.exchange(name, part, mode.most_kept, extent(definition.layout))
 
     def _reserve_what_there_is(self, definition: Definition) -> Part:
         """Do so for a model that exists already, and cannot be refused."""
@@ -276,7 +289,8 @@ class Registry:
         await asyncio.to_thread(rehearse, engine.definition)
         recorder = await asyncio.to_thread(self._recorder, engine, folder, number)
         part = self._reserve_what_there_is(engine.definition)
-        model = self._host(engine, folder, recorder, part, recovery.manifest, recovery)
+        history = await asyncio.to_thread(History.open, folder.history_path)
+        model = self._host(engine, folder, recorder, part, history, recovery.manifest, recovery)
         is_journaled = self._options.durability != "memory"
         if not recovery.recovered.is_whole and is_journaled:
             await model.checkpoint()  # a journal belongs to a checkpoint of its incarnation
@@ -320,7 +334,8 @@ def check_memory(definition: Definition) -> None:
     """
     layout = definition.layout
     slots = len(Pipeline(layout, definition.rule).slot_values)
-    sums = int(isinstance(definition.consistency, Sync))
+    mode = definition.consistency
+    sums = int(mode.gathers or mode.most_in_step > 1)
     needed = layout.nbytes * (2 + slots + sums)
     available = memory.available_bytes()
     if needed > available:

@@ -35,7 +35,12 @@ def test_creating_says_the_whole_definition_and_sends_the_values():
     optimizer = stepwell.SGD(0.5, weight_decay=0.1).exclude_from_weight_decay(["^b"])
 
     call = calls.create_model(
-        "digits", PARAMETERS, optimizer, stepwell.Sync(2, "arrival"), "drop", exist_ok=True
+        "digits",
+        PARAMETERS,
+        optimizer,
+        stepwell.Sync(2, reduction="arrival"),
+        "drop",
+        exist_ok=True,
     )
 
     header = header_of(call)

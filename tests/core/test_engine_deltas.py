@@ -72,7 +72,7 @@ def as_dtype(push, dtype):
 
 def barrier(workers=2, optimizer=None, reduction="order", **fields):
     """Return a model with a barrier and its workers."""
-    engine = new_engine(optimizer, consistency=Sync(workers, reduction), **fields)
+    engine = new_engine(optimizer, consistency=Sync(workers, reduction=reduction), **fields)
     return engine, [Worker(engine, f"w{number}") for number in range(workers)]
 
 
@@ -311,7 +311,7 @@ def test_a_fingerprint_that_is_worked_out_elsewhere_is_of_its_kind_too():
 @pytest.mark.parametrize("reduction", ["order", "arrival", None])
 def test_a_run_of_deltas_made_again_ends_with_the_same_bytes(rule, reduction):
     """The record carries the sign; and the kind, for a repetition after the crash."""
-    mode = {} if reduction is None else {"consistency": Sync(2, reduction)}
+    mode = {} if reduction is None else {"consistency": Sync(2, reduction=reduction)}
     journaled = Journaled(new_engine(rule, **mode))
     engine = journaled.engine
     workers = [Worker(engine, name) for name in "ab"]

@@ -30,7 +30,7 @@ OPTIMIZERS = {
 
 
 @pytest.mark.parametrize("dtype", ["native", "float16"])
-@pytest.mark.parametrize("consistency", [Async(), Sync(3), Sync(3, "arrival")], ids=str)
+@pytest.mark.parametrize("consistency", [Async(), Sync(3), Sync(3, reduction="arrival")], ids=str)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_after_a_rehearsal_no_push_compiles(
     optimizer: AnyOptimizer, consistency: Consistency, dtype: str, monkeypatch: pytest.MonkeyPatch

@@ -62,7 +62,7 @@ def test_all_kinds_of_changes_come_back(tmp_path, durability):
         await model.set_hyperparameters({"learning_rate": 0.01}, None)
         await push(model, "b", 2)
         await model.finalize()
-        await model.close_session("b", None)
+        await model.sessions.close("b", None)
         await push(model, "c")
         return await model.read(everything)
 

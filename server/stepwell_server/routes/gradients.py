@@ -33,11 +33,13 @@ from stepwell_server.routes.access import (
 )
 from stepwell_server.routes.parameters import check_layout, parameters_response
 from stepwell_server.staging import Staging
+from stepwell_server.waiters import Key
 
 router = APIRouter(tags=["gradients"])
 
 Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
+MetricName = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,64}$")]
 
 
 class PushHeader(BaseModel):
@@ -59,7 +61,7 @@ class PushHeader(BaseModel):
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     loss_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     hyperparameters: dict[str, Number] = Field(default_factory=dict, max_length=16)
-    metrics: dict[str, Number] = Field(default_factory=dict, max_length=64)
+    metrics: dict[MetricName, Number] = Field(default_factory=dict, max_length=64)
 
     def push(self, gradient: Gradient) -> Push:
         """Return the push of this header."""
@@ -74,6 +76,7 @@ class PushHeader(BaseModel):
             loss_scale=self.loss_scale,
             hyperparameters=self.hyperparameters,
             kind=self.kind,
+            metrics=self.metrics,
         )
 
 
@@ -106,7 +109,11 @@ async def push_gradients(
     accepted = negotiate(accept, layout, query.dtype) if query.pull else None
     if bodies.is_json(request):
         fields = await bodies.read_json(request)
-        result = await model.push(await asyncio.to_thread(_from_json, fields, layout))
+        push = await asyncio.to_thread(_from_json, fields, layout)
+        if await _is_turn(model, push.key):
+            result = await model.push(push)
+        else:
+            result = model.pushes.waiting_result()
     else:
         reader = bodies.MessageReader(request)
         header = bodies.parse(PushHeader, await reader.header())
@@ -119,6 +126,7 @@ async def push_gradients(
             result = await _push_in_memory(header.push(gradient), model, staging_of(request))
         else:
             result = await _receive(reader, header, selection, model, staging_of(request))
+    model.pushes.tally.duplicates += result.duplicate
     if result.outcome == "waiting":
         return answer(request, result.to_json(), 202)
     if accepted is None:
@@ -140,16 +148,38 @@ async def _receive(
     if model.pushes.is_known(key):
         fingerprint = await reader.fingerprint(selection.payload_nbytes(header.dtype))
         return await model.pushes.repeat(key, fingerprint_of(header.kind, fingerprint))
+    if not await _is_turn(model, key):
+        return model.pushes.waiting_result()
     nbytes, holder = extent(selection, header.dtype), (model, *key[:2])
-    with await staging.take(nbytes, model.part, holder) as lease:
+    with (
+        model.sessions.sending(*key[:2]) as is_there,
+        await staging.take(nbytes, model.part, holder) as lease,
+    ):
         arenas = lease.arenas(selection, header.dtype)
         await reader.payload(arenas)
+        is_there()
         push = header.push(Gradient(selection, arenas, header.dtype))
         return await model.push(push, lease)
 
 
+async def _is_turn(model: HostedModel, key: Key) -> bool:
+    """Return whether a push may come now: its worker is not too far ahead, or it was made before.
+
+    The gradient of one that has to wait is not received: it comes again when it may.
+    """
+    worker, epoch, _ = key
+    model.sessions.seen(worker, epoch)
+    if not model.definition.consistency.gates or model.pushes.is_known(key):
+        return True
+    return await model.pushes.turn(worker)
+
+
 async def _push_in_memory(push: Push, model: HostedModel, staging: Staging) -> Result:
     """Push a gradient that its worker could still write to; a journal needs one that nobody can."""
+    if not await _is_turn(model, push.key):
+        return model.pushes.waiting_result()
+    with model.sessions.sending(push.worker, push.epoch) as is_there:
+        is_there()
     if not model.recorder.copies_shared_memory:
         return await model.push(push)
     gradient, holder = push.gradient, (model, push.worker, push.epoch)

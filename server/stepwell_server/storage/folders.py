@@ -4,6 +4,7 @@
 <data>/tokens.json                   hashes of tokens
 <data>/<model>/checkpoints/<id>/     see checkpoint.py; unless there is an object store for them
 <data>/<model>/journal/              see journal/
+<data>/<model>/history.sqlite        see history/
 <data>/<model>/clean-stop            the checkpoint that a clean stop ended with
 """
 
@@ -25,6 +26,7 @@ FORMAT = "stepwell-data"
 FORMAT_VERSION = 1
 IDENTITY = "stepwell.json"
 CLEAN_STOP = "clean-stop"
+HISTORY = "history.sqlite"
 LOCK = ".lock"
 
 NOT_YET_OURS = {LOCK, TOKENS_FILE, "lost+found"}
@@ -119,6 +121,11 @@ class ModelFolder:
     def journal_path(self) -> Path:
         """The folder of the journal."""
         return self.path / "journal"
+
+    @property
+    def history_path(self) -> Path:
+        """The file of the history."""
+        return self.path / HISTORY
 
     @property
     def archive(self) -> CheckpointArchive:
