@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.requirements import require, require_program
 from tests.servers import served
 
 ROOT = Path(__file__).parents[2]
@@ -57,6 +58,57 @@ def test_the_curl_example_pushes_once_and_is_told_of_the_repetition(url: str) ->
         assert '"duplicate": false' in first
         assert '"duplicate": true' in second
         assert expected in parameters
+
+
+def require_r() -> str:
+    """Need R with the two packages that the example uses."""
+    rscript = require_program("Rscript", "r-base-core")
+    for package in ("httr2", "jsonlite"):
+        command = [rscript, "-e", f"library({package})"]
+        missing = subprocess.run(command, capture_output=True, check=False).returncode
+        hint = f"R has no package {package} (Debian: apt-get install r-cran-{package})"
+        require("Rscript", hint if missing else "")
+    return rscript
+
+
+@pytest.mark.full
+def test_the_r_example_finds_the_line(url: str) -> None:
+    """With a configuration as keras3 writes it, and packages of Debian; run it twice."""
+    rscript = require_r()
+
+    for version in (100, 200):
+        printed = run(url, rscript, str(ROOT / "examples" / "r" / "line.R"))
+
+        assert printed == f"y = 3.00 x -2.00 at version {version}\n"
+
+
+R_PROGRAM = """
+source(file.path("{folder}", "stepwell.R"))
+url <- Sys.getenv("STEPWELL_URL")
+cube <- array(as.numeric(1:24) / 3, c(2, 3, 4))
+sgd <- list(class_name = "SGD", config = list(learning_rate = 1))
+create_model(url, "cube", list(cube = cube, one = 5), sgd)
+worker <- open_worker(url, "cube", "r0")
+first <- push(worker, list(cube = cube / 2, one = 1))
+again <- push(worker, list(cube = cube / 2, one = 1))
+left <- pull(url, "cube")
+stopifnot(identical(dim(left$cube), c(2L, 3L, 4L)), max(abs(left$cube - cube / 2)) < 1e-6)
+stopifnot(left$one == 4, again$result$duplicate, attr(left, "version") == 1)
+cat(tryCatch(push(first, list(cube = 1)), error = function(e) {{
+  paste(conditionMessage(e), conditionMessage(e$parent))
+}}))
+"""
+
+
+@pytest.mark.full
+def test_an_r_program_sends_arrays_whole_and_is_told_what_is_wrong(url: str) -> None:
+    """Three dimensions keep their order, a repeated push counts once, an error has our sentence."""
+    program = R_PROGRAM.format(folder=ROOT / "examples" / "r")
+
+    printed = run(url, require_r(), "-e", program)
+
+    assert "cube" in printed
+    assert "shape" in printed
 
 
 def test_the_readmes_python_runs(url: str, tmp_path: Path) -> None:
