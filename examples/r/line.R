@@ -17,7 +17,7 @@ y <- 3 * x - 2 + 0.01 * rnorm(256)
 
 create_model(url, "line-r", list(slope = matrix(0, 1, 1), offset = 0), optimizer)
 worker <- open_worker(url, "line-r", "r0")
-for (step in 1:100) {
+for (step in 1:200) {
   parameters <- pull(url, "line-r")
   error <- x %*% parameters$slope + parameters$offset - y
   gradients <- list(slope = 2 * t(x) %*% error / nrow(x), offset = 2 * mean(error))
