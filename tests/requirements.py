@@ -30,7 +30,7 @@ def require(name: str, missing: str) -> None:
         return
     if name in os.environ.get(VARIABLE, "").split(","):
         pytest.fail(f"{VARIABLE} demands {name}, and {missing}")
-    pytest.skip(missing)
+    pytest.skip(missing, allow_module_level=True)
 
 
 def require_package(name: str) -> ModuleType:

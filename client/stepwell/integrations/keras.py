@@ -111,13 +111,14 @@ class RemoteOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         try:
             self.remote = self._joined(client, named)
             self.worker = self.remote.worker(self._worker_name).open()
+            parameters = self.worker.pull()
         except StepwellError:
             if self._owns_client:
                 client.close()
             raise
         self._client, self._names = client, list(named)
         super().build(list(variables))
-        self.pull()
+        self._assign(parameters)
 
     def _joined(self, client: Client, named: Mapping[str, Any]) -> Model:
         if self._model_name in client.models():
