@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from functools import cached_property
@@ -14,6 +14,7 @@ import numpy as np
 from stepwell_core import keras_config, wire
 from stepwell_core.consistency import Async, Consistency
 from stepwell_core.errors import InvalidArgument, InvalidInput, LayoutMismatch, shown
+from stepwell_core.groups import ParameterGroup, check_groups
 from stepwell_core.keras_config import AnyOptimizer
 from stepwell_core.layout import Array, Layout
 from stepwell_core.schedules import LearningRateSchedule
@@ -163,6 +164,7 @@ def create_model(
     optimizer: AnyOptimizer,
     consistency: Consistency | None,
     on_nonfinite: str,
+    groups: Sequence[ParameterGroup] = (),
     *,
     exist_ok: bool,
 ) -> Call:
@@ -191,6 +193,9 @@ def create_model(
         "on_nonfinite": on_nonfinite,
         "exist_ok": bool(exist_ok),
     }
+    if groups:  # an older server knows no such field
+        check_groups(groups, layout.names, rule_of(optimizer))
+        header["groups"] = [group.to_json() for group in groups]
     payload = in_travel_order(layout, arrays)
     return Call("POST", "/v1/models", header=header, payload=payload, can_repeat=exist_ok)
 

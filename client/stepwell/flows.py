@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from stepwell_core import keras_config
 from stepwell_core.consistency import Consistency
+from stepwell_core.groups import ParameterGroup
 from stepwell_core.keras_config import AnyOptimizer
 from stepwell_core.layout import Layout
 from stepwell_core.names import check_identifier
@@ -35,6 +36,7 @@ class ServerFlows:
         optimizer: Any,
         consistency: Consistency | None,
         on_nonfinite: str,
+        groups: Sequence[ParameterGroup] = (),
         *,
         exist_ok: bool,
     ) -> Flow[ModelFlows]:
@@ -42,7 +44,7 @@ class ServerFlows:
         check_identifier(name, "model")
         chosen = as_optimizer(optimizer)
         call = calls.create_model(
-            name, parameters, chosen, consistency, on_nonfinite, exist_ok=exist_ok
+            name, parameters, chosen, consistency, on_nonfinite, groups, exist_ok=exist_ok
         )
         answer = yield from repeatedly(call, self.patience)
         return self._model(answer, callables_of(chosen))

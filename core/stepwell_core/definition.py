@@ -9,6 +9,7 @@ from typing import Any
 from stepwell_core import consistency, keras_config
 from stepwell_core.consistency import Async, Consistency
 from stepwell_core.errors import InvalidArgument, InvalidInput
+from stepwell_core.groups import ParameterGroup, check_groups, check_same_rule, groups_from_json
 from stepwell_core.keras_config import AnyOptimizer
 from stepwell_core.layout import Layout
 from stepwell_core.loss_scale import LossScaleOptimizer
@@ -25,6 +26,7 @@ _FIELDS = {
     "tensors",
     "optimizer",
     "exclude_from_weight_decay",
+    "groups",
     "consistency",
     "on_nonfinite",
     "created_with",
@@ -43,6 +45,7 @@ class Definition:
         consistency: When pushes become a step.
         on_nonfinite: One of `ON_NONFINITE`; a dynamic loss scale skips such a step whatever this
             says.
+        groups: Tensors with hyperparameters of their own.
         created_with: The optimizer at creation, if hyperparameters were changed since.
     """
 
@@ -53,6 +56,7 @@ class Definition:
     consistency: Consistency = ASYNC
     on_nonfinite: str = "reject"
     created_with: AnyOptimizer | None = None
+    groups: tuple[ParameterGroup, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
@@ -65,12 +69,42 @@ class Definition:
         if self.excluded:
             selection = self.layout.select(self.excluded)
             object.__setattr__(self, "excluded", selection.names)
+        if self.groups:
+            check_groups(self.groups, self.layout.names, self.rule)
 
     @property
     def rule(self) -> Optimizer:
         """The optimizer that makes the steps, without a loss scale around it."""
-        optimizer = self.optimizer
-        return optimizer.inner_optimizer if isinstance(optimizer, LossScaleOptimizer) else optimizer
+        return rule_of(self.optimizer)
+
+    @property
+    def declared_per_push(self) -> tuple[str, ...]:
+        """The names of all values that come with each push."""
+        own = (name for group in self.groups for name in group.declared_per_push)
+        return (*self.rule.declared_per_push, *own)
+
+    def check_values(self, values: Mapping[str, float]) -> None:
+        """Refuse values of a push that are not those declared, or break a rule.
+
+        Raises:
+            InvalidInput: Others were declared.
+            InvalidArgument: A value is not allowed.
+        """
+        declared = set(self.declared_per_push)
+        if values.keys() != declared:
+            raise InvalidInput(
+                f"With each push come values for: {', '.join(sorted(declared))[:400] or 'none'}. "
+                f"Received: {', '.join(sorted(values))[:200] or 'none'}",
+                expected=sorted(declared)[:64],
+            )
+        if not declared:
+            return
+        common = {name: value for name, value in values.items() if "/" not in name}
+        rule = self.rule.with_values(common)
+        check_same_rule(rule, self.rule, "a value that came with a push")
+        for group in self.groups:
+            own = group.rule(rule, values)
+            check_same_rule(own, self.rule, f"a value of group {group.name!r}")
 
     def with_rule(self, rule: Optimizer) -> Definition:
         """Return the definition with other hyperparameters."""
@@ -85,7 +119,7 @@ class Definition:
         Names of optimizers do not count, since Keras numbers them: adam, adam_1, ...
         """
         mine, theirs = self._as_created(), other._as_created()
-        return [field for field in mine if mine[field] != theirs[field]]
+        return [field for field in {**mine, **theirs} if mine.get(field) != theirs.get(field)]
 
     def _as_created(self) -> dict[str, Any]:
         optimizer = _without_names(keras_config.serialize(self.created_with or self.optimizer))
@@ -101,6 +135,8 @@ class Definition:
             "consistency": self.consistency.to_json(),
             "on_nonfinite": self.on_nonfinite,
             "created_with": self.created_with and keras_config.serialize(self.created_with),
+            # Left out where there are none, so that an older server can read it.
+            **({"groups": [group.to_json() for group in self.groups]} if self.groups else {}),
         }
 
     @classmethod
@@ -127,17 +163,24 @@ class Definition:
                 "`exclude_from_weight_decay` is a list of tensor names. Received: "
                 f"{repr(excluded)[:80]}"
             )
+        optimizer = keras_config.deserialize(value["optimizer"])
         return cls(
             name=value["name"],
             layout=Layout.from_json(value["tensors"]),
-            optimizer=keras_config.deserialize(value["optimizer"]),
+            optimizer=optimizer,
             excluded=tuple(excluded),
             consistency=consistency.from_json(given.get("consistency", "async")),
             on_nonfinite=given.get("on_nonfinite", "reject"),
             created_with=keras_config.deserialize(given["created_with"])
             if "created_with" in given
             else None,
+            groups=groups_from_json(given.get("groups", ()), rule_of(optimizer)),
         )
+
+
+def rule_of(optimizer: AnyOptimizer) -> Optimizer:
+    """Return the optimizer that makes the steps, without a loss scale around it."""
+    return optimizer.inner_optimizer if isinstance(optimizer, LossScaleOptimizer) else optimizer
 
 
 def _without_names(value: Any) -> Any:

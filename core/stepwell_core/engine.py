@@ -71,7 +71,9 @@ class Engine:
     @classmethod
     def create(cls, definition: Definition, parameters: Arenas, incarnation: str) -> Engine:
         """Return the engine of a new model; it owns `parameters` from now on."""
-        pipeline = Pipeline(definition.layout, definition.rule, definition.excluded)
+        pipeline = Pipeline(
+            definition.layout, definition.rule, definition.excluded, definition.groups
+        )
         optimizer = definition.optimizer
         scaled = optimizer if isinstance(optimizer, LossScaleOptimizer) else None
         counters = Counters(loss_scale=LossScale.initial(scaled) if scaled else None)
@@ -80,7 +82,9 @@ class Engine:
 
     def _adopt(self, state: State, incarnation: str) -> None:
         definition = state.definition
-        pipeline = Pipeline(definition.layout, definition.rule, definition.excluded)
+        pipeline = Pipeline(
+            definition.layout, definition.rule, definition.excluded, definition.groups
+        )
         check_state(state, pipeline)
         ledger = ledger_of(state)
         reduction = reduction_of(definition, pipeline)
@@ -187,7 +191,7 @@ class Engine:
             return Waiting(is_added=self._reduction.adds_on_arrival)
         if self.ledger.check(*push.key) is not None:
             return self._repeated(push)
-        check_push(push, self.definition.rule, self._ahead.parameters_version)
+        check_push(push, self.definition, self._ahead.parameters_version)
         push = admission.with_loss_scale(push, self.definition, self._ahead)
         if not admission.is_acceptable(push, self.definition, self._ahead):
             return self.keep(decision.drop(push, "skipped_nonfinite", self._ahead))

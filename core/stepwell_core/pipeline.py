@@ -18,13 +18,14 @@ module has the order.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 
 from stepwell_core import kernels
 from stepwell_core.aggregation import RunningSum
 from stepwell_core.clipping import Key, clip_scales, squared_norms
 from stepwell_core.gradient import Gradient
+from stepwell_core.groups import ParameterGroup
 from stepwell_core.kernels import Kernel, Stages
 from stepwell_core.layout import Arenas, Array, Layout, Segment
 from stepwell_core.optimizers import Optimizer
@@ -48,6 +49,7 @@ class Pipeline:
         layout: The model's tensors.
         optimizer: Rule and options.
         excluded: Names of tensors without weight decay.
+        groups: Tensors that take other numbers.
         compiled: False runs the same loops as plain Python, for tests.
     """
 
@@ -56,17 +58,19 @@ class Pipeline:
         layout: Layout,
         optimizer: Optimizer,
         excluded: Iterable[str] = (),
+        groups: Sequence[ParameterGroup] = (),
         *,
         compiled: bool = True,
     ) -> None:
         self.layout = layout
         self.optimizer = optimizer
         self.excluded = frozenset(excluded)
+        self.groups = tuple(groups)
         self._compiled = compiled
         self._rule_slots = tuple(optimizer.slots)
         self._accumulates = bool(optimizer.gradient_accumulation_steps)
         self._plan = lru_cache(maxsize=64)(
-            lambda selection: make_plan(layout, selection, optimizer, self.excluded)
+            lambda selection: make_plan(layout, selection, optimizer, self.excluded, self.groups)
         )
 
     @property
@@ -94,7 +98,9 @@ class Pipeline:
         Raises:
             InvalidArgument: A value breaks its hyperparameter's rule.
         """
-        return step_scalars(self.optimizer, self.layout.sizes, iterations, loss_scale, values)
+        return step_scalars(
+            self.optimizer, self.layout.sizes, iterations, loss_scale, values, self.groups
+        )
 
     def new_sum(self) -> RunningSum:
         """Return a sum of gradients with nothing in it; see `aggregation.py`."""
@@ -152,9 +158,10 @@ class Pipeline:
                 stages = self._stages(payload, gradient, decays=group.decays)
                 kernel = self._step_kernel(stages, in_place=w is out)
                 clips = scales.get((dtype, position), group.clips)
+                numbers = scalars.of(group.own)
                 kernel(
                     w, out, g, rule_slots, accumulator, average, group.runs, clips,
-                    scalars.constants[dtype], scalars.rule[dtype],
+                    numbers.constants[dtype], numbers.rule[dtype],
                 )  # fmt: skip
 
     def _stages(self, payload: str, gradient: Gradient, *, decays: bool) -> Stages:
@@ -168,7 +175,8 @@ class Pipeline:
             unscales=gradient.loss_scale is not None,
             accumulates=self._accumulates,
             clips=clips,
-            decays=decays,
+            decays=decays and not optimizer.couples_weight_decay,
+            couples=decays and optimizer.couples_weight_decay,
             averages=optimizer.use_ema,
         )
 

@@ -8,10 +8,10 @@ from functools import cached_property
 
 import numpy as np
 
+from stepwell_core.definition import Definition
 from stepwell_core.errors import InvalidInput
 from stepwell_core.gradient import Gradient
 from stepwell_core.ledger import Result
-from stepwell_core.optimizers import Optimizer
 from stepwell_core.scalars import StepScalars
 from stepwell_core.state import Counters
 
@@ -99,25 +99,18 @@ MOST_FACTOR = float(np.finfo(np.float32).max)
 """What a float32 gradient can be multiplied or divided by and not be 0 or infinite at once."""
 
 
-def check_push(push: Push, rule: Optimizer, newest_version: int) -> None:
+def check_push(push: Push, definition: Definition, newest_version: int) -> None:
     """Refuse a push that breaks a rule of its model, whatever its gradient holds.
 
     Args:
         push: As it came.
-        rule: The model's optimizer.
+        definition: Of the model.
         newest_version: Of the model's parameters.
 
     Raises:
         InvalidInput: It says something that cannot be.
         InvalidArgument: A hyperparameter that came with it breaks its rule.
     """
-    declared = set(rule.declared_per_push)
-    if push.hyperparameters.keys() != declared:
-        raise InvalidInput(
-            f"With each push come values for: {', '.join(sorted(declared)) or 'none'}. "
-            f"Received: {', '.join(sorted(push.hyperparameters))[:200] or 'none'}",
-            expected=sorted(declared),
-        )
     for name, factor in (("weight", push.weight), ("loss scale", push.loss_scale)):
         if factor is not None and not LEAST_FACTOR <= factor <= MOST_FACTOR:
             raise InvalidInput(f"A {name} is finite and > 0, as a float32 too. Received: {factor}")
@@ -126,5 +119,4 @@ def check_push(push: Push, rule: Optimizer, newest_version: int) -> None:
             f"The gradient says it was computed at version {push.version}, but the model is at "
             f"{newest_version}"
         )
-    if declared:
-        rule.with_values(push.hyperparameters)
+    definition.check_values(push.hyperparameters)

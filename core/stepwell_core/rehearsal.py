@@ -57,17 +57,27 @@ def _push_from(engine: Engine, sessions: Sequence[Session], sequences: range, dt
 
 def _miniature(definition: Definition) -> Definition:
     """Return a definition with the same rules and two elements of everything."""
+    parts = (*_PARTS, *map(str, range(len(definition.groups))))
     layout = Layout(
         Tensor(f"{dtype}/{part}", (2,), dtype)
         for dtype in definition.layout.sizes
-        for part in _PARTS
+        for part in parts
+    )
+    groups = tuple(
+        replace(group, tensors=tuple(f"{dtype}/{position}" for dtype in definition.layout.sizes))
+        for position, group in enumerate(definition.groups)
     )
     excluded = tuple(name for name in layout.names if name.endswith("excluded"))
     consistency = definition.consistency
     if isinstance(consistency, Sync):
         consistency = replace(consistency, workers=min(consistency.workers, len(_WORKERS)))
     return replace(
-        definition, name="rehearsal", layout=layout, excluded=excluded, consistency=consistency
+        definition,
+        name="rehearsal",
+        layout=layout,
+        excluded=excluded,
+        consistency=consistency,
+        groups=groups,
     )
 
 
@@ -83,5 +93,5 @@ def _push(engine: Engine, worker: str, epoch: int, sequence: int, dtype: str) ->
         sequence=sequence,
         incarnation=engine.incarnation,
         gradient=Gradient(selection, payload, dtype),
-        hyperparameters=dict.fromkeys(engine.definition.rule.declared_per_push, 0.5),
+        hyperparameters=dict.fromkeys(engine.definition.declared_per_push, 0.5),
     )

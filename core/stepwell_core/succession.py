@@ -74,7 +74,7 @@ def replaced(
 
 def _pipeline(state: State) -> Pipeline:
     definition = state.definition
-    return Pipeline(definition.layout, definition.rule, definition.excluded)
+    return Pipeline(definition.layout, definition.rule, definition.excluded, definition.groups)
 
 
 def _after(present: Counters, past: Counters) -> Counters:
