@@ -6,6 +6,7 @@ rest: `STEPWELL_REQUIRE=strace,tmpfs`.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -54,3 +55,9 @@ def require_tmpfs(folder: Path, nbytes: int) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         require("tmpfs", f"a small file system cannot be mounted here: {done.stderr.strip()}")
+
+
+def require_torch() -> None:
+    """Need torch, which is large and no part of the extra `dev`."""
+    is_there = importlib.util.find_spec("torch") is not None
+    require("torch", "" if is_there else "torch is not installed (make test-full installs it)")

@@ -42,6 +42,8 @@ class AsyncWorker(WorkerHandle):
         weight: float = 1.0,
         metrics: Mapping[str, float] | None = None,
         hyperparameters: Hyperparameters | None = None,
+        version: int | None = None,
+        loss_scale: float | None = None,
     ) -> PushResult:
         """See `Worker.push`."""
         flow = self._session.push(
@@ -50,6 +52,8 @@ class AsyncWorker(WorkerHandle):
             weight=weight,
             metrics=metrics,
             hyperparameters=hyperparameters,
+            version=version,
+            loss_scale=loss_scale,
         )
         return await self._driver.run(flow, self._memory)
 
@@ -61,6 +65,8 @@ class AsyncWorker(WorkerHandle):
         weight: float = 1.0,
         metrics: Mapping[str, float] | None = None,
         hyperparameters: Hyperparameters | None = None,
+        version: int | None = None,
+        loss_scale: float | None = None,
     ) -> Parameters:
         """See `Worker.push_pull`."""
         flow = self._session.push_pull(
@@ -69,6 +75,8 @@ class AsyncWorker(WorkerHandle):
             weight=weight,
             metrics=metrics,
             hyperparameters=hyperparameters,
+            version=version,
+            loss_scale=loss_scale,
         )
         return await self._driver.run(flow, self._memory)
 

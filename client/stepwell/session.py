@@ -199,6 +199,8 @@ class Session:
         weight: float = 1.0,
         metrics: Mapping[str, float] | None = None,
         hyperparameters: Hyperparameters | None = None,
+        version: int | None = None,
+        loss_scale: float | None = None,
     ) -> Flow[PushResult]:
         """Push gradients and wait for what becomes of them.
 
@@ -206,10 +208,16 @@ class Session:
         the old one, are dropped: the session is opened anew and the parameters are pulled.
         """
         yield from self._ensure_open()
+        said = {
+            "version": self.version if version is None else int(version),
+            "weight": float(weight),
+            "loss_scale": self.loss_scale if loss_scale is None else float(loss_scale),
+            "metrics": {name: float(value) for name, value in (metrics or {}).items()},
+        }
         try:
             return (
                 yield from self._push_once(
-                    gradients, weight, metrics, hyperparameters, pulls=pulls, dtype=dtype
+                    gradients, said, hyperparameters, pulls=pulls, dtype=dtype
                 )
             )
         except StaleIncarnation as error:
@@ -232,8 +240,7 @@ class Session:
     def _push_once(
         self,
         gradients: Mapping[str, Any],
-        weight: float,
-        metrics: Mapping[str, float] | None,
+        said: Mapping[str, Any],
         hyperparameters: Hyperparameters | None,
         **options: Any,
     ) -> Flow[PushResult]:
@@ -242,11 +249,8 @@ class Session:
             header = {
                 "worker": self.worker,
                 "incarnation": self.incarnation,
-                "version": self.version,
-                "weight": float(weight),
-                "loss_scale": self.loss_scale,
+                **said,
                 "hyperparameters": values_of({**self._hyperparameters, **(hyperparameters or {})}),
-                "metrics": {name: float(value) for name, value in (metrics or {}).items()},
             }
             result = yield from self._push(gradients, header, **options)
             if result.loss_scale is not None:

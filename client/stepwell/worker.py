@@ -55,6 +55,8 @@ class Worker(WorkerHandle):
         weight: float = 1.0,
         metrics: Mapping[str, float] | None = None,
         hyperparameters: Hyperparameters | None = None,
+        version: int | None = None,
+        loss_scale: float | None = None,
     ) -> PushResult:
         """Push gradients; they have their effect once, however often the network fails.
 
@@ -66,7 +68,11 @@ class Worker(WorkerHandle):
             dtype: "bfloat16" or "float16", if gradients are the bits of that as uint16.
             weight: In an aggregate, such as the number of examples; finite and > 0.
             metrics: Numbers for the history, such as the loss.
-            hyperparameters: Values for those that were declared to come with each push.
+            hyperparameters: Values for those that were declared to come with each push; those of a
+                group are `group/name`.
+            version: Of the parameters that the gradients were computed at; default: those that
+                were pulled last.
+            loss_scale: What the loss was multiplied by; default: `self.loss_scale`.
 
         Returns:
             What became of it. In synchronous mode this comes when the step is made.
@@ -86,6 +92,8 @@ class Worker(WorkerHandle):
             weight=weight,
             metrics=metrics,
             hyperparameters=hyperparameters,
+            version=version,
+            loss_scale=loss_scale,
         )
         return self._driver.run(flow, self._memory)
 
@@ -97,6 +105,8 @@ class Worker(WorkerHandle):
         weight: float = 1.0,
         metrics: Mapping[str, float] | None = None,
         hyperparameters: Hyperparameters | None = None,
+        version: int | None = None,
+        loss_scale: float | None = None,
     ) -> Parameters:
         """Push gradients and get the new parameters, in one round trip; see `push` and `pull`."""
         flow = self._session.push_pull(
@@ -105,6 +115,8 @@ class Worker(WorkerHandle):
             weight=weight,
             metrics=metrics,
             hyperparameters=hyperparameters,
+            version=version,
+            loss_scale=loss_scale,
         )
         return self._driver.run(flow, self._memory)
 

@@ -1,0 +1,1 @@
+"""Stepwell inside other frameworks' training loops; each module needs its framework installed."""
