@@ -1,7 +1,7 @@
 """What a test needs from the machine: without it the test is skipped, or fails if that is demanded.
 
 `make test` skips, and says why. `make test-full` installs what can be installed, and demands the
-rest: `STEPWELL_REQUIRE=strace,tmpfs`.
+rest: `STEPWELL_REQUIRE=strace,tmpfs,torch`.
 """
 
 from __future__ import annotations
