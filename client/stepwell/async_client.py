@@ -52,11 +52,12 @@ class AsyncClient:
         consistency: Consistency | None = None,
         on_nonfinite: str = "reject",
         groups: Sequence[ParameterGroup] = (),
+        state: Mapping[str, Any] | None = None,
         exist_ok: bool = False,
     ) -> AsyncModel:
         """See `Client.create_model`."""
         flow = self._flows.create_model(
-            name, parameters, optimizer, consistency, on_nonfinite, groups, exist_ok=exist_ok
+            name, parameters, optimizer, consistency, on_nonfinite, groups, state, exist_ok=exist_ok
         )
         return AsyncModel(self._driver, await self._driver.run(flow))
 

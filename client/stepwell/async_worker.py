@@ -44,6 +44,7 @@ class AsyncWorker(WorkerHandle):
         hyperparameters: Hyperparameters | None = None,
         version: int | None = None,
         loss_scale: float | None = None,
+        state: Mapping[str, Any] | None = None,
     ) -> PushResult:
         """See `Worker.push`."""
         flow = self._session.push(
@@ -54,6 +55,7 @@ class AsyncWorker(WorkerHandle):
             hyperparameters=hyperparameters,
             version=version,
             loss_scale=loss_scale,
+            state=state,
         )
         return await self._driver.run(flow, self._memory)
 
@@ -67,6 +69,7 @@ class AsyncWorker(WorkerHandle):
         hyperparameters: Hyperparameters | None = None,
         version: int | None = None,
         loss_scale: float | None = None,
+        state: Mapping[str, Any] | None = None,
     ) -> Parameters:
         """See `Worker.push_pull`."""
         flow = self._session.push_pull(
@@ -77,6 +80,7 @@ class AsyncWorker(WorkerHandle):
             hyperparameters=hyperparameters,
             version=version,
             loss_scale=loss_scale,
+            state=state,
         )
         return await self._driver.run(flow, self._memory)
 

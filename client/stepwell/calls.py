@@ -165,6 +165,7 @@ def create_model(
     consistency: Consistency | None,
     on_nonfinite: str,
     groups: Sequence[ParameterGroup] = (),
+    state: Mapping[str, Any] | None = None,
     *,
     exist_ok: bool,
 ) -> Call:
@@ -179,9 +180,13 @@ def create_model(
             "`consistency` is a mode such as stepwell.Sync(workers=4). Received: "
             f"{type(consistency).__name__}"
         )
-    arrays = arrays_of(parameters)
-    layout = Layout.of(arrays)
-    header = {
+    arrays, values = arrays_of(parameters), arrays_of(state or {})
+    if both := arrays.keys() & values.keys():
+        raise InvalidArgument(
+            f"A tensor is a parameter or state. Received as both: {shown(min(both))}"
+        )
+    layout = Layout.of({**arrays, **values})  # state behind, so that parameters are neighbours
+    header: dict[str, Any] = {
         "protocol": wire.PROTOCOL,
         "name": name,
         "tensors": layout.to_json(),
@@ -194,9 +199,11 @@ def create_model(
         "exist_ok": bool(exist_ok),
     }
     if groups:  # an older server knows no such field
-        check_groups(groups, layout.names, rule_of(optimizer))
+        check_groups(groups, arrays, rule_of(optimizer))
         header["groups"] = [group.to_json() for group in groups]
-    payload = in_travel_order(layout, arrays)
+    if values:
+        header["state"] = list(values)
+    payload = in_travel_order(layout, {**arrays, **values})
     return Call("POST", "/v1/models", header=header, payload=payload, can_repeat=exist_ok)
 
 
@@ -278,6 +285,7 @@ def push(
     *,
     pulls: bool,
     dtype: str | None = None,
+    state: Mapping[str, Any] | None = None,
     destination: Destination | None = None,
 ) -> Call:
     """Push gradients; those that are None are left out.
@@ -288,6 +296,7 @@ def push(
         gradients: By name; read until the call is answered, not copied.
         header: Who pushes, and what it says beside the gradients.
         pulls: Whether the answer is to have the new parameters.
+        state: Values of tensors that are not optimized; in their own dtypes.
         dtype: What gradients of uint16 hold the bits of: "bfloat16" or "float16".
         destination: Where the new parameters go.
 
@@ -298,6 +307,14 @@ def push(
     arrays, dtypes = gradients_of(gradients, dtype)
     if not arrays:
         raise InvalidInput("A push has a gradient of at least one tensor. Received: none")
+    values = arrays_of(state or {}, skips_none=True)
+    if both := arrays.keys() & values.keys():
+        raise InvalidInput(
+            f"A tensor has a gradient or a value. Received both: {shown(min(both))}",
+            tensor=shown(min(both)),
+        )
+    arrays |= values
+    dtypes |= {name: array.dtype.name for name, array in values.items()}
     selection = layout.select(arrays)
     for tensor in selection:
         check_shape(arrays[tensor.name], tensor)
@@ -307,6 +324,8 @@ def push(
         "layout": layout.hash,
         "dtype": common_dtype(dtypes, selection),
     }
+    if values:  # an older server knows no such field
+        said["state"] = list(values)
     if selection is not layout:
         said["tensors"] = list(selection.names)
     return Call(

@@ -37,6 +37,7 @@ class ServerFlows:
         consistency: Consistency | None,
         on_nonfinite: str,
         groups: Sequence[ParameterGroup] = (),
+        state: Mapping[str, Any] | None = None,
         *,
         exist_ok: bool,
     ) -> Flow[ModelFlows]:
@@ -44,7 +45,7 @@ class ServerFlows:
         check_identifier(name, "model")
         chosen = as_optimizer(optimizer)
         call = calls.create_model(
-            name, parameters, chosen, consistency, on_nonfinite, groups, exist_ok=exist_ok
+            name, parameters, chosen, consistency, on_nonfinite, groups, state, exist_ok=exist_ok
         )
         answer = yield from repeatedly(call, self.patience)
         return self._model(answer, callables_of(chosen))

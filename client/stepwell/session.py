@@ -196,6 +196,7 @@ class Session:
         *,
         pulls: bool = False,
         dtype: str | None = None,
+        state: Mapping[str, Any] | None = None,
         weight: float = 1.0,
         metrics: Mapping[str, float] | None = None,
         hyperparameters: Hyperparameters | None = None,
@@ -217,7 +218,7 @@ class Session:
         try:
             return (
                 yield from self._push_once(
-                    gradients, said, hyperparameters, pulls=pulls, dtype=dtype
+                    gradients, said, hyperparameters, pulls=pulls, dtype=dtype, state=state
                 )
             )
         except StaleIncarnation as error:

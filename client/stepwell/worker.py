@@ -57,6 +57,7 @@ class Worker(WorkerHandle):
         hyperparameters: Hyperparameters | None = None,
         version: int | None = None,
         loss_scale: float | None = None,
+        state: Mapping[str, Any] | None = None,
     ) -> PushResult:
         """Push gradients; they have their effect once, however often the network fails.
 
@@ -73,6 +74,8 @@ class Worker(WorkerHandle):
             version: Of the parameters that the gradients were computed at; default: those that
                 were pulled last.
             loss_scale: What the loss was multiplied by; default: `self.loss_scale`.
+            state: Values of tensors that are not optimized, in their own dtypes; they replace the
+                old ones in the same step. Of several workers at a barrier the last by name counts.
 
         Returns:
             What became of it. In synchronous mode this comes when the step is made.
@@ -94,6 +97,7 @@ class Worker(WorkerHandle):
             hyperparameters=hyperparameters,
             version=version,
             loss_scale=loss_scale,
+            state=state,
         )
         return self._driver.run(flow, self._memory)
 
@@ -107,6 +111,7 @@ class Worker(WorkerHandle):
         hyperparameters: Hyperparameters | None = None,
         version: int | None = None,
         loss_scale: float | None = None,
+        state: Mapping[str, Any] | None = None,
     ) -> Parameters:
         """Push gradients and get the new parameters, in one round trip; see `push` and `pull`."""
         flow = self._session.push_pull(
@@ -117,6 +122,7 @@ class Worker(WorkerHandle):
             hyperparameters=hyperparameters,
             version=version,
             loss_scale=loss_scale,
+            state=state,
         )
         return self._driver.run(flow, self._memory)
 

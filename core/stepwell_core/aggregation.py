@@ -27,12 +27,17 @@ class RunningSum:
 
     Args:
         layout: The model's tensors.
+        state: Names of those that are not summed: the last value counts.
         compiled: False runs the same loops as plain Python, for tests.
     """
 
-    def __init__(self, layout: Layout, *, compiled: bool = True) -> None:
+    def __init__(
+        self, layout: Layout, state: Collection[str] = (), *, compiled: bool = True
+    ) -> None:
         self._layout = layout
         self._compiled = compiled
+        self._state = frozenset(state)
+        self._set: set[str] = set()  # of the state, what somebody sent
         self._total = layout.new_arenas(None)
         self._weights: dict[str, float] = {}  # by tensor; those that nobody sent have none
         self._loss_scale: float | None = None  # what the sum has still to be divided by
@@ -40,6 +45,7 @@ class RunningSum:
     def clear(self) -> None:
         """Begin a new sum; O(1), the memory is kept."""
         self._weights = {}
+        self._set = set()
 
     def add(self, gradient: Gradient, weight: float, *, keeps_scale: bool = False) -> None:
         """Add one gradient; O(its bytes).
@@ -49,6 +55,12 @@ class RunningSum:
             weight: Finite and > 0.
             keeps_scale: Leave the loss scale in the sum, as long as all have the same.
         """
+        summed = [name for name in gradient.layout.names if name not in self._state]
+        for name in self._state.intersection(gradient.layout.names):
+            segment = gradient.layout.segments[name]
+            place = self._layout.segments[name]
+            self._total[place.tensor.dtype][place.start : place.stop] = gradient.values(segment)
+            self._set.add(name)
         scale = gradient.loss_scale if keeps_scale else None
         if not self._weights:
             self._loss_scale = scale
@@ -57,9 +69,9 @@ class RunningSum:
                 self._divide(dict.fromkeys(self._weights, self._loss_scale))
             self._loss_scale = scale = None
         for is_first in (True, False):
-            names = {n for n in gradient.layout.names if (n not in self._weights) is is_first}
+            names = {n for n in summed if (n not in self._weights) is is_first}
             self._add(gradient, names, weight, is_first=is_first, unscales=scale is None)
-        for name in gradient.layout.names:
+        for name in summed:
             self._weights[name] = self._weights.get(name, 0.0) + weight
 
     def take(self) -> Gradient:
@@ -69,7 +81,9 @@ class RunningSum:
         kept, or by the sum of the weights, if that is one for all tensors; so the step's pass does
         it. Its arenas are the sum's own memory, which the next `add` overwrites.
         """
-        layout = self._layout.select(name for name in self._layout.names if name in self._weights)
+        layout = self._layout.select(
+            name for name in self._layout.names if name in self._weights or name in self._set
+        )
         divisors = set(self._weights.values())
         if self._loss_scale is None and len(divisors) == 1:
             (divisor,) = divisors

@@ -30,7 +30,12 @@ def step(
         definition: Of the model.
         pipeline: Of the model.
     """
-    scalars = pipeline.scalars(before.iterations, gradient.loss_scale, pushes[0].hyperparameters)
+    scalars = pipeline.scalars(
+        before.iterations,
+        gradient.loss_scale,
+        pushes[0].hyperparameters,
+        assigns=pipeline.assigns(gradient.layout),
+    )
     scale, optimizer = before.loss_scale, definition.optimizer
     if scale is not None and isinstance(optimizer, LossScaleOptimizer):
         scale = scale.after_finite(optimizer.dynamic_growth_steps)

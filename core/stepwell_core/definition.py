@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from stepwell_core import consistency, keras_config
 from stepwell_core.consistency import Async, Consistency
-from stepwell_core.errors import InvalidArgument, InvalidInput
+from stepwell_core.errors import InvalidArgument, InvalidInput, shown
 from stepwell_core.groups import ParameterGroup, check_groups, check_same_rule, groups_from_json
 from stepwell_core.keras_config import AnyOptimizer
 from stepwell_core.layout import Layout
@@ -27,6 +27,7 @@ _FIELDS = {
     "optimizer",
     "exclude_from_weight_decay",
     "groups",
+    "state",
     "consistency",
     "on_nonfinite",
     "created_with",
@@ -46,6 +47,8 @@ class Definition:
         on_nonfinite: One of `ON_NONFINITE`; a dynamic loss scale skips such a step whatever this
             says.
         groups: Tensors with hyperparameters of their own.
+        state: Names of tensors that are not optimized but set by pushes, such as the statistics of
+            a batch normalization; in layout order.
         created_with: The optimizer at creation, if hyperparameters were changed since.
     """
 
@@ -57,6 +60,7 @@ class Definition:
     on_nonfinite: str = "reject"
     created_with: AnyOptimizer | None = None
     groups: tuple[ParameterGroup, ...] = ()
+    state: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
@@ -69,13 +73,52 @@ class Definition:
         if self.excluded:
             selection = self.layout.select(self.excluded)
             object.__setattr__(self, "excluded", selection.names)
+        if self.state:
+            object.__setattr__(self, "state", self.layout.select(self.state).names)
+            if len(self.state) == len(self.layout):
+                raise InvalidArgument(
+                    "A model has at least one tensor that is optimized. Received: all in `state`"
+                )
         if self.groups:
-            check_groups(self.groups, self.layout.names, self.rule)
+            check_groups(self.groups, self.optimized, self.rule)
 
     @property
     def rule(self) -> Optimizer:
         """The optimizer that makes the steps, without a loss scale around it."""
         return rule_of(self.optimizer)
+
+    @property
+    def optimized(self) -> tuple[str, ...]:
+        """The names of the tensors that are no state, in layout order."""
+        state = set(self.state)
+        return tuple(name for name in self.layout.names if name not in state)
+
+    def check_tensors(self, names: Collection[str], state: Collection[str]) -> None:
+        """Refuse a push that has values where gradients belong, or gradients where values do.
+
+        Args:
+            names: Of all tensors of the push.
+            state: Of those that it says have values.
+
+        Raises:
+            InvalidInput: They are not exactly those of the model's state, or there is no gradient.
+        """
+        if not self.state and not state:
+            return
+        expected = set(self.state).intersection(names)
+        wrong = sorted(expected.symmetric_difference(state))
+        if wrong:
+            is_value = wrong[0] in expected
+            raise InvalidInput(
+                f"Tensor {shown(wrong[0])} is {'state: it' if is_value else 'optimized: it'} takes "
+                f"{'a value, in `state`' if is_value else 'a gradient'}. Received: "
+                f"{'a gradient' if is_value else 'a value'}",
+                tensor=shown(wrong[0]),
+            )
+        if len(expected) == len(names):
+            raise InvalidInput(
+                "A push has a gradient of at least one tensor. Received: state alone"
+            )
 
     @property
     def declared_per_push(self) -> tuple[str, ...]:
@@ -136,6 +179,7 @@ class Definition:
             "on_nonfinite": self.on_nonfinite,
             "created_with": self.created_with and keras_config.serialize(self.created_with),
             # Left out where there are none, so that an older server can read it.
+            **({"state": list(self.state)} if self.state else {}),
             **({"groups": [group.to_json() for group in self.groups]} if self.groups else {}),
         }
 
@@ -163,6 +207,9 @@ class Definition:
                 "`exclude_from_weight_decay` is a list of tensor names. Received: "
                 f"{repr(excluded)[:80]}"
             )
+        state = given.get("state", ())
+        if not isinstance(state, list | tuple) or not all(isinstance(n, str) for n in state):
+            raise InvalidInput(f"`state` is a list of tensor names. Received: {shown(state)}")
         optimizer = keras_config.deserialize(value["optimizer"])
         return cls(
             name=value["name"],
@@ -175,6 +222,7 @@ class Definition:
             if "created_with" in given
             else None,
             groups=groups_from_json(given.get("groups", ()), rule_of(optimizer)),
+            state=tuple(state),
         )
 
 

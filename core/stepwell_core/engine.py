@@ -72,7 +72,11 @@ class Engine:
     def create(cls, definition: Definition, parameters: Arenas, incarnation: str) -> Engine:
         """Return the engine of a new model; it owns `parameters` from now on."""
         pipeline = Pipeline(
-            definition.layout, definition.rule, definition.excluded, definition.groups
+            definition.layout,
+            definition.rule,
+            definition.excluded,
+            definition.groups,
+            definition.state,
         )
         optimizer = definition.optimizer
         scaled = optimizer if isinstance(optimizer, LossScaleOptimizer) else None
@@ -83,7 +87,11 @@ class Engine:
     def _adopt(self, state: State, incarnation: str) -> None:
         definition = state.definition
         pipeline = Pipeline(
-            definition.layout, definition.rule, definition.excluded, definition.groups
+            definition.layout,
+            definition.rule,
+            definition.excluded,
+            definition.groups,
+            definition.state,
         )
         check_state(state, pipeline)
         ledger = ledger_of(state)

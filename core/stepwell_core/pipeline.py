@@ -19,6 +19,7 @@ module has the order.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 from stepwell_core import kernels
@@ -50,6 +51,7 @@ class Pipeline:
         optimizer: Rule and options.
         excluded: Names of tensors without weight decay.
         groups: Tensors that take other numbers.
+        state: Names of tensors that are not optimized, but take values as they are.
         compiled: False runs the same loops as plain Python, for tests.
     """
 
@@ -59,6 +61,7 @@ class Pipeline:
         optimizer: Optimizer,
         excluded: Iterable[str] = (),
         groups: Sequence[ParameterGroup] = (),
+        state: Iterable[str] = (),
         *,
         compiled: bool = True,
     ) -> None:
@@ -66,11 +69,14 @@ class Pipeline:
         self.optimizer = optimizer
         self.excluded = frozenset(excluded)
         self.groups = tuple(groups)
+        self.state = frozenset(state)
         self._compiled = compiled
         self._rule_slots = tuple(optimizer.slots)
         self._accumulates = bool(optimizer.gradient_accumulation_steps)
         self._plan = lru_cache(maxsize=64)(
-            lambda selection: make_plan(layout, selection, optimizer, self.excluded, self.groups)
+            lambda selection: make_plan(
+                layout, selection, optimizer, self.excluded, self.groups, self.state
+            )
         )
 
     @property
@@ -92,19 +98,32 @@ class Pipeline:
         iterations: int,
         loss_scale: float | None = None,
         values: Mapping[str, float] | None = None,
+        *,
+        assigns: bool = False,
     ) -> StepScalars:
         """Return the scalars of the next step; see `step_scalars`.
+
+        Args:
+            iterations: Keras's raw counter.
+            loss_scale: What the gradient is divided by, if anything.
+            values: Hyperparameters that came with the push.
+            assigns: Whether the gradient has values of state; see `assigns`.
 
         Raises:
             InvalidArgument: A value breaks its hyperparameter's rule.
         """
-        return step_scalars(
+        scalars = step_scalars(
             self.optimizer, self.layout.sizes, iterations, loss_scale, values, self.groups
         )
+        return replace(scalars, assigns=True) if assigns else scalars
+
+    def assigns(self, selection: Layout) -> bool:
+        """Return whether a gradient of these tensors has values of state."""
+        return bool(self.state) and not self.state.isdisjoint(selection.segments)
 
     def new_sum(self) -> RunningSum:
         """Return a sum of gradients with nothing in it; see `aggregation.py`."""
-        return RunningSum(self.layout, compiled=self._compiled)
+        return RunningSum(self.layout, self.state, compiled=self._compiled)
 
     def apply(
         self,
@@ -129,6 +148,11 @@ class Pipeline:
             self._update(source, target, slots, gradient, scalars, plan)
         else:
             self._accumulate(source, slots, gradient, scalars, plan)
+            if scalars.assigns:
+                for dtype in (d for d in source if source[d] is not target[d]):
+                    target[dtype][...] = source[dtype]
+        for dtype in source if scalars.assigns else ():
+            self._assign(dtype, target, slots, gradient, plan)
         if scalars.overwrites:
             for dtype, average in slots[AVERAGE].items():
                 target[dtype][...] = average
@@ -202,9 +226,21 @@ class Pipeline:
             target[dtype][place] = w
         if ACCUMULATOR in slots:
             slots[ACCUMULATOR][dtype][place] = 0
-        if AVERAGE in slots:
+        if AVERAGE in slots and segment.tensor.name in self.state:
+            slots[AVERAGE][dtype][place] = w
+        elif AVERAGE in slots:
             kernel = kernels.average_kernel(compiled=self._compiled)
             kernel(w, slots[AVERAGE][dtype][place], scalars.constants[dtype])
+
+    def _assign(
+        self, dtype: str, target: Arenas, slots: Slots, gradient: Gradient, plan: Plan
+    ) -> None:
+        """Take over values of state; its average is the value itself."""
+        for there, here in plan.values[dtype]:
+            place = slice(there.start, there.stop)
+            target[dtype][place] = gradient.values(here)
+            if AVERAGE in slots:
+                slots[AVERAGE][dtype][place] = target[dtype][place]
 
     def _accumulate(
         self,
@@ -224,6 +260,8 @@ class Pipeline:
             kernel = kernels.average_kernel(compiled=self._compiled)
             for dtype, average in slots[AVERAGE].items():
                 kernel(source[dtype], average, scalars.constants[dtype])
+            for segment in (self.layout.segments[name] for name in self.state):
+                segment.view(slots[AVERAGE])[...] = segment.view(source)
 
     def _clip_scales(
         self, slots: Slots, gradient: Gradient, scalars: StepScalars, plan: Plan

@@ -40,10 +40,12 @@ class Plan:
     Attributes:
         groups: By arena dtype.
         missing: By arena dtype, the segments without a gradient.
+        values: By arena dtype, the places of state in the model's arena and in the gradient's.
     """
 
     groups: dict[str, list[Group]]
     missing: dict[str, list[Segment]]
+    values: dict[str, list[tuple[Segment, Segment]]]
 
 
 def make_plan(
@@ -52,6 +54,7 @@ def make_plan(
     optimizer: Optimizer,
     excluded: Collection[str],
     own: Sequence[ParameterGroup] = (),
+    state: Collection[str] = (),
 ) -> Plan:
     """Return the plan of one selection; O(tensors).
 
@@ -61,6 +64,7 @@ def make_plan(
         optimizer: Says whether there is decay, and whether there are norms.
         excluded: Names of tensors without weight decay.
         own: The groups of tensors that take other numbers.
+        state: Names of tensors that are not optimized, but take values as they are.
     """
     owners = {name: position for position, group in enumerate(own) for name in group.tensors}
     decaying = {None: optimizer.weight_decay is not None} | {
@@ -68,11 +72,15 @@ def make_plan(
         for position, group in enumerate(own)
     }
     missing: dict[str, list[Segment]] = {dtype: [] for dtype in layout.sizes}
+    values: dict[str, list[tuple[Segment, Segment]]] = {dtype: [] for dtype in layout.sizes}
     pairs: dict[tuple[str, bool, int | None], list[tuple[Segment, Segment]]] = {}
     for name, there in layout.segments.items():
         dtype, here = there.tensor.dtype, selection.segments.get(name)
         if here is None:
             missing[dtype].append(there)
+            continue
+        if name in state:
+            values[dtype].append((there, here))
             continue
         owner = owners.get(name)
         decays = decaying[owner] and name not in excluded
@@ -81,7 +89,7 @@ def make_plan(
     for (dtype, decays, owner), segments in pairs.items():
         runs = make_runs(segments, joins=not optimizer.clips_by_norm)
         groups[dtype].append(Group(decays, owner, runs, np.ones((len(runs), 2), dtype)))
-    return Plan(groups, missing)
+    return Plan(groups, missing, values)
 
 
 def make_runs(segments: Sequence[tuple[Segment, Segment]], *, joins: bool = True) -> Array:

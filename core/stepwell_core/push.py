@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -31,6 +31,7 @@ class Push:
         weight: In an aggregate; finite and > 0.
         loss_scale: What the loss was multiplied by; None means the current one.
         hyperparameters: Values of those that were declared to come with each push.
+        state: Names of the tensors in `gradient` that have values instead, which replace the old.
         fingerprints: Returns the fingerprint of the gradient, if somebody works it out elsewhere
             meanwhile; None works it out when it is asked for.
     """
@@ -44,6 +45,7 @@ class Push:
     weight: float = 1.0
     loss_scale: float | None = None
     hyperparameters: Mapping[str, float] = field(default_factory=dict)
+    state: Collection[str] = ()
     fingerprints: Callable[[], str] | None = field(default=None, compare=False, repr=False)
 
     @cached_property
@@ -111,6 +113,7 @@ def check_push(push: Push, definition: Definition, newest_version: int) -> None:
         InvalidInput: It says something that cannot be.
         InvalidArgument: A hyperparameter that came with it breaks its rule.
     """
+    definition.check_tensors(push.gradient.layout.segments, push.state)
     for name, factor in (("weight", push.weight), ("loss scale", push.loss_scale)):
         if factor is not None and not LEAST_FACTOR <= factor <= MOST_FACTOR:
             raise InvalidInput(f"A {name} is finite and > 0, as a float32 too. Received: {factor}")

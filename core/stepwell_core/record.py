@@ -147,6 +147,7 @@ def _describe_pushes(
         "learning_rate": scalars.learning_rate,
         "updates": scalars.updates,
         "overwrites": scalars.overwrites,
+        "assigns": scalars.assigns,
         **_describe_numbers(scalars),
         "groups": [_describe_numbers(group) for group in scalars.groups],
     }
@@ -187,6 +188,7 @@ def _scalars(said: Mapping[str, Any], layout: Layout) -> StepScalars:
         learning_rate=float(said["learning_rate"]),
         updates=bool(said["updates"]),
         overwrites=bool(said["overwrites"]),
+        assigns=bool(said.get("assigns", False)),
         **_numbers(said, layout),
         groups=tuple(GroupScalars(**_numbers(group, layout)) for group in said.get("groups", ())),
     )

@@ -57,14 +57,12 @@ def _push_from(engine: Engine, sessions: Sequence[Session], sequences: range, dt
 
 def _miniature(definition: Definition) -> Definition:
     """Return a definition with the same rules and two elements of everything."""
+    state = set(definition.state)
+    dtypes = {tensor.dtype: None for tensor in definition.layout if tensor.name not in state}
     parts = (*_PARTS, *map(str, range(len(definition.groups))))
-    layout = Layout(
-        Tensor(f"{dtype}/{part}", (2,), dtype)
-        for dtype in definition.layout.sizes
-        for part in parts
-    )
+    layout = Layout(Tensor(f"{dtype}/{part}", (2,), dtype) for dtype in dtypes for part in parts)
     groups = tuple(
-        replace(group, tensors=tuple(f"{dtype}/{position}" for dtype in definition.layout.sizes))
+        replace(group, tensors=tuple(f"{dtype}/{position}" for dtype in dtypes))
         for position, group in enumerate(definition.groups)
     )
     excluded = tuple(name for name in layout.names if name.endswith("excluded"))
@@ -78,6 +76,7 @@ def _miniature(definition: Definition) -> Definition:
         excluded=excluded,
         consistency=consistency,
         groups=groups,
+        state=(),
     )
 
 

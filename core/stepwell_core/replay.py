@@ -45,7 +45,11 @@ def _make(engine: Engine, change: Change) -> None:
         case OptimizerChanged():
             definition = engine.definition.with_rule(change.rule)
             pipeline = Pipeline(
-                definition.layout, definition.rule, definition.excluded, definition.groups
+                definition.layout,
+                definition.rule,
+                definition.excluded,
+                definition.groups,
+                definition.state,
             )
             engine.adopt_hyperparameters(definition, pipeline)
         case Finalized():

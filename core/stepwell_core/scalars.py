@@ -38,6 +38,7 @@ class StepScalars:
         constants: For the stages, by arena dtype; see the positions in `kernels`.
         rule: For the rule, by arena dtype; see `Optimizer.scalars`.
         groups: Those of tensors that take other numbers, in the order of the model's groups.
+        assigns: Whether values of state come with the gradient.
     """
 
     learning_rate: float
@@ -46,6 +47,7 @@ class StepScalars:
     constants: dict[str, Array]
     rule: dict[str, tuple[Any, ...]]
     groups: tuple[GroupScalars, ...] = ()
+    assigns: bool = False
 
     def of(self, own: int | None) -> StepScalars | GroupScalars:
         """Return the numbers of a group by its position; None: those of all others."""
@@ -54,7 +56,7 @@ class StepScalars:
     @property
     def changes_parameters(self) -> bool:
         """Whether the parameters' bytes change, so that the step needs a buffer to write to."""
-        return self.updates or self.overwrites
+        return self.updates or self.overwrites or self.assigns
 
 
 def step_scalars(

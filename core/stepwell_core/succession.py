@@ -74,7 +74,9 @@ def replaced(
 
 def _pipeline(state: State) -> Pipeline:
     definition = state.definition
-    return Pipeline(definition.layout, definition.rule, definition.excluded, definition.groups)
+    return Pipeline(
+        definition.layout, definition.rule, definition.excluded, definition.groups, definition.state
+    )
 
 
 def _after(present: Counters, past: Counters) -> Counters:

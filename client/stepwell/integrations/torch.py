@@ -38,6 +38,7 @@ from stepwell.integrations.torch_groups import (
     check_dtypes,
     check_layout,
     groups_of,
+    held,
     taken_apart,
 )
 from stepwell.integrations.torch_rules import Rules
@@ -57,6 +58,9 @@ class RemoteOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # torch is 
         parameters: `module.named_parameters()`; or groups, `[{"params": [(name, parameter), ...],
             "lr": 0.1}, ...]`, as torch takes them. Those that need no gradient are left out.
         model: Its name on the server.
+        buffers: `module.named_buffers()`: what is no parameter, such as the statistics of a batch
+            normalization. Kept and pulled with the parameters; each step sends this module's, and
+            of several workers' the last counts. By default they stay here.
         optimizer: One of torch that made no step (SGD, Adagrad, Adam, AdamW), its class, with
             `options`, or whatever `stepwell.Client.create_model` takes. The result is that of
             torch's or of Keras's.
@@ -87,6 +91,7 @@ class RemoteOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # torch is 
         model: str,
         *,
         optimizer: Any,
+        buffers: NamedTensors = (),
         url: str | None = None,
         token: str | None = None,
         timeout: Timeout | None = None,
@@ -104,6 +109,7 @@ class RemoteOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # torch is 
         self._frozen = {name: p for name, p in named.items() if not p.requires_grad}
         self._named = {name: p for name, p in named.items() if p.requires_grad}
         check_dtypes(self._named)
+        self._buffers = dict(buffers)
         groups, defaults, rules = groups_of(optimizer, given, self._named, options)
         super().__init__(groups, defaults)
         self._rules: Rules = rules
@@ -133,7 +139,7 @@ class RemoteOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # torch is 
             model = self._client.model(name)
         except ModelNotFound:
             model = self._created(name, consistency)
-        check_layout(model.layout, self._named)
+        check_layout(model.layout, {**self._named, **held(self._buffers)})
         self._check_rules(model.describe())
         return model
 
@@ -146,6 +152,7 @@ class RemoteOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # torch is 
                 optimizer=rules.optimizer,
                 consistency=consistency,
                 groups=rules.groups,
+                state=held(self._buffers),
                 exist_ok=True,
             )
         except Forbidden as error:
@@ -165,6 +172,8 @@ class RemoteOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # torch is 
         groups = [group.to_json() for group in self._rules.groups]
         if described.get("groups", []) != groups:
             differing.append("groups")
+        if described.get("state", []) != list(self._buffers):
+            differing.append("state")
         if not is_same_kind or differing:
             raise ModelDiffers(
                 f"There is a model {described['name']!r} already, with the optimizer "
@@ -211,6 +220,7 @@ class RemoteOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # torch is 
             hyperparameters=values,
             version=self._version,
             loss_scale=self._loss_scale(),
+            state=held(self._buffers),
         )
         self._scaled_by = None
         if self._threads is None:
@@ -234,9 +244,9 @@ class RemoteOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # torch is 
     def _take(self, parameters: Parameters) -> None:
         """Copy parameters into the module's own, in place."""
         with torch.no_grad():
-            for name, parameter in self._named.items():
+            for name, parameter in {**self._named, **self._buffers}.items():
                 if parameter.device.type == "cpu":
-                    np.copyto(parameter.detach().numpy(), parameters[name])
+                    np.copyto(parameter.detach().numpy(), parameters[name], casting="unsafe")
                 else:  # a copy first: torch warns of arrays that it may not write to
                     parameter.copy_(torch.from_numpy(np.array(parameters[name])))
         self._version = parameters.version

@@ -67,6 +67,14 @@ def check_dtypes(named: Mapping[str, torch.Tensor]) -> None:
             )
 
 
+def held(buffers: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return buffers as the server holds them: whole numbers as float64, which has 53 bits."""
+    return {
+        name: buffer.detach() if buffer.dtype in HELD else buffer.detach().double()
+        for name, buffer in buffers.items()
+    }
+
+
 def check_layout(layout: Layout, named: Mapping[str, torch.Tensor]) -> None:
     """Refuse a model on the server that has other parameters than the module."""
     missing = [name for name in layout.names if name not in named]

@@ -58,6 +58,7 @@ class PushHeader(BaseModel):
     layout: Annotated[str, Field(max_length=64)] | None = None
     dtype: Literal["native", "float16", "bfloat16", "float32", "float64"] = "native"
     tensors: list[str] | None = None
+    state: list[str] = Field(default_factory=list)
     memory: bool = False
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     loss_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
@@ -76,6 +77,7 @@ class PushHeader(BaseModel):
             weight=self.weight,
             loss_scale=self.loss_scale,
             hyperparameters=self.hyperparameters,
+            state=self.state,
         )
 
 

@@ -398,6 +398,24 @@ def test_state_dict_brings_rates_back_and_says_where_the_rest_is(remote, name: s
     assert again.param_groups[0]["lr"] == 0.003
 
 
+def test_buffers_are_kept_and_given_to_who_comes_later(remote) -> None:
+    """Running statistics and counts of a batch normalization, which no gradient changes."""
+    # Arrange
+    first, second = (torch.nn.Sequential(*new_module(), torch.nn.BatchNorm1d(3)) for _ in "ab")
+    options = {"optimizer": torch.optim.SGD, "lr": 0.1}
+    optimizer = remote(first.named_parameters(), buffers=first.named_buffers(), **options)
+
+    # Act
+    train(first, optimizer, steps=3)
+    remote(second.named_parameters(), buffers=second.named_buffers(), **options)
+
+    # Assert
+    theirs, ours = dict(first.named_buffers()), dict(second.named_buffers())
+    assert int(ours["3.num_batches_tracked"]) == 3
+    assert float(ours["3.running_mean"].abs().max()) > 0
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
 # ---------------------------------------------------------------------------------------------
 # What cannot be: one sentence, an exception that a script can catch, and nothing changed.
 
