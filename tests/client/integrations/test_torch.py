@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import functools
 import itertools
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import stepwell
 from stepwell import errors
+from stepwell_server.tokens import TokenStore
 
 from tests.requirements import require_torch
+from tests.servers import served
 
 try:
     import torch
@@ -584,3 +588,38 @@ def test_a_server_that_is_not_there_is_one_sentence(name: str) -> None:
             url="http://127.0.0.1:9",
             timeout=stepwell.Timeout(connect_s=0.2, retry_s=0.2),
         )
+
+
+def test_a_token_that_may_only_push_trains_but_does_not_create(tmp_path) -> None:
+    """The role is in the sentence, and what to do; with a model that is there it is enough."""
+    # Arrange
+    module, store = new_module(), TokenStore(tmp_path)
+    tokens = {role: store.create(role) for role in ("push", "admin")}
+
+    # Act / Assert
+    with served(tmp_path) as server:
+        options = {"model": "m", "url": server.url, "optimizer": torch.optim.SGD, "lr": 0.1}
+        with pytest.raises(errors.Forbidden, match=r"no model 'm' yet.*role admin"):
+            RemoteOptimizer(module.named_parameters(), token=tokens["push"], **options)
+        RemoteOptimizer(module.named_parameters(), token=tokens["admin"], **options).close()
+        with RemoteOptimizer(
+            module.named_parameters(), token=tokens["push"], **options
+        ) as optimizer:
+            train(module, optimizer, steps=1)
+            assert optimizer.last_result.outcome == "applied"
+
+
+def test_the_quick_start_of_the_documents_runs(server, monkeypatch) -> None:
+    """The first block of docs/torch.md, as it stands there."""
+    # Arrange
+    text = (Path(__file__).parents[3] / "docs" / "torch.md").read_text()
+    (code, *_) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    monkeypatch.setenv("STEPWELL_URL", server.url)
+    names: dict[str, Any] = {}
+
+    # Act
+    exec(compile(code, "docs/torch.md", "exec"), names)
+    names["optimizer"].close()
+
+    # Assert
+    assert names["optimizer"].last_result.version == 10
