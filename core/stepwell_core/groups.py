@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from stepwell_core import keras_config
@@ -71,10 +72,16 @@ class ParameterGroup:
         Raises:
             InvalidArgument: A value breaks its hyperparameter's rule.
         """
-        own = dict(self.hyperparameters)
-        if values is not None:
-            own |= {n: values[f"{self.name}/{n}"] for n, v in own.items() if isinstance(v, PerPush)}
-        return optimizer.with_values(own) if own else optimizer
+        own = self.hyperparameters
+        if not own:
+            return optimizer
+        if values is None:
+            return optimizer.with_values(own)
+        now = ((n, self._now(n, value, values)) for n, value in own.items())
+        return _with_values(optimizer, tuple(now))
+
+    def _now(self, name: str, value: Any, values: Mapping[str, float]) -> Any:
+        return float(values[f"{self.name}/{name}"]) if isinstance(value, PerPush) else value
 
     @property
     def declared_per_push(self) -> tuple[str, ...]:
@@ -120,6 +127,12 @@ class ParameterGroup:
             learning_rate_multiplier=value.get("learning_rate_multiplier", 1.0),
             hyperparameters=keras_config.hyperparameters(type(optimizer), own),
         )
+
+
+@lru_cache(maxsize=4 * MAX_GROUPS)
+def _with_values(optimizer: Optimizer, values: tuple[tuple[str, Any], ...]) -> Optimizer:
+    # Kept, since most pushes say what the last one said, and it is asked for twice a push.
+    return optimizer.with_values(dict(values))
 
 
 def groups_from_json(value: object, optimizer: Optimizer) -> tuple[ParameterGroup, ...]:

@@ -16,6 +16,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass
+from functools import cache
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -275,6 +276,7 @@ _LARGEST_INT = 2**31 - 1  # Keras counts iterations in int32
 _LONGEST_NAME = 256
 
 
+@cache  # a push with values of its own makes optimizers anew
 def _kinds(field: dataclasses.Field[Any]) -> list[str]:
     """Return the keys of `_KINDS` that a field's type names."""
     names = str(field.type).replace("Hyperparameter", "float").split("|")
