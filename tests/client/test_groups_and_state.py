@@ -48,6 +48,59 @@ def test_a_push_says_rates_and_values(server, transport: str) -> None:
     assert after["count"] == 7
 
 
+@pytest.mark.parametrize("transport", ["auto", "http"])
+def test_a_delta_is_of_what_is_optimized_and_values_go_along(server, transport: str) -> None:
+    """They are named in `state`, also those that are to stay; else they are asked for."""
+    # Arrange
+    options = {"hyperparameters": {"head/learning_rate": 0.5}}
+    mean = np.array([3, 4], np.float32)
+
+    # Act
+    with stepwell.Client(server.url, transport=transport) as client:
+        model = create(client, f"local-{transport}")
+        with model.worker("w") as worker:
+            pulled = worker.pull()
+            local = {name: pulled[name] + 2 for name in PARAMETERS}
+            with pytest.raises(errors.LayoutMismatch, match=r"Missing: .*'count'"):
+                worker.push_delta(local, state={"mean": mean}, **options)
+            worker.push_delta(local, state={"mean": mean, "count": None}, **options)
+        after = model.pull()
+
+    # Assert
+    assert after["body"].tolist() == [1.0] * 3
+    assert after["head"].tolist() == [1.0] * 2
+    assert after["mean"].tolist() == [3, 4]
+    assert after["count"] == 0
+
+
+def test_gathered_values_outlive_a_checkpoint_and_a_crash(tmp_path) -> None:
+    """They were acknowledged, so the step that they wait for has them."""
+    # Arrange
+    options = {"consistency": stepwell.Buffered(3)}
+    said = {"hyperparameters": {"head/learning_rate": 0.5}}
+    with served(tmp_path) as server, stepwell.Client(server.url) as client:
+        model = create(client, "m", **options)
+        with model.worker("w") as worker:
+            worker.push(ONES, state={"mean": np.array([1, 2], np.float32)}, **said)
+            model.checkpoint()
+            worker.push(ONES, state={"count": np.array(5.0)}, **said)
+            server.kill()
+
+    # Act
+    with served(tmp_path) as server, stepwell.Client(server.url) as client:
+        model = client.model("m")
+        before = model.pull()
+        with model.worker("w") as worker:
+            result = worker.push(ONES, **said)
+        after = model.pull()
+
+    # Assert
+    assert before["count"] == 0
+    assert result.outcome == "applied"
+    assert (after["mean"].tolist(), after["count"]) == ([1, 2], 5)
+    assert after["body"].tolist() == [-0.5] * 3
+
+
 def test_they_outlive_a_crash(tmp_path) -> None:
     """The journal has the values, and the rates that a step took."""
     # Arrange

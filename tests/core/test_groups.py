@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from stepwell_core.consistency import Async, Buffered
 from stepwell_core.definition import Definition
 from stepwell_core.errors import InvalidArgument, InvalidInput, StepwellError
 from stepwell_core.groups import MAX_GROUPS, ParameterGroup
@@ -25,6 +26,7 @@ from tests.core.models import (
 )
 
 WIDE = Layout([Tensor(name, (3,), "float32") for name in "abcd"])
+SCALING = Async(on_stale="scale")
 ONES = {name: np.ones(3, np.float32) for name in "abcd"}
 
 
@@ -98,6 +100,49 @@ def test_values_of_a_group_come_with_each_push() -> None:
 
     # Assert
     assert steps == {"a": 0.75, "b": 0.5, "c": 0.5, "d": 0.5}
+
+
+@pytest.mark.parametrize(
+    "own",
+    [{}, {"learning_rate": 0.5}, {"learning_rate": PerPush()}],
+    ids=["multiplier", "own rate", "rate of the push"],
+)
+def test_a_stale_push_takes_less_of_every_learning_rate(own: dict[str, Any]) -> None:
+    """`Async(on_stale="scale")` is of the optimizer's, and of a group's own as much."""
+    # Arrange
+    groups = (ParameterGroup("head", ("a",), 2.0, own),)
+    engine = new_engine(SGD(0.5), layout=WIDE, groups=groups, consistency=SCALING)
+    worker = Worker(engine)
+    said = {"hyperparameters": {"head/learning_rate": 0.5}} if "PerPush" in repr(own) else {}
+    for version in range(4):
+        worker.push(ONES, version=version, **said)
+    before = parameters_of(engine)
+
+    # Act
+    worker.push(ONES, version=0, **said)
+
+    # Assert
+    after = parameters_of(engine)
+    steps = {name: float(before[name][0] - after[name][0]) for name in "ab"}
+    assert steps == pytest.approx({"a": 0.25, "b": 0.125})
+
+
+def test_a_buffer_waits_for_the_last_push_with_the_values_of_groups() -> None:
+    """They make the step; so it cannot be made without a push."""
+    # Arrange
+    groups = (ParameterGroup("head", ("a",), hyperparameters={"learning_rate": PerPush()}),)
+    engine = new_engine(SGD(0.5), layout=WIDE, groups=groups, consistency=Buffered(2))
+    for array in engine.store.current.values():
+        array[...] = 1
+    worker = Worker(engine)
+    worker.push(ONES, hyperparameters={"head/learning_rate": 0.75})
+
+    # Act / Assert
+    with pytest.raises(InvalidInput, match="head/learning_rate"):
+        engine.stage_gathered()
+    worker.push(ONES, hyperparameters={"head/learning_rate": 0.25})
+    after = parameters_of(engine)
+    assert (after["a"][0], after["b"][0]) == (0.75, 0.5)
 
 
 def test_a_gradient_of_all_in_one_group_is_that_of_an_optimizer_with_its_numbers() -> None:

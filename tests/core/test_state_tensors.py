@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from stepwell_core.consistency import Sync
+from stepwell_core.consistency import Async, Bounded, Buffered, Quorum, Sync
 from stepwell_core.definition import Definition
-from stepwell_core.errors import InvalidInput, StepwellError
+from stepwell_core.engine import Engine
+from stepwell_core.errors import CheckpointInvalid, InvalidInput, StepwellError
 from stepwell_core.groups import ParameterGroup
 from stepwell_core.layout import Layout, Tensor
 from stepwell_core.optimizers import SGD, Adam
 from stepwell_core.pipeline import Gradient
 
 from tests.core.journaled import Journaled, lasting
-from tests.core.models import Worker, new_engine, parameters_of, through_json
+from tests.core.models import Worker, new_engine, parameters_of, saved, through_json
 
 LAYOUT = Layout(
     [
@@ -152,6 +154,178 @@ def test_of_several_workers_the_last_counts(reduction: str) -> None:
     assert after["w"].tolist() == [-0.5] * 3
 
 
+@pytest.mark.parametrize("mode", [Async(), Bounded(1), Quorum(2, 1), Buffered(1), Sync(1)])
+def test_a_delta_sets_it_as_a_gradient_does(mode: Any) -> None:
+    """The delta is negated, and the value is not, whatever makes the step."""
+    # Arrange
+    engine = engine_of(SGD(1.0), consistency=mode)
+    worker = Worker(engine)
+
+    # Act
+    worker.push(values(3.0, -2.0), state=STATE, kind="delta", version=0)
+
+    # Assert
+    after = parameters_of(engine)
+    assert (after["mean"].tolist(), float(after["count"])) == ([3.0, 3.0], -2.0)
+    assert after["w"].tolist() == [1.0] * 3
+
+
+@pytest.mark.parametrize("reduction", ["order", "arrival"])
+def test_of_several_deltas_the_last_value_counts(reduction: str) -> None:
+    """As of gradients; their mean is of different weights, the value of none."""
+    # Arrange
+    consistency = Sync(2, reduction=reduction)  # type: ignore[arg-type]
+    engine = engine_of(SGD(1.0), consistency=consistency)
+    workers = [Worker(engine, name) for name in ("a", "b")]
+
+    # Act
+    for number, worker in enumerate(workers, 1):
+        worker.push(values(float(number)), state=["mean"], kind="delta", weight=float(number))
+
+    # Assert
+    after = parameters_of(engine)
+    assert after["mean"].tolist() == [2.0, 2.0]
+    assert after["w"].tolist() == [1.0] * 3
+
+
+# A buffer, where a push is answered before its step is made
+
+
+def test_a_gathered_value_comes_with_the_step_of_its_gradient() -> None:
+    """The last that came, undiscounted; until then everyone pulls the old one."""
+    # Arrange
+    engine = engine_of(consistency=Buffered(3))
+    worker = Worker(engine)
+    worker.push(values(1.0), state=["mean"], version=0)
+    worker.push(values(2.0, 9.0), state=STATE, version=0, weight=5.0)
+    waiting = parameters_of(engine)
+
+    # Act
+    result = worker.push(ONES, version=0)
+
+    # Assert
+    after = parameters_of(engine)
+    assert waiting["mean"].tolist() == [0.0, 0.0]
+    assert result.outcome == "applied"
+    assert (after["mean"].tolist(), float(after["count"])) == ([2.0, 2.0], 9.0)
+    assert after["w"].tolist() == [-0.5] * 3
+
+
+def test_a_stale_push_has_its_gradient_discounted_and_not_its_value() -> None:
+    """Three versions behind a gradient counts half."""
+    # Arrange
+    engine = engine_of(consistency=Buffered(1))
+    worker = Worker(engine)
+    for version in range(3):
+        worker.push(ONES, version=version)
+    before = parameters_of(engine)["w"]
+
+    # Act
+    worker.push(values(8.0), state=["mean"], version=0)
+
+    # Assert
+    after = parameters_of(engine)
+    assert after["mean"].tolist() == [8.0, 8.0]
+    assert (after["w"] - before).tolist() == [-0.25] * 3
+
+
+def test_a_value_of_an_earlier_step_is_not_set_again() -> None:
+    """The buffer begins anew, though its memory is the same."""
+    # Arrange
+    engine = engine_of(consistency=Buffered(2))
+    worker = Worker(engine)
+    worker.push(values(1.0), state=["mean"])
+    worker.push(ONES)
+    later = values(4.0)
+    worker.push(later, state=["mean"])
+    worker.push(ONES)
+
+    # Act
+    engine.store.current["float32"][engine.layout.segments["mean"].start] = -1
+    worker.push(ONES)
+    worker.push(ONES)
+
+    # Assert
+    assert parameters_of(engine)["mean"].tolist() == [-1.0, 4.0]
+    assert "values" not in engine.gathered()
+
+
+@pytest.mark.parametrize("accumulates", [None, 2])
+def test_a_buffer_in_a_checkpoint_knows_which_values_came(accumulates: int | None) -> None:
+    """A model that goes on from it ends with the bytes of one that never stopped."""
+    # Arrange
+    rule = Adam(0.1, use_ema=True, gradient_accumulation_steps=accumulates)
+    engine = engine_of(rule, consistency=Buffered(3))
+    worker = Worker(engine)
+    worker.push(values(1.0, 4.0), state=STATE)
+    worker.push(values(2.0), state=["mean"])
+
+    # Act
+    again = Engine(saved(engine), engine.incarnation)
+    for model in (engine, again):
+        worker.engine, worker.sequence = model, 2
+        worker.push(ONES)
+
+    # Assert
+    assert lasting(again) == lasting(engine)
+    after = parameters_of(again)
+    assert (after["mean"].tolist(), float(after["count"])) == ([2.0, 2.0], 4.0)
+
+
+def test_a_journal_of_gathered_values_gives_the_same_bytes() -> None:
+    """Behind a checkpoint with some in its buffer; of deltas as of gradients."""
+    # Arrange
+    engine = engine_of(SGD(0.5, momentum=0.9), consistency=Buffered(3))
+    worker = Worker(engine)
+    worker.push(values(1.0), state=["mean"], kind="delta", weight=2.0)
+    journal = Journaled(engine)
+
+    # Act
+    for step in range(6):
+        state = STATE if step % 2 else ["mean"]
+        count = float(step) if step % 2 else None
+        worker.push(values(float(step), count), state=state, kind="delta", version=0)
+
+    # Assert
+    assert engine.counters.version == 2
+    assert lasting(journal.recovered()) == lasting(engine)
+
+
+def test_leaving_a_buffer_sets_the_values_in_it() -> None:
+    """The step of what was gathered, without another push, has them too."""
+    # Arrange
+    engine = engine_of(consistency=Buffered(3))
+    journal = Journaled(engine)
+    Worker(engine).push(values(6.0), state=["mean"])
+
+    # Act
+    staged = engine.stage_gathered()
+    assert staged is not None
+    engine.commit(staged)
+
+    # Assert
+    assert parameters_of(engine)["mean"].tolist() == [6.0, 6.0]
+    assert lasting(journal.recovered()) == lasting(engine)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"count": 1, "weights": {"w": 1.0}, "values": ["b"]},
+        {"count": 1, "weights": {"mean": 1.0}},
+        {"count": 1, "weights": {"w": 1.0}, "values": ["x"]},
+    ],
+)
+def test_a_checkpoint_whose_buffer_takes_one_for_the_other_is_refused(said: Any) -> None:
+    """No parameter becomes what is left in memory of a sum."""
+    # Arrange
+    state = saved(engine_of(consistency=Buffered(3)))
+
+    # Act / Assert
+    with pytest.raises((CheckpointInvalid, InvalidInput)):
+        Engine(replace(state, gathered=said), "1" * 32)
+
+
 def test_a_half_width_push_has_rounded_values() -> None:
     """The payload has one dtype; the value is decoded and nothing else."""
     # Arrange
@@ -219,6 +393,16 @@ def test_a_gradient_is_not_taken_for_a_value(
     with pytest.raises(InvalidInput, match=sentence):
         worker.push(arrays, state=state)
     assert engine.counters.version == 0
+
+
+def test_a_push_without_a_version_is_refused_where_one_is_needed() -> None:
+    """State makes no exception: how old a gradient is decides what becomes of it."""
+    # Arrange
+    worker = Worker(engine_of(consistency=Async(max_staleness=1)))
+
+    # Act / Assert
+    with pytest.raises(InvalidInput, match="version=None"):
+        worker.push(values(1.0), state=["mean"])
 
 
 @pytest.mark.parametrize("state", [LAYOUT.names, ("x",), ("mean", "mean")])
