@@ -241,7 +241,7 @@ class Model(ModelHandle):
         """Delete a checkpoint.
 
         Raises:
-            Conflict: It is pinned, or the last one that is whole.
+            Conflict: It is pinned, or no newer one is whole; write another first.
         """
         self._driver.run(self._flows.delete_checkpoint(checkpoint))
 

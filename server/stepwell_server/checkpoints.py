@@ -245,8 +245,6 @@ class Checkpoints:
         """Remove a checkpoint; see `CheckpointArchive.remove`."""
         async with self.lock:
             await asyncio.to_thread(self._archive.remove, checkpoint_id)
-            if self._saved is not None and self._saved.id == checkpoint_id:
-                self._saved = None  # so that a stop writes another
 
     # Does the newest one hold everything?
 

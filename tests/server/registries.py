@@ -91,3 +91,8 @@ async def created(registry: Registry) -> tuple[str, int, list[float]]:
     model, _ = await registry.create(definition(), None, exist_ok=False)
     await push(model, count=3)
     return await look(registry)
+
+
+async def looked(registry: Registry) -> tuple[tuple[str, int, list[float]], Any]:
+    """Return what `look` does, and how the model came back."""
+    return await look(registry), registry.get("m").recovered

@@ -190,16 +190,18 @@ class CheckpointArchive:
 
         Raises:
             CheckpointNotFound: There is none of that name.
-            Conflict: It is pinned, or the last one that is whole, without which the model would be
-                lost at a restart.
+            Conflict: It is pinned, or no newer one is whole. The journal goes on from the newest
+                that is, and what was before was let go of: no older one can stand in for it.
         """
         with self._changing, self._found(checkpoint_id) as found:
             if found in self.pinned():
                 raise Conflict(f"Checkpoint {found} is pinned; unpin it first")
-            if not any(self._is_whole(other) for other in self.ids() if other != found):
+            ids = self.ids()
+            newer = ids[ids.index(found) + 1 :]
+            if not any(self._is_whole(other) for other in reversed(newer)):
                 raise Conflict(
-                    f"Checkpoint {found} is the last one of model {self._model!r} that is "
-                    "whole; write another first"
+                    f"No checkpoint of model {self._model!r} that is newer than {found} is whole, "
+                    "so a restart needs it; write another first, then remove it"
                 )
             self._store.remove(found)
 
