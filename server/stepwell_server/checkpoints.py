@@ -122,7 +122,12 @@ class Checkpoints:
         return buffers
 
     def _cut(self, buffers: dict[str, Arenas]) -> tuple[Snapshot, int]:
-        """The lane's part of a checkpoint."""
+        """The lane's part of a checkpoint; of a half-made change none is made.
+
+        Raises:
+            ModelReadOnly: What is on the disk is all there is to go on from.
+        """
+        self._recorder.check()
         number = self._recorder.rotate()
         snapshot = self._engine.snapshot(buffers)
         failpoints.reach("checkpoint.cut")
