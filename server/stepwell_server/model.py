@@ -46,6 +46,7 @@ from stepwell_server.recovery import Recovered, identity_of, new_incarnation
 from stepwell_server.shared_memory import RegionArenas, shared_arenas
 from stepwell_server.storage.checkpoint import Manifest
 from stepwell_server.storage.folders import ModelFolder
+from stepwell_server.storage.stores import Unsettled
 
 T = TypeVar("T")
 
@@ -298,7 +299,10 @@ class HostedModel:
             number = self.recorder.rotate(identity_of(state.definition, incarnation))
             try:
                 manifest = self.checkpoints.save(_snapshot(state, incarnation), number)
-            except BaseException:
+            except BaseException as error:
+                if isinstance(error, Unsettled) and self.recorder.durability != "memory":
+                    self.recorder.give_up(error.message)  # a start may take either history
+                    raise
                 with self.recorder.making():  # what comes next belongs to the old history
                     self.recorder.rotate(identity_of(engine.definition, engine.incarnation))
                 raise

@@ -14,7 +14,13 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+from stepwell_core.errors import StoreFailed
+
 MANIFEST = "manifest.json"
+
+
+class Unsettled(StoreFailed):
+    """A checkpoint was perhaps written, and perhaps not; its place does not say."""
 
 
 class DraftFile(Protocol):
@@ -44,6 +50,7 @@ class Draft(ABC):
 
         Raises:
             Conflict: There is one of that name; it is as it was.
+            Unsettled: It may come to exist, or not.
         """
 
 

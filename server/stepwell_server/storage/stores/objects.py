@@ -32,6 +32,7 @@ from stepwell_server.storage.stores.base import (
     Draft,
     DraftFile,
     ModelStore,
+    Unsettled,
 )
 
 PART_BYTES = 16 << 20
@@ -40,6 +41,10 @@ PART_BYTES = 16 << 20
 READ_BYTES = 4 << 20
 
 T = TypeVar("T")
+
+
+class _Exists(Exception):
+    """There is an object of that key."""
 
 
 class ObjectStore(CheckpointStore):
@@ -96,7 +101,7 @@ class ObjectModelStore(ModelStore):
         try:
             yield draft
         finally:
-            if not draft.is_committed:
+            if not draft.is_needed:
                 draft.forget()
 
     def size(self, checkpoint_id: str, name: str) -> int:
@@ -148,18 +153,41 @@ class ObjectModelStore(ModelStore):
     # For drafts
 
     def put_manifest(self, checkpoint_id: str, content: bytes) -> None:
-        """Put a manifest, unless there is one."""
-        key = self._key(checkpoint_id, MANIFEST)
+        """Put a manifest, unless there is one.
 
-        def put() -> None:
-            try:
-                self._store.put(key, content, mode="create", use_multipart=False)
-            except (AlreadyExistsError, PreconditionError):
+        Raises:
+            Conflict: There is one of another draft.
+            Unsettled: Whether it was, or will be, put is not known.
+        """
+        key = self._key(checkpoint_id, MANIFEST)
+        try:
+            self._ask(lambda: self._create(key, content))
+        except (_Exists, StoreFailed) as error:
+            # One that was put though its answer was lost is there when it is put again.
+            if self._has(key, content):
+                return
+            if isinstance(error, _Exists):
                 raise Conflict(
                     f"There is a checkpoint {checkpoint_id!r} already; nothing changed"
                 ) from None
+            raise Unsettled(
+                f"The checkpoint store {self._place} was given checkpoint {checkpoint_id} and did "
+                f"not say that it has it ({error.message}); look whether it is there",
+                store=self._place,
+            ) from None
 
-        self._ask(put)
+    def _create(self, key: str, content: bytes) -> None:
+        try:
+            self._store.put(key, content, mode="create", use_multipart=False)
+        except (AlreadyExistsError, PreconditionError):
+            raise _Exists from None
+
+    def _has(self, key: str, content: bytes) -> bool:
+        """Return whether an object is known to be there, with this content."""
+        try:
+            return self._ask(lambda: bytes(self._store.get(key).bytes())) == content
+        except (FileNotFoundError, StoreFailed):
+            return False
 
     @contextlib.contextmanager
     def writer(self, checkpoint_id: str, name: str) -> Iterator[DraftFile]:
@@ -179,7 +207,7 @@ class ObjectDraft(Draft):
 
     def __init__(self, store: ObjectModelStore, checkpoint_id: str) -> None:
         self.prefix = f"{secrets.token_hex(8)}/"
-        self.is_committed = False
+        self.is_needed = False  # by a manifest that was put, or may have been
         self._store = store
         self._id = checkpoint_id
 
@@ -190,8 +218,12 @@ class ObjectDraft(Draft):
     def commit(self, manifest: bytes) -> None:
         """Put the manifest, unless there is one."""
         failpoints.reach("checkpoint.files_written")
-        self._store.put_manifest(self._id, manifest)
-        self.is_committed = True
+        self.is_needed = True
+        try:
+            self._store.put_manifest(self._id, manifest)
+        except Conflict:
+            self.is_needed = False
+            raise
 
     def forget(self) -> None:
         """Delete what was put; what cannot be is named by no manifest."""

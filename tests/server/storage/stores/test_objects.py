@@ -14,7 +14,8 @@ import pytest
 import stepwell
 from stepwell_core.errors import InvalidArgument, StoreFailed
 from stepwell_server.storage.folders import DataFolder
-from stepwell_server.storage.stores import open_store
+from stepwell_server.storage.stores import Unsettled, open_store
+from stepwell_server.storage.stores.base import MANIFEST
 
 from tests import servers
 from tests.server.storage.snapshots import assert_holds, snapshot
@@ -129,6 +130,43 @@ def test_a_bucket_that_is_not_there_is_refused(s3_url):
     """Not taken for an empty one."""
     with pytest.raises((StoreFailed, FileNotFoundError)):
         write(open_store("s3://no-such-bucket/x").of_model("m"), a=b"1")
+
+
+def answering(monkeypatch, *, puts, fails):
+    """Return a store that obeys so many times when it is given a manifest, and says otherwise."""
+    store = open_store("memory://test").of_model("m")
+    create = store._create
+
+    def put(key, content):
+        for _ in range(puts):
+            create(key, content)
+        if fails:
+            raise TimeoutError
+
+    monkeypatch.setattr(store, "_create", put)
+    return store
+
+
+@pytest.mark.parametrize(("puts", "fails"), [(1, True), (2, False)], ids=["lost", "retried"])
+def test_a_manifest_that_was_put_though_it_was_not_said_is_known_again(monkeypatch, puts, fails):
+    """Its answer was lost, or a retry found the first try's; its content tells that it is ours."""
+    store = answering(monkeypatch, puts=puts, fails=fails)
+
+    prefix = write(store, manifest=b"mine", a=b"1")
+
+    assert read(store, ID, MANIFEST) == b"mine"
+    assert read(store, ID, prefix + "a") == b"1"
+
+
+def test_a_manifest_of_which_nothing_is_known_is_unsettled_and_its_files_stay(monkeypatch):
+    """It may still arrive."""
+    store = answering(monkeypatch, puts=0, fails=True)
+
+    with pytest.raises(Unsettled, match="look whether it is there"):
+        write(store, manifest=b"mine", a=b"1")
+
+    keys = [entry["path"] for entries in store._store.list() for entry in entries]
+    assert [key.rpartition("/")[2] for key in keys] == ["a"]
 
 
 @pytest.mark.parametrize(
