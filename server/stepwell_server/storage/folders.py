@@ -5,6 +5,7 @@
 <data>/<model>/checkpoints/<id>/     see checkpoint.py; unless there is an object store for them
 <data>/<model>/journal/              see journal/
 <data>/<model>/clean-stop            the checkpoint that a clean stop ended with
+<data>/<model>/deleted               the model is gone; what its store has is still to be removed
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ FORMAT = "stepwell-data"
 FORMAT_VERSION = 1
 IDENTITY = "stepwell.json"
 CLEAN_STOP = "clean-stop"
+DELETED = "deleted"
 LOCK = ".lock"
 
 NOT_YET_OURS = {LOCK, TOKENS_FILE, "lost+found"}
@@ -48,7 +50,7 @@ class DataFolder:
         self._store = store
         identity = path / IDENTITY
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            disk.make_folders(path)
             is_empty = NOT_YET_OURS.issuperset(entry.name for entry in path.iterdir())
         except OSError as error:
             raise DataFolderInvalid(
@@ -141,12 +143,26 @@ class ModelFolder:
         self.path = path
 
     def remove(self) -> None:
-        """Remove the folder with all that is in it, and the checkpoints wherever they are."""
+        """Remove the folder with all that is in it, and the checkpoints wherever they are.
+
+        With a store, what fails is to be repeated: from the mark on the model is gone, and a start
+        removes the rest.
+
+        Raises:
+            StoreFailed: The store still has something of the model.
+        """
         with self._changing:
+            if self._store is not None:
+                if self.path.exists():
+                    disk.write_durably(self.path / DELETED, b"")
+                self._store.of_model(self.name).remove_all()
             if self.path.exists():
                 disk.remove_folder(self.path)
-            if self._store is not None:
-                self._store.of_model(self.name).remove_all()
+
+    @property
+    def is_deleted(self) -> bool:
+        """Whether `remove` began, and did not end."""
+        return (self.path / DELETED).exists()
 
     def prepare(self) -> None:
         """Make what a model has that came from a store alone; remove what was left half-written."""
