@@ -15,7 +15,12 @@ from typing import Any
 
 import structlog
 from stepwell_core.engine import Engine
-from stepwell_core.errors import CheckpointInvalid, CheckpointNotFound, StepwellError
+from stepwell_core.errors import (
+    CheckpointInvalid,
+    CheckpointNotFound,
+    StepwellError,
+    StoreFailed,
+)
 from stepwell_core.layout import Arenas
 from stepwell_core.state import Snapshot, State
 
@@ -26,6 +31,10 @@ from stepwell_server.storage.checkpoint import Manifest
 
 LOOK_EVERY_S = 0.5
 """How often it is asked whether it is time for a checkpoint."""
+
+PAUSE_AFTER_FAILURE_S = 10.0
+"""How long none is written by itself after one that failed: each begins a segment of the journal,
+and may upload everything."""
 
 log = structlog.get_logger("stepwell")
 
@@ -89,6 +98,7 @@ class Checkpoints:
         self._schedule = schedule
         self._saved = saved
         self._saved_at = time.monotonic()
+        self._not_before = self._saved_at  # is none written by itself
         self._progress: Progress | None = None
         self._automatic = asyncio.create_task(self._write_by_itself())
 
@@ -154,10 +164,17 @@ class Checkpoints:
         self._progress = Progress(phase, done_bytes, nbytes)
 
     async def note(self, manifest: Manifest) -> None:
-        """Let go of what a new whole checkpoint has made unnecessary; under `lock`."""
+        """Let go of what a new whole checkpoint has made unnecessary; under `lock`.
+
+        What cannot be removed is told in the log, and tried again after the next one: the
+        checkpoint, and the history that it may begin, stand.
+        """
         failpoints.reach("checkpoint.verified")
         self._saved, self._saved_at = manifest, time.monotonic()
-        await asyncio.to_thread(self._recorder.remove_before, manifest.journal_number)
+        try:
+            await asyncio.to_thread(self._recorder.remove_before, manifest.journal_number)
+        except (OSError, StepwellError) as error:  # the checkpoint is whole: nothing needs to go
+            log.warning("journal_not_removed", model=self._engine.definition.name, exc_info=error)
         await self._retain()
 
     async def _retain(self) -> None:
@@ -181,10 +198,12 @@ class Checkpoints:
                 await self.write()
             except Exception as error:
                 log.error("checkpoint_failed", model=self._engine.definition.name, exc_info=error)
-                self._saved_at = time.monotonic()  # not again at once
+                self._not_before = time.monotonic() + PAUSE_AFTER_FAILURE_S
 
     @property
     def _is_due(self) -> bool:
+        if time.monotonic() < self._not_before:
+            return False
         saved, schedule = self._saved, self._schedule
         version = self._engine.counters.version
         new = version - (0 if saved is None else saved.counters.version)
@@ -215,7 +234,7 @@ class Checkpoints:
                 summary = self._archive.manifest(checkpoint_id).summary()
             except CheckpointNotFound:
                 continue  # removed since `ids` was asked
-            except CheckpointInvalid as error:
+            except (CheckpointInvalid, StoreFailed) as error:
                 version = version_of(checkpoint_id)
                 summary = {"id": checkpoint_id, "version": version, "invalid": error.message}
             found.append({**summary, "pinned": checkpoint_id in pinned})

@@ -17,6 +17,7 @@ from stepwell_core.errors import (
     ModelExists,
     ModelNotFound,
     ShuttingDown,
+    StepwellError,
 )
 from stepwell_core.layout import Arenas
 from stepwell_core.ledger import Ledger
@@ -72,6 +73,7 @@ class Registry:
         self._staging = staging
         self._options = options
         self._models: dict[str, HostedModel] = {}
+        self._deleted: dict[str, ModelFolder] = {}  # whose checkpoints are still to be removed
         self._changing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._is_stopping = False
 
@@ -139,6 +141,12 @@ class Registry:
         """Create a model that is not there yet; under its lock."""
         if self._is_stopping:
             raise ShuttingDown("The server is stopping; try again")
+        if definition.name in self._deleted:
+            raise ModelExists(
+                f"The model {definition.name!r} was deleted, and its checkpoint store did not let "
+                "go of it; delete it again, then create it",
+                model=definition.name,
+            )
         check_memory(definition)
         part = self._reserve(definition)
         try:
@@ -229,14 +237,24 @@ class Registry:
 
         Raises:
             ModelNotFound: There is none of that name.
+            StoreFailed: The store does not remove its checkpoints. The model is gone, also after a
+                restart, and its name is free when this is repeated.
         """
-        self.get(name)
+        if name not in self._deleted:
+            self.get(name)
         async with self._changing[name]:
-            model = self.get(name)  # two may have asked at once
-            del self._models[name]
-            await model.discard()
-            self._staging.forget(name, model.part)
-            await asyncio.to_thread(model.folder.remove)
+            if name not in self._deleted:
+                model = self.get(name)  # two may have asked at once
+                self._deleted[name] = model.folder
+                del self._models[name]
+                try:
+                    await model.discard()
+                except (OSError, StepwellError) as error:  # its journal goes all the same
+                    log.warning("journal_not_closed", model=name, exc_info=error)
+                finally:
+                    self._staging.forget(name, model.part)
+            await asyncio.to_thread(self._deleted[name].remove)
+            del self._deleted[name]
             log.info("model_deleted", model=name)
 
     async def recover(self) -> None:
@@ -247,7 +265,13 @@ class Registry:
             JournalInvalid: A journal lacks a record that was on the disk; likewise.
         """
         # All are read before anything is changed: a refused start leaves the folder as it was.
-        found = [await asyncio.to_thread(read_model, folder) for folder in self._data.models()]
+        folders = await asyncio.to_thread(self._data.models)
+        kept = [folder for folder in folders if not folder.is_deleted]
+        found = [await asyncio.to_thread(read_model, folder) for folder in kept]
+        for folder in folders:
+            if folder.is_deleted:
+                await asyncio.to_thread(folder.remove)
+                log.info("model_deleted", model=folder.name)
         for recovery in found:
             self._models[recovery.folder.name] = await self._open(recovery)
             log.info("model_recovered", model=recovery.folder.name, **recovery.recovered.to_json())
@@ -260,6 +284,7 @@ class Registry:
         """Go on with a model that was read."""
         folder, engine, number = recovery.folder, recovery.engine, recovery.next_number
         await asyncio.to_thread(folder.prepare)
+        await asyncio.to_thread(folder.archive.pin_newer, recovery.manifest.id)
         await asyncio.to_thread(folder.forget_clean_stop)
         await asyncio.to_thread(rehearse, engine.definition)
         recorder = await asyncio.to_thread(self._recorder, engine, folder, number)

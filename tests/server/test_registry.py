@@ -25,6 +25,7 @@ from stepwell_core.errors import (
     ModelNotFound,
     ShuttingDown,
     StepwellError,
+    StoreFailed,
 )
 from stepwell_core.optimizers import SGD
 from stepwell_core.pipeline import Gradient
@@ -34,6 +35,7 @@ from stepwell_server.model import HostedModel
 from stepwell_server.registry import Registry
 from stepwell_server.storage.archive import CheckpointArchive
 from stepwell_server.storage.folders import ModelFolder
+from stepwell_server.storage.stores import open_store
 
 from tests.server.registries import LAYOUT, created, definition, look, looked, push, run
 
@@ -120,6 +122,57 @@ def test_a_model_that_could_not_be_saved_at_creation_was_never_there(tmp_path, m
         return left
 
     assert run(tmp_path, scenario) == []
+
+
+def test_a_model_whose_store_does_not_let_go_of_it_is_deleted_by_asking_again(
+    tmp_path, monkeypatch
+):
+    """It is gone meanwhile, its name is not free, and nothing of it comes back."""
+    store = open_store("memory://test")
+
+    async def scenario(registry):
+        await created(registry)
+        with monkeypatch.context() as patch:
+            patch.setattr(type(store.of_model("m")), "remove_all", _store_fails)
+            with pytest.raises(StoreFailed):
+                await registry.delete("m")
+            with pytest.raises(ModelNotFound):
+                registry.get("m")
+            with pytest.raises(ModelExists, match="delete it again"):
+                await registry.create(definition(), None, exist_ok=True)
+        await registry.delete("m")
+        with pytest.raises(ModelNotFound):
+            await registry.delete("m")
+        await registry.create(definition(), None, exist_ok=False)
+        return await look(registry)
+
+    assert run(tmp_path, scenario, store=store)[1] == 0
+    assert store.of_model("m").ids() == ["000001-v0"]
+
+
+def test_a_deletion_that_a_crash_cut_short_is_ended_by_the_next_start(tmp_path, monkeypatch):
+    """The model does not come back as it was some checkpoints ago."""
+    store = open_store("memory://test")
+
+    async def scenario(registry):
+        await created(registry)
+        monkeypatch.setattr(type(store.of_model("m")), "remove_all", _store_fails)
+        with pytest.raises(StoreFailed):
+            await registry.delete("m")
+
+    async def names(registry):
+        return [model.definition.name for model in registry]
+
+    run(tmp_path, scenario, is_clean=False, durability="always", store=store)
+    monkeypatch.undo()
+
+    assert run(tmp_path, names, durability="always", store=store) == []
+    assert store.models() == []
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
+def _store_fails(*arguments):
+    raise StoreFailed("The checkpoint store cannot be reached")
 
 
 def test_a_clean_stop_keeps_everything_and_the_incarnation(tmp_path):

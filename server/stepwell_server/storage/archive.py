@@ -161,6 +161,7 @@ class CheckpointArchive:
 
         Raises:
             CheckpointInvalid: None is whole.
+            StoreFailed: One cannot be read now; it may be whole, so none before it is taken.
         """
         ids = self.ids()
         for checkpoint_id in reversed(ids):
@@ -206,6 +207,14 @@ class CheckpointArchive:
         with self._changing, self._found(checkpoint_id) as found:
             kept = self.pinned() & set(self.ids())
             self._put_pins(kept | {found} if pinned else kept - {found})
+
+    def pin_newer(self, checkpoint_id: str) -> None:
+        """Keep for ever what is newer than the newest that is whole: the past may be in it."""
+        with self._changing:
+            ids = self.ids()
+            newer = ids[ids.index(checkpoint_id) + 1 :]
+            if newer:
+                self._put_pins({*self.pinned(), *newer})
 
     def remove(self, checkpoint_id: str) -> None:
         """Remove a checkpoint.
