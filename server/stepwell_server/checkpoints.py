@@ -8,10 +8,12 @@ disk, and was read back, the journal before the cut is let go of.
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import structlog
 from stepwell_core.engine import Engine
@@ -35,6 +37,9 @@ LOOK_EVERY_S = 0.5
 PAUSE_AFTER_FAILURE_S = 10.0
 """How long none is written by itself after one that failed: each begins a segment of the journal,
 and may upload everything."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 log = structlog.get_logger("stepwell")
 
@@ -100,6 +105,9 @@ class Checkpoints:
         self._saved_at = time.monotonic()
         self._not_before = self._saved_at  # is none written by itself
         self._progress: Progress | None = None
+        # One that writes, and one for who asks what there is.
+        self._threads = ThreadPoolExecutor(2, f"checkpoints-{engine.definition.name}")
+        self._alone: asyncio.Task[Any] | None = None  # held: the event loop does not
         self._automatic = asyncio.create_task(self._write_by_itself())
 
     @property
@@ -114,13 +122,38 @@ class Checkpoints:
 
     async def write(self, *, pinned: bool = False) -> Manifest:
         """Write a checkpoint; returns when it is durable and was read back."""
-        async with self.lock:
-            buffers = await asyncio.to_thread(self._touched_buffers)
-            snapshot, number = await self._run(lambda: self._cut(buffers))
-            manifest = await asyncio.to_thread(self._write, snapshot, number, pinned=pinned)
-            await self.note(manifest)
+        manifest = await self.alone(lambda: self._write_now(pinned=pinned))
         log.info("checkpoint", model=self._engine.definition.name, id=manifest.id)
         return manifest
+
+    async def alone(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Do under `lock` what must not be left half done, even if the caller goes away meanwhile.
+
+        Once the lock is there `work` begins before anything else can happen to the caller.
+        """
+        await self.lock.acquire()
+        self._alone = asyncio.create_task(self._finish(work))
+        return await asyncio.shield(self._alone)
+
+    async def _finish(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        try:
+            return await work()
+        finally:
+            self.lock.release()
+
+    async def _write_now(self, *, pinned: bool) -> Manifest:
+        buffers = await self._in_thread(self._touched_buffers)
+        snapshot, number = await self._run(lambda: self._cut(buffers))
+        manifest = await self._in_thread(self._write, snapshot, number, pinned=pinned)
+        await self.note(manifest)
+        return manifest
+
+    async def _in_thread(
+        self, function: Callable[P, T], *arguments: P.args, **named: P.kwargs
+    ) -> T:
+        """Run what waits for a disk or a store; a store that hangs keeps nobody else waiting."""
+        call = functools.partial(function, *arguments, **named)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
     def _touched_buffers(self) -> dict[str, Arenas]:
         """Return buffers for the slots; their pages are there already, so the cut is short."""
@@ -144,7 +177,7 @@ class Checkpoints:
         return snapshot, number
 
     def _write(self, snapshot: Snapshot, number: int, *, pinned: bool) -> Manifest:
-        """Write a cut and release it, in one thread, whatever becomes of who asked for it."""
+        """Write a cut and release it."""
         try:
             return self.save(snapshot, number, pinned=pinned)
         finally:
@@ -172,14 +205,14 @@ class Checkpoints:
         failpoints.reach("checkpoint.verified")
         self._saved, self._saved_at = manifest, time.monotonic()
         try:
-            await asyncio.to_thread(self._recorder.remove_before, manifest.journal_number)
+            await self._in_thread(self._recorder.remove_before, manifest.journal_number)
         except (OSError, StepwellError) as error:  # the checkpoint is whole: nothing needs to go
             log.warning("journal_not_removed", model=self._engine.definition.name, exc_info=error)
         await self._retain()
 
     async def _retain(self) -> None:
         try:
-            removed = await asyncio.to_thread(self._archive.retain, self._schedule.keep)
+            removed = await self._in_thread(self._archive.retain, self._schedule.keep)
         except (OSError, StepwellError) as error:  # the new one is whole: that is what matters
             log.warning("checkpoints_not_removed", reason=type(error).__name__)
         else:
@@ -220,11 +253,15 @@ class Checkpoints:
             self._automatic.cancel()
         await asyncio.gather(self._automatic, return_exceptions=True)
 
+    def close(self) -> None:
+        """Let go of the threads; the last thing that is done, after the model's lane has ended."""
+        self._threads.shutdown(wait=False)
+
     # What there is
 
     async def listed(self) -> list[dict[str, Any]]:
         """Return what lists show of each, oldest first; one that cannot be read says why."""
-        return await asyncio.to_thread(self._list)
+        return await self._in_thread(self._list)
 
     def _list(self) -> list[dict[str, Any]]:
         pinned = self._archive.pinned()
@@ -242,15 +279,15 @@ class Checkpoints:
 
     async def manifest(self, checkpoint_id: str) -> Manifest:
         """Return what a checkpoint says about itself; the tensors are not read."""
-        return await asyncio.to_thread(self._archive.manifest, checkpoint_id)
+        return await self._in_thread(self._archive.manifest, checkpoint_id)
 
     async def open_file(self, checkpoint_id: str, name: str) -> tuple[int, Iterator[memoryview]]:
         """Return the bytes of a file and its content; see `CheckpointArchive.open_file`."""
-        return await asyncio.to_thread(self._archive.open_file, checkpoint_id, name)
+        return await self._in_thread(self._archive.open_file, checkpoint_id, name)
 
     async def read(self, checkpoint_id: str) -> tuple[Manifest, State]:
         """Return a checkpoint, verified."""
-        return await asyncio.to_thread(self._archive.read, checkpoint_id)
+        return await self._in_thread(self._archive.read, checkpoint_id)
 
     async def verify(self, checkpoint_id: str) -> Manifest:
         """Read a checkpoint whole and check every tensor against its hash.
@@ -258,17 +295,17 @@ class Checkpoints:
         Raises:
             CheckpointNotFound, CheckpointInvalid: There is none, or it is damaged.
         """
-        return await asyncio.to_thread(self._archive.verify, checkpoint_id)
+        return await self._in_thread(self._archive.verify, checkpoint_id)
 
     async def pin(self, checkpoint_id: str, pinned: bool) -> None:
         """Keep a checkpoint for ever, or no longer."""
         async with self.lock:
-            await asyncio.to_thread(self._archive.pin, checkpoint_id, pinned)
+            await self._in_thread(self._archive.pin, checkpoint_id, pinned)
 
     async def remove(self, checkpoint_id: str) -> None:
         """Remove a checkpoint; see `CheckpointArchive.remove`."""
         async with self.lock:
-            await asyncio.to_thread(self._archive.remove, checkpoint_id)
+            await self._in_thread(self._archive.remove, checkpoint_id)
 
     # Does the newest one hold everything?
 

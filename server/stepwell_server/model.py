@@ -283,10 +283,13 @@ class HostedModel:
             The new incarnation, and the counters.
         """
         self._check_running()
-        async with self.checkpoints.lock:
+
+        async def begin() -> tuple[str, Counters]:
             manifest, counters = await self._submit(lambda: self._succeed(successor, lease), lease)
             await self.checkpoints.note(manifest)
-        return manifest.incarnation, counters
+            return manifest.incarnation, counters
+
+        return await self.checkpoints.alone(begin)
 
     def _succeed(
         self, successor: Callable[[State], State], lease: Lease | None

@@ -252,6 +252,7 @@ class Registry:
                 except (OSError, StepwellError) as error:  # its journal goes all the same
                     log.warning("journal_not_closed", model=name, exc_info=error)
                 finally:
+                    model.checkpoints.close()
                     self._staging.forget(name, model.part)
             await asyncio.to_thread(self._deleted[name].remove)
             del self._deleted[name]
@@ -315,6 +316,8 @@ class Registry:
         self._is_stopping = True
         models = list(self)
         results = await asyncio.gather(*(model.stop() for model in models), return_exceptions=True)
+        for model in models:
+            model.checkpoints.close()
         self._models.clear()
         failures = []
         for model, result in zip(models, results, strict=True):
