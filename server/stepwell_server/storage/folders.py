@@ -2,6 +2,7 @@
 
 <data>/stepwell.json                 what this folder is
 <data>/tokens.json                   hashes of tokens
+<data>/store-owner                   the name that the object store knows this folder by, if any
 <data>/<model>/checkpoints/<id>/     see checkpoint.py; unless there is an object store for them
 <data>/<model>/journal/              see journal/
 <data>/<model>/clean-stop            the checkpoint that a clean stop ended with
@@ -11,6 +12,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import threading
 from pathlib import Path
 
@@ -27,6 +29,7 @@ FORMAT_VERSION = 1
 IDENTITY = "stepwell.json"
 CLEAN_STOP = "clean-stop"
 DELETED = "deleted"
+STORE_OWNER = "store-owner"
 LOCK = ".lock"
 
 NOT_YET_OURS = {LOCK, TOKENS_FILE, "lost+found"}
@@ -40,12 +43,16 @@ class DataFolder:
     Args:
         path: Made if it does not exist.
         store: Where checkpoints are, if not in the folder.
+        takes_over: Take the store from the server that has it; it will never run again.
 
     Raises:
         DataFolderInvalid: It is another program's, of a newer version, read-only, or in use.
+        StoreFailed: The store cannot be used, or belongs to another data folder.
     """
 
-    def __init__(self, path: Path, store: CheckpointStore | None = None) -> None:
+    def __init__(
+        self, path: Path, store: CheckpointStore | None = None, *, takes_over: bool = False
+    ) -> None:
         self.path = path
         self._store = store
         identity = path / IDENTITY
@@ -64,6 +71,19 @@ class DataFolder:
         if not identity.exists():
             values = {"format": FORMAT, "format_version": FORMAT_VERSION}
             disk.write_durably(identity, json.dumps(values).encode() + b"\n")
+        if store is not None:
+            try:
+                store.claim(self._store_owner(), takes_over=takes_over)
+            except BaseException:
+                self._lock.release()
+                raise
+
+    def _store_owner(self) -> str:
+        """Return the name under which this folder uses a store; a random one, given once."""
+        path = self.path / STORE_OWNER
+        if not path.exists():
+            disk.write_durably(path, secrets.token_hex(16).encode())
+        return path.read_text("ascii", "replace").strip()
 
     def models(self) -> list[ModelFolder]:
         """Return the folders of all models, by name.
@@ -86,7 +106,7 @@ class DataFolder:
             InvalidName: A file of the data folder has that name.
         """
         path = self.path / check_identifier(name, "model")
-        if name in (IDENTITY, TOKENS_FILE):
+        if name in (IDENTITY, TOKENS_FILE, STORE_OWNER):
             raise InvalidName(f"The name {name!r} is taken by a file of the data folder")
         return ModelFolder(disk.temporary_beside(path), name, self._store)
 
@@ -173,6 +193,8 @@ class ModelFolder:
             disk.system.make_folder(self.checkpoints_path)
         disk.remove_leftovers(self.path)
         disk.remove_leftovers(self.checkpoints_path)
+        if self._store is not None:
+            self._store.of_model(self.name).remove_leftovers()
 
     def mark_clean_stop(self, checkpoint_id: str) -> None:
         """Note, durably, that nothing happened after this checkpoint."""
