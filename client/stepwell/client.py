@@ -180,6 +180,8 @@ class Model(ModelHandle):
 
         Raises:
             LayoutMismatch, ShapeMismatch, DtypeMismatch: They are not of the model's layout.
+            TransportError: No answer came. It may have been done, and is not repeated: that would
+                undo what was pushed in between.
         """
         return self._driver.run(self._flows.overwrite(parameters))
 
