@@ -59,6 +59,7 @@ from stepwell_server.sessions import Sessions
 from stepwell_server.shared_memory import RegionArenas, shared_arenas
 from stepwell_server.storage.checkpoint import Manifest
 from stepwell_server.storage.folders import ModelFolder
+from stepwell_server.storage.stores import Unsettled
 
 T = TypeVar("T")
 
@@ -297,13 +298,16 @@ class HostedModel:
             The new incarnation, and the counters.
         """
         self._check_running()
-        async with self.checkpoints.lock:
+
+        async def begin() -> tuple[str, Counters]:
             manifest, counters = await self._submit(
                 lambda: self._succeed(successor, cause, checkpoint, lease), lease
             )
             self.sessions.renew()
             await self.checkpoints.note(manifest)
-        return manifest.incarnation, counters
+            return manifest.incarnation, counters
+
+        return await self.checkpoints.alone(begin)
 
     def _succeed(
         self,
@@ -320,9 +324,11 @@ class HostedModel:
             number = self.recorder.rotate(identity_of(state.definition, incarnation))
             try:
                 manifest = self.checkpoints.save(_snapshot(state, incarnation), number)
-            except BaseException:
+            except BaseException as error:
+                if isinstance(error, Unsettled) and self.recorder.durability != "memory":
+                    self.recorder.give_up(error.message)  # a start may take either history
+                    raise
                 with self.recorder.making():  # what comes next belongs to the old history
-                    self.checkpoints.withdraw(incarnation)
                     self.recorder.rotate(identity_of(engine.definition, engine.incarnation))
                 raise
             failpoints.reach("restore.checkpoint_written")

@@ -93,9 +93,10 @@ class Recorder:
 
     def give_up(self, reason: str) -> None:
         """Refuse all changes from now on: the journal and the model do not agree any more."""
+        found = "its last checkpoint" if self._journal is None else "the journal"
         self._given_up = ModelReadOnly(
-            f"{reason}, so the model and its journal do not agree any more and nothing is changed. "
-            "It can be pulled from; start the server again, and it goes on from the journal"
+            f"{reason}, so the model and what is on the disk do not agree any more and nothing is "
+            f"changed. It can be pulled from; start the server again, and it goes on from {found}"
         )
         log.critical("model_read_only", reason=reason)
 
@@ -103,13 +104,14 @@ class Recorder:
     def making(self) -> Iterator[None]:
         """Make a change that was written down, in the block; if that fails all is given up.
 
+        Under `memory` too: what is half made is never saved, nor gone on with.
+
         Making cannot fail, but memory can run out.
         """
         try:
             yield
         except BaseException as error:
-            if self._journal is not None:
-                self.give_up(f"A change could not be made ({type(error).__name__})")
+            self.give_up(f"A change could not be made ({type(error).__name__})")
             raise
 
     def append(self, change: Change) -> None:

@@ -16,6 +16,7 @@ from stepwell_core.errors import (
     ModelExists,
     ModelNotFound,
     ShuttingDown,
+    StepwellError,
 )
 from stepwell_core.layout import Arenas
 from stepwell_core.ledger import Ledger
@@ -72,8 +73,8 @@ class Registry:
         self._staging = staging
         self._options = options
         self._models: dict[str, HostedModel] = {}
+        self._deleted: dict[str, ModelFolder] = {}  # what is still to be removed of them
         self._changing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._unremoved: dict[str, ModelFolder] = {}  # of models that are gone
         self._is_stopping = False
 
     def __iter__(self) -> Iterator[HostedModel]:
@@ -140,6 +141,14 @@ class Registry:
         """Create a model that is not there yet; under its lock."""
         if self._is_stopping:
             raise ShuttingDown("The server is stopping; try again")
+        try:
+            await self._remove(self._deleted.get(definition.name))
+        except (OSError, StepwellError):
+            raise ModelExists(
+                f"The model {definition.name!r} was deleted, and its disk or its checkpoint store "
+                "did not let go of it; delete it again, then create it",
+                model=definition.name,
+            ) from None
         check_memory(definition)
         part = self._reserve(definition)
         try:
@@ -154,7 +163,6 @@ class Registry:
     async def _create(
         self, definition: Definition, new_engine: Callable[[], Engine], part: Part
     ) -> HostedModel:
-        await self._remove(self._unremoved.get(definition.name))
         folder = self._data.new_model(definition.name)
         engine = await asyncio.to_thread(new_engine)
         try:
@@ -244,25 +252,32 @@ class Registry:
 
         Raises:
             ModelNotFound: There is none of that name.
+            StoreFailed: The store does not remove its checkpoints. The model is gone, also after a
+                restart, and its name is free when this is repeated.
         """
-        if name not in self._unremoved:
+        if name not in self._deleted:
             self.get(name)
         async with self._changing[name]:
-            if name not in self._unremoved:
+            if name not in self._deleted:
                 model = self.get(name)  # two may have asked at once
+                self._deleted[name] = model.folder
                 del self._models[name]
-                self._unremoved[name] = model.folder
-                await model.discard()
-                self._staging.forget(name, model.part)
-            await self._remove(self._unremoved[name])
+                try:
+                    await model.discard()
+                except (OSError, StepwellError) as error:  # its journal goes all the same
+                    log.warning("journal_not_closed", model=name, exc_info=error)
+                finally:
+                    model.checkpoints.close()
+                    self._staging.forget(name, model.part)
+            await self._remove(self._deleted[name])
             log.info("model_deleted", model=name)
 
     async def _remove(self, folder: ModelFolder | None) -> None:
         """Remove the folder of a model that is gone; one that is left is remembered."""
         if folder is not None:
-            self._unremoved[folder.name] = folder
+            self._deleted[folder.name] = folder
             await asyncio.to_thread(folder.remove)
-            del self._unremoved[folder.name]
+            del self._deleted[folder.name]
 
     async def recover(self) -> None:
         """Open every model in the data folder from its newest checkpoint that is whole.
@@ -272,7 +287,13 @@ class Registry:
             JournalInvalid: A journal lacks a record that was on the disk; likewise.
         """
         # All are read before anything is changed: a refused start leaves the folder as it was.
-        found = [await asyncio.to_thread(read_model, folder) for folder in self._data.models()]
+        folders = await asyncio.to_thread(self._data.models)
+        kept = [folder for folder in folders if not folder.is_deleted]
+        found = [await asyncio.to_thread(read_model, folder) for folder in kept]
+        for folder in folders:
+            if folder.is_deleted:
+                await asyncio.to_thread(folder.remove)
+                log.info("model_deleted", model=folder.name)
         for recovery in found:
             self._models[recovery.folder.name] = await self._open(recovery)
             log.info("model_recovered", model=recovery.folder.name, **recovery.recovered.to_json())
@@ -285,6 +306,7 @@ class Registry:
         """Go on with a model that was read."""
         folder, engine, number = recovery.folder, recovery.engine, recovery.next_number
         await asyncio.to_thread(folder.prepare)
+        await asyncio.to_thread(folder.archive.pin_newer, recovery.manifest.id)
         await asyncio.to_thread(folder.forget_clean_stop)
         await asyncio.to_thread(rehearse, engine.definition)
         recorder = await asyncio.to_thread(self._recorder, engine, folder, number)
@@ -316,6 +338,8 @@ class Registry:
         self._is_stopping = True
         models = list(self)
         results = await asyncio.gather(*(model.stop() for model in models), return_exceptions=True)
+        for model in models:
+            model.checkpoints.close()
         self._models.clear()
         failures = []
         for model, result in zip(models, results, strict=True):

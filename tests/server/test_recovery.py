@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 from dataclasses import replace
 
 import pytest
@@ -13,12 +14,13 @@ from stepwell_core.errors import (
     JournalInvalid,
     PayloadMismatch,
     StaleIncarnation,
+    StoreFailed,
 )
 from stepwell_core.optimizers import Adam
 from stepwell_core.push import Push
 from stepwell_server import recovery
 from stepwell_server.checkpoints import Schedule
-from stepwell_server.storage import journal
+from stepwell_server.storage import disk, journal
 from stepwell_server.storage.archive import CheckpointArchive
 
 from tests.server.registries import LAYOUT, created, definition, look, push, run, tick
@@ -87,7 +89,7 @@ def test_deltas_come_back_with_their_sign_and_their_kind(tmp_path, durability):
 
     async def change(registry):
         model, _ = await registry.create(definition(), None, exist_ok=False)
-        session, _, incarnation, _ = await model.open_session("w0")
+        session, _, incarnation, _ = await model.sessions.open("w0")
         for sequence, value in enumerate((2.0, 0.5)):
             push = Push("w0", session.epoch, sequence, incarnation, tick(value), kind="delta")
             await model.push(push)
@@ -222,6 +224,52 @@ def test_a_damaged_newest_checkpoint_whose_journal_is_gone_is_a_new_history(tmp_
 
     assert after[1:] == (0, [0.0] * 4)
     assert after[0] != before[0]
+
+
+@pytest.mark.parametrize("file", ["parameters.safetensors", "manifest.json"])
+def test_a_checkpoint_that_cannot_be_read_now_is_not_taken_for_damaged(tmp_path, monkeypatch, file):
+    """The start is refused, and the next one finds everything; nothing was gone back behind."""
+    real = disk.pieces_of
+
+    def fail(path):
+        if path.parent.name == "000002-v3" and path.name == file:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return real(path)
+
+    async def save(registry):
+        await created(registry)
+        await registry.get("m").checkpoint()
+        await push(registry.get("m"), "a", 2)
+        return await look(registry)
+
+    before = run(tmp_path, save, is_clean=False, durability="always")
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "pieces_of", fail)
+        with pytest.raises(StoreFailed, match=r"000002-v3.*Too many open files.*not known"):
+            run(tmp_path, look, durability="always")
+
+    assert run(tmp_path, look, durability="always") == before
+
+
+def test_a_damaged_checkpoint_that_was_gone_back_behind_is_kept(tmp_path):
+    """What was answered may still be got out of it by hand; only who unpins it lets it go."""
+
+    async def save(registry):
+        await created(registry)
+        await registry.get("m").checkpoint()
+
+    async def go_on(registry):
+        for _ in range(3):
+            await push(registry.get("m"))
+            await registry.get("m").checkpoint()
+        return registry.get("m").folder.archive.ids()
+
+    run(tmp_path, save, is_clean=False, durability="always")
+    (tmp_path / "m" / "checkpoints" / "000002-v3" / "parameters.safetensors").write_bytes(b"")
+
+    left = run(tmp_path, go_on, durability="always", schedule=Schedule(keep=1))
+
+    assert left == ["000002-v3", "000006-v3"]
 
 
 def test_checkpoints_are_written_by_themselves_and_old_ones_go(tmp_path):
