@@ -95,8 +95,12 @@ def _beat(
             return
         session = reference()
         if session is not None and session.is_open and not was_woken:
-            with contextlib.suppress(StepwellError):  # the next push tells
+            try:
                 send(session.heartbeat())
+            except StepwellError:
+                pass  # the next push tells
+            except RuntimeError:
+                return  # the client was closed, and nothing can be sent any more
         del session
 
 
