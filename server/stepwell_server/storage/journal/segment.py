@@ -57,6 +57,14 @@ class Beginning:
         return self.folder / segment_name(self.serial, self.first_number)
 
 
+class NameNotDurable(OSError):
+    """A new segment has its name, and it is not known whether the disk has it too.
+
+    Whatever the reason: a start may find the segment, and takes no record from the one before it
+    any more. So nothing may be written to that one.
+    """
+
+
 class Segment:
     """A segment that takes records at its end.
 
@@ -70,6 +78,7 @@ class Segment:
             them once more is faster. Its name is durable. None makes a new file.
 
     Raises:
+        NameNotDurable: There may be such a segment.
         OSError: There is no such segment, but perhaps a leftover under a temporary name.
     """
 
@@ -101,15 +110,33 @@ class Segment:
             # be found under a new name.
             disk.write_whole(self._descriptor, header, 0)
             disk.system.sync(self._descriptor)
-            disk.system.rename(temporary, self.path)
-            disk.sync_folder(self.path.parent)
-            self._large = LargeWriter(self.path, self._descriptor, bounce)
+            self._large = LargeWriter(temporary, self._descriptor, bounce)
+            try:
+                self._show(temporary)
+            except BaseException:
+                self._large.close()
+                raise
         except BaseException:
             disk.system.close(self._descriptor)
             if not recycled:
                 with contextlib.suppress(OSError):
                     disk.system.unlink(temporary)
             raise
+
+    def _show(self, temporary: Path) -> None:
+        """Give the file its name, durably; the last thing that may fail."""
+        try:
+            disk.system.rename(temporary, self.path)
+            disk.sync_folder(self.path.parent)
+        except BaseException as error:
+            if not self.path.exists():
+                raise
+            number, reason = (
+                (error.errno, error.strerror)
+                if isinstance(error, OSError)
+                else (errno.EIO, type(error).__name__)
+            )
+            raise NameNotDurable(number, reason) from error
 
     def append(
         self,
