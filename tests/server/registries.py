@@ -91,3 +91,11 @@ async def created(registry: Registry) -> tuple[str, int, list[float]]:
     model, _ = await registry.create(definition(), None, exist_ok=False)
     await push(model, count=3)
     return await look(registry)
+
+
+def damage_newest_checkpoint(path: Path) -> None:
+    """Flip a bit of the parameters in the newest checkpoint of model "m"."""
+    newest = sorted((path / "m" / "checkpoints").iterdir())[-1] / "parameters.safetensors"
+    content = bytearray(newest.read_bytes())
+    content[-1] ^= 1
+    newest.write_bytes(content)
