@@ -102,11 +102,16 @@ class Checkpoints:
         """The name of the newest one that was written or read."""
         return None if self._saved is None else self._saved.id
 
-    async def write(self, *, pinned: bool = False) -> Manifest:
-        """Write a checkpoint; returns when it is durable and was read back."""
+    async def write(self, *, pinned: bool = False, is_last: bool = False) -> Manifest:
+        """Write a checkpoint; returns when it is durable and was read back.
+
+        Args:
+            pinned: Whether it is kept for ever.
+            is_last: Nothing is changed after it. So it may be written where the journal failed.
+        """
         async with self.lock:
             buffers = await asyncio.to_thread(self._touched_buffers)
-            snapshot, number = await self._run(lambda: self._cut(buffers))
+            snapshot, number = await self._run(lambda: self._cut(buffers, is_last=is_last))
             manifest = await asyncio.to_thread(self._write, snapshot, number, pinned=pinned)
             await self.note(manifest)
         log.info("checkpoint", model=self._engine.definition.name, id=manifest.id)
@@ -121,9 +126,9 @@ class Checkpoints:
                 array.fill(0)
         return buffers
 
-    def _cut(self, buffers: dict[str, Arenas]) -> tuple[Snapshot, int]:
+    def _cut(self, buffers: dict[str, Arenas], *, is_last: bool) -> tuple[Snapshot, int]:
         """The lane's part of a checkpoint."""
-        number = self._recorder.rotate()
+        number = self._recorder.finish() if is_last else self._recorder.rotate()
         snapshot = self._engine.snapshot(buffers)
         failpoints.reach("checkpoint.cut")
         return snapshot, number

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import structlog
 from stepwell_core import record
-from stepwell_core.errors import ModelReadOnly
+from stepwell_core.errors import DiskFull, ModelReadOnly
 from stepwell_core.layout import Layout
 from stepwell_core.push import Staged
 from stepwell_core.record import Change
@@ -76,6 +76,11 @@ class Recorder:
         """Why the model is only read until a restart; None if it is not so."""
         failure = self._failure
         return None if failure is None else failure.message
+
+    @property
+    def has_given_up(self) -> bool:
+        """Whether the model is not what it was said to be, so that only its journal is right."""
+        return self._given_up is not None
 
     @property
     def _failure(self) -> ModelReadOnly | None:
@@ -150,10 +155,34 @@ class Recorder:
     def rotate(self, identity: Identity | None = None) -> int:
         """Begin a segment; returns the number of the next record.
 
+        Without a journal there are no records. Numbers are used up all the same, so that no journal
+        that begins later goes on from an earlier checkpoint of this history.
+
         Args:
             identity: Of another history, that begins here; None goes on with the present one.
         """
-        return self._first_number if self._journal is None else self._journal.rotate(identity)
+        if self._journal is not None:
+            return self._journal.rotate(identity)
+        self._first_number += 1
+        return self._first_number
+
+    def finish(self) -> int:
+        """Return the number of the first record that a model's last checkpoint does not have.
+
+        A journal that failed is good enough for that: the model has all that was answered. Its last
+        records may be on the disk or not, and may be of changes that were never made; so a number
+        is left out, and from an earlier checkpoint nobody reads on over them.
+
+        Raises:
+            ModelReadOnly: The model is not what it was said to be.
+        """
+        if self._given_up is not None:
+            raise self._given_up
+        if self._journal is None:
+            return self.rotate()
+        with contextlib.suppress(ModelReadOnly, DiskFull):
+            return self._journal.rotate()
+        return self._journal.next_number + (self._journal.failure is not None)
 
     def remove_before(self, number: int) -> None:
         """Let go of the records that a checkpoint has made unnecessary; on any thread."""
