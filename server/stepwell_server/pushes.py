@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -15,6 +15,7 @@ import structlog
 from stepwell_core.engine import Engine
 from stepwell_core.errors import (
     InternalError,
+    ModelReadOnly,
     PushInFlight,
     PushNotFound,
     StepwellError,
@@ -175,10 +176,8 @@ class Pushes:
                 given_back.push(done)
             try:
                 self._recorder.sync()
-            except StepwellError as error:
-                for staged, _ in reversed(group):
-                    self._engine.withdraw(staged)
-                self._waiters.forget(self._waiting, error)
+            except BaseException as error:  # whatever it is, those who wait are answered
+                self._refuse(group, error)
                 return
             try:
                 for staged, _ in group:
@@ -186,6 +185,20 @@ class Pushes:
             except BaseException:  # no memory: the lane goes on, and tells everyone so
                 log.exception("change_not_made", model=self._engine.definition.name)
                 self._waiters.forget(self._waiting, InternalError("The change was not made"))
+
+    def _refuse(
+        self, group: Sequence[tuple[Staged, contextlib.ExitStack]], error: BaseException
+    ) -> None:
+        """Withdraw what could not be synced, and tell those who wait."""
+        for staged, _ in reversed(group):
+            self._engine.withdraw(staged)
+        if isinstance(error, StepwellError):  # which lets nothing follow
+            self._waiters.forget(self._waiting, error)
+            return
+        # The journal may have records of changes that were not made, so nothing may follow.
+        reason = f"The journal could not be synced ({type(error).__name__})"
+        self._waiters.forget(self._waiting, ModelReadOnly(reason))
+        self._recorder.give_up(reason)
 
     def _stage(self, push: Push) -> Staged | Waiting | Result:
         try:
