@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import random
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from stepwell_server.storage.archive import CheckpointArchive
 from stepwell_server.storage.journal import Journal
 
 from tests.server.registries import created, damage_newest_checkpoint, look, run, tick
+from tests.server.storage.forgetful_disk import ForgetfulDisk
 
 
 class LosingDisk(disk.System):
@@ -79,6 +81,51 @@ def test_what_a_failed_sync_lost_is_told_at_the_next_start(tmp_path, losing):
     after = run(tmp_path, look, durability="everysec")
 
     assert (before[1], after[1]) == (5, 3)
+    assert after[0] != before[0]
+
+
+class DyingDisk(ForgetfulDisk):
+    """A disk that takes nothing for good any more: no bytes, no names."""
+
+    is_dead = False
+
+    def sync_content(self, descriptor: int) -> None:
+        self.sync(descriptor)
+
+    def sync(self, descriptor: int) -> None:
+        if self.is_dead:
+            raise OSError(errno.EIO, "Input/output error")
+        super().sync(descriptor)
+
+
+class Everything(random.Random):
+    """A crash that takes all that can be taken."""
+
+    def choice(self, options):
+        return min(options)
+
+
+def test_a_disk_that_forgets_the_mark_too_does_not_hide_the_loss(tmp_path, monkeypatch):
+    """There is one in memory, for as long as the machine runs."""
+    dying = DyingDisk(tmp_path)
+    monkeypatch.setattr(disk, "system", dying)
+
+    async def lose(registry):
+        await created(registry)
+        model = registry.get("m")
+        await asyncio.to_thread(model.recorder.sync)
+        await pushed(registry, 3)
+        dying.is_dead = True
+        with pytest.raises(ModelReadOnly):
+            await asyncio.to_thread(model.recorder.sync)
+        return await look(registry)
+
+    before = run(tmp_path, lose, is_clean=False, durability="everysec")
+    dying.is_dead = False
+    dying.crash(Everything(0))  # it is mounted again; the machine still runs
+    after = run(tmp_path, look, durability="everysec")
+
+    assert (before[1], after[1]) == (4, 3)
     assert after[0] != before[0]
 
 

@@ -4,6 +4,7 @@
 <data>/tokens.json                   hashes of tokens
 <data>/<model>/checkpoints/<id>/     see checkpoint.py; unless there is an object store for them
 <data>/<model>/journal/              see journal/
+<data>/<model>/newest-segment        of the journal; see journal/notes.py
 <data>/<model>/clean-stop            the checkpoint that a clean stop ended with
 """
 

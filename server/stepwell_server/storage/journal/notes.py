@@ -2,9 +2,12 @@
 
 <model>/newest-segment                  the name of the newest segment, or of one before it
 <model>/journal/<segment>.failed        the disk failed while that segment was written
+/dev/shm/stepwell-<salt>.failed         the same, by the segment's salt; not on a disk
 
 The first shows that segments were taken away, the second that records may be missing although the
-machine still runs: after a failed sync the kernel forgets what it could not write.
+machine still runs: after a failed sync the kernel forgets what it could not write. Such a disk may
+not take the mark either, or forget it; so there is one in memory too, which the machine's next
+start removes, when it is not needed any more.
 """
 
 from __future__ import annotations
@@ -20,6 +23,9 @@ from stepwell_server.storage.journal.format import parse_name
 
 NEWEST = "newest-segment"
 MAX_NOTE_BYTES = 64
+
+MEMORY = Path("/dev/shm")
+"""Where files last as long as the machine runs, whatever its disks do."""
 
 
 def note_newest(segment: Path) -> None:
@@ -69,24 +75,37 @@ def noted_newest(folder: Path) -> str | None:
     return name
 
 
-def mark_failed(segment: Path) -> None:
-    """Mark that the disk failed under a segment, as durably as such a disk lets us."""
+def mark_failed(segment: Path, salt: int | None = None) -> None:
+    """Mark that the disk failed under a segment, as well as such a disk lets us.
+
+    Args:
+        segment: Its file.
+        salt: Of it; None where it is not known, and then there is no mark in memory.
+    """
     with contextlib.suppress(OSError):
         descriptor = disk.system.open(_mark_of(segment), os.O_WRONLY | os.O_CREAT)
         disk.system.close(descriptor)
         disk.sync_folder(segment.parent)
+    if salt is not None:
+        with contextlib.suppress(OSError):  # some systems, and containers, have no such place
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            os.close(os.open(_mark_in_memory(salt), flags, 0o600))
 
 
-def has_failed(segment: Path) -> bool:
+def has_failed(segment: Path, salt: int) -> bool:
     """Return whether `mark_failed` marked a segment."""
-    return _mark_of(segment).exists()
+    return _mark_of(segment).exists() or _mark_in_memory(salt).exists()
 
 
 def unmark(segment: Path) -> None:
     """Remove the mark of a segment that is not there any more; the folder is synced by others."""
-    if has_failed(segment):
+    if _mark_of(segment).exists():
         disk.system.unlink(_mark_of(segment))
 
 
 def _mark_of(segment: Path) -> Path:
     return segment.with_suffix(".failed")
+
+
+def _mark_in_memory(salt: int) -> Path:
+    return MEMORY / f"stepwell-{salt:016x}.failed"

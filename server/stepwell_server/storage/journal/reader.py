@@ -83,7 +83,8 @@ class Reading:
         self.last: LastSegment | None = None
         if found:
             path, header = found[-1].path, found[-1].header
-            self.last = LastSegment(header.durability, header.boot_id, notes.has_failed(path))
+            has_failed = notes.has_failed(path, header.salt)
+            self.last = LastSegment(header.durability, header.boot_id, has_failed)
         self._found = found
         self._max_payload_bytes = max_payload_bytes
         self._window = Window()

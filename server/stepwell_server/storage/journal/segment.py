@@ -57,12 +57,19 @@ class Beginning:
         return self.folder / segment_name(self.serial, self.first_number)
 
 
-class NameNotDurable(OSError):
-    """A new segment has its name, and it is not known whether the disk has it too.
+class SegmentAbandoned(OSError):
+    """A new segment has its name, perhaps durably, and is not used.
 
-    Whatever the reason: a start may find the segment, and takes no record from the one before it
-    any more. So nothing may be written to that one.
+    Whatever the reason: a start may find it, and takes no record from the one before it any more.
+    So nothing may be written to that one.
     """
+
+    @classmethod
+    def of(cls, error: BaseException) -> SegmentAbandoned:
+        """Return one for the error that was met."""
+        if isinstance(error, OSError):
+            return cls(error.errno, error.strerror)
+        return cls(errno.EIO, type(error).__name__)
 
 
 class Segment:
@@ -78,7 +85,7 @@ class Segment:
             them once more is faster. Its name is durable. None makes a new file.
 
     Raises:
-        NameNotDurable: There may be such a segment.
+        SegmentAbandoned: There may be such a segment.
         OSError: There is no such segment, but perhaps a leftover under a temporary name.
     """
 
@@ -87,7 +94,7 @@ class Segment:
     ) -> None:
         self.path = beginning.path
         self.first_number = beginning.first_number
-        self._salt = secrets.randbits(64)
+        self.salt = secrets.randbits(64)
         self._step_bytes = beginning.step_bytes
         self._allocated = 0  # bytes from the start that surely have room
         self._can_allocate = True
@@ -97,7 +104,7 @@ class Segment:
                 beginning.first_number,
                 beginning.durability,
                 boot_id(),
-                self._salt,
+                self.salt,
             )
         )
         self.end = len(header)
@@ -131,12 +138,7 @@ class Segment:
         except BaseException as error:
             if not self.path.exists():
                 raise
-            number, reason = (
-                (error.errno, error.strerror)
-                if isinstance(error, OSError)
-                else (errno.EIO, type(error).__name__)
-            )
-            raise NameNotDurable(number, reason) from error
+            raise SegmentAbandoned.of(error) from error
 
     def append(
         self,
@@ -161,7 +163,7 @@ class Segment:
             OSError: Nothing counts as written; the next record begins at the same place.
         """
         entry = packed_entry(
-            RECORD_MAGIC, number, durable, self._salt, packed_map, payload_nbytes, checksum
+            RECORD_MAGIC, number, durable, self.salt, packed_map, payload_nbytes, checksum
         )
         if payload_nbytes >= LEAST_LARGE_BYTES:
             entry = entry.ljust(aligned(len(entry)), b"\0")

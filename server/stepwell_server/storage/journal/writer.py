@@ -24,7 +24,7 @@ from stepwell_server.storage.journal import notes
 from stepwell_server.storage.journal.format import Identity, aligned, pack_map
 from stepwell_server.storage.journal.large import BounceBuffer
 from stepwell_server.storage.journal.removal import OldSegments
-from stepwell_server.storage.journal.segment import FULL, Beginning, NameNotDurable, Segment
+from stepwell_server.storage.journal.segment import FULL, Beginning, Segment, SegmentAbandoned
 from stepwell_server.storage.journal.syncing import DelayedSync
 
 Durability = Literal["everysec", "always"]
@@ -266,9 +266,9 @@ class Journal:
             segment = Segment(beginning, self._bounce, recycled)
         try:
             notes.note_newest(segment.path)
-        except BaseException:
+        except BaseException as error:
             _end(segment)
-            raise
+            raise SegmentAbandoned.of(error) from error
         return segment
 
     def _most_bytes(self, nbytes: int) -> int:
@@ -323,16 +323,16 @@ class Journal:
             is_first = self.failure is None
             if is_first:
                 self.failure = failure
-        if is_first:
-            notes.mark_failed(self._segment.path)
-            if self._on_failure is not None:
-                self._on_failure(failure)
+        if is_first and self.durability == "everysec":  # else all that was answered is on the disk
+            notes.mark_failed(self._segment.path, self._segment.salt)
+        if is_first and self._on_failure is not None:
+            self._on_failure(failure)
         return failure
 
 
 def _is_full(error: OSError) -> bool:
     """Return whether there was no room, and so nothing changed."""
-    return error.errno in FULL and not isinstance(error, NameNotDurable)
+    return error.errno in FULL and not isinstance(error, SegmentAbandoned)
 
 
 def _disk_full() -> DiskFull:

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 from stepwell_core.errors import DiskFull, JournalInvalid, ModelReadOnly
 from stepwell_server.storage import disk
-from stepwell_server.storage.journal import Journal, check_newest, read, sync_all
+from stepwell_server.storage.journal import Journal, check_newest, notes, read, sync_all
 
 from tests.server.storage.journal.journals import (
     BROKEN,
@@ -250,24 +250,29 @@ def test_a_rename_that_fails_and_was_made_ends_all_writing_too(tmp_path, failing
 
         def rename(self, path, new):
             real(self, path, new)
-            raise OSError(NO_SPACE, os.strerror(NO_SPACE))
+            raise OSError(NO_SPACE, "No space left on device")
 
         monkeypatch.setattr(FailingDisk, "rename", rename)
         with pytest.raises(ModelReadOnly):
             journal.rotate()
 
 
-@pytest.mark.parametrize(("reason", "goes_on"), [(NO_SPACE, True), (BROKEN, False)])
-def test_a_note_of_the_newest_segment_that_cannot_be_written(
-    tmp_path, monkeypatch, reason, goes_on
-):
+@pytest.mark.parametrize(
+    ("error", "goes_on"),
+    [
+        (OSError(NO_SPACE, "No space left on device"), True),
+        (OSError(BROKEN, "Input/output error"), False),
+        (MemoryError(), False),
+    ],
+)
+def test_a_note_of_the_newest_segment_that_cannot_be_written(tmp_path, monkeypatch, error, goes_on):
     """For want of room the older one does, which is true as well; a broken disk ends all writing,
     for the new segment is there."""
     with opened(tmp_path / "journal") as journal:
         expected = [append(journal)]
         descriptors = len(os.listdir("/proc/self/fd"))
         with monkeypatch.context() as patch:
-            patch.setattr(disk, "write_durably", lambda *arguments: raising(reason))
+            patch.setattr(disk, "write_durably", lambda *arguments: raising(error))
             with contextlib.nullcontext() if goes_on else pytest.raises(ModelReadOnly):
                 journal.rotate()
         assert len(os.listdir("/proc/self/fd")) == descriptors
@@ -278,13 +283,16 @@ def test_a_note_of_the_newest_segment_that_cannot_be_written(
     check_newest(tmp_path / "journal")
 
 
-def raising(number):
+def raising(error):
     """Fail."""
-    raise OSError(number, os.strerror(number))
+    raise error
 
 
-def test_the_segment_under_which_a_sync_failed_is_marked_until_it_goes(tmp_path, failing):
+def test_the_segment_under_which_a_sync_failed_is_marked_until_it_goes(
+    tmp_path, failing, monkeypatch
+):
     """So a start knows that records may be missing, though the machine still runs."""
+    monkeypatch.setattr(notes, "MEMORY", tmp_path / "missing")
     folder = tmp_path / "journal"
     with opened(folder, durability="everysec", sync_delay_s=60) as journal:
         append(journal)
@@ -319,9 +327,10 @@ def test_a_disk_that_fails_at_a_start_is_told_and_not_forgotten_at_the_next(tmp_
     assert read(folder, IDENTITY, 0).last.has_failed
 
 
-def test_a_mark_that_cannot_be_made_does_not_hide_the_failure(tmp_path, failing):
+def test_a_mark_that_cannot_be_made_does_not_hide_the_failure(tmp_path, failing, monkeypatch):
     """It is told all the same."""
-    with opened(tmp_path / "journal") as journal:
+    monkeypatch.setattr(notes, "MEMORY", tmp_path / "missing")
+    with opened(tmp_path / "journal", durability="everysec", sync_delay_s=60) as journal:
         append(journal)
         failing.failing.update(sync_content=BROKEN, create=BROKEN)
 
