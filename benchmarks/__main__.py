@@ -31,6 +31,7 @@ DEFAULT = {
 """Suites that run if none is named."""
 
 SUITES = DEFAULT | {
+    "metrics": "benchmarks.metrics",
     "peers": "benchmarks.peers.suite",
     "federated": "benchmarks.federated.suite",
 }

@@ -30,7 +30,7 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(*flags: str) -> Iterator[Server]:
+def serving(*flags: str, module: str = "stepwell_server") -> Iterator[Server]:
     """Run a server with a data folder that is thrown away; give it when it is ready.
 
     It keeps nothing but checkpoints unless `--durability` says otherwise, as those that it is
@@ -38,11 +38,12 @@ def serving(*flags: str) -> Iterator[Server]:
 
     Args:
         flags: Of `stepwell serve`.
+        module: What is run: the server, or one that is changed on purpose.
     """
     if "--durability" not in flags:
         flags = ("--durability", "memory", *flags)
     with tempfile.TemporaryDirectory(prefix="stepwell-bench-") as folder:
-        process, url = start(Path(folder), *flags)
+        process, url = start(Path(folder), *flags, module=module)
         try:
             yield Server(url, process.pid)
         finally:
@@ -51,7 +52,7 @@ def serving(*flags: str) -> Iterator[Server]:
 
 
 def start(
-    data_dir: Path, *flags: str, cache: Path | None = None
+    data_dir: Path, *flags: str, cache: Path | None = None, module: str = "stepwell_server"
 ) -> tuple[subprocess.Popen[str], str]:
     """Start a server and return it with its address when it is ready.
 
@@ -59,11 +60,12 @@ def start(
         data_dir: Where it keeps its data.
         flags: Of `stepwell serve`.
         cache: Of compiled kernels; default: the user's.
+        module: What is run.
 
     Raises:
         RuntimeError: It ended.
     """
-    command = [sys.executable, "-m", "stepwell_server", "serve", "--port", "0"]
+    command = [sys.executable, "-m", module, "serve", "--port", "0"]
     process = subprocess.Popen(
         [*command, "--data-dir", str(data_dir), "--log-format", "json", *flags],
         stderr=subprocess.PIPE,

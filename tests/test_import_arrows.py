@@ -38,6 +38,7 @@ CORE_ARROWS: dict[str, set[str]] = {
     "plan": {"optimizers", "layout"},
     "encoding": {"plan", "kernels", "layout"},
     "clipping": {"gradient", "plan", "kernels", "optimizers", "layout"},
+    "norms": {"gradient", "kernels", "layout"},
     "scalars": {"kernels", "optimizers", "schedules", "layout"},
     "aggregation": {"gradient", "plan", "kernels", "layout"},
     "pipeline": {
@@ -48,25 +49,30 @@ CORE_ARROWS: dict[str, set[str]] = {
     "consistency": {"layout"},
     "wire": set(),
     "definition": {"keras_config", "consistency", "loss_scale", "optimizers", "layout", "names"},
-    "state": {"definition", "ledger", "loss_scale", "pipeline", "store", "layout"},
-    "push": {"gradient", "ledger", "optimizers", "scalars", "state"},
+    "buffer": {"aggregation", "gradient", "layout", "pipeline", "wire"},
+    "state": {"buffer", "definition", "ledger", "loss_scale", "pipeline", "store", "layout"},
+    "push": {"gradient", "ledger", "optimizers", "scalars", "state", "wire"},
     "record": {
-        "gradient", "keras_config", "layout", "ledger", "loss_scale", "optimizers", "push",
-        "scalars", "state",
+        "consistency", "gradient", "keras_config", "layout", "ledger", "loss_scale", "optimizers",
+        "push", "scalars", "state",
     },
-    "admission": {"definition", "ledger", "push", "state"},
+    "admission": {"definition", "gradient", "ledger", "push", "state", "wire"},
     "replay": {"engine", "record", "pipeline", "push"},
-    "succession": {"layout", "pipeline", "state"},
+    "succession": {"buffer", "layout", "pipeline", "state"},
     "reduction": {"aggregation", "definition", "gradient", "loss_scale", "pipeline", "push"},
-    "decision": {"definition", "gradient", "ledger", "loss_scale", "pipeline", "push", "state"},
+    "decision": {
+        "definition", "gradient", "ledger", "loss_scale", "pipeline", "push", "scalars", "state",
+        "wire",
+    },
     "hyperparameters": {"definition", "pipeline", "schedules"},
     "engine": {
         "push", "reduction", "admission", "decision", "state", "succession", "definition", "store",
-        "ledger", "consistency",
+        "ledger", "consistency", "buffer", "wire",
         "hyperparameters", "pipeline", "loss_scale", "layout",
     },
     "rehearsal": {
-        "engine", "push", "definition", "consistency", "pipeline", "layout", "ledger",
+        "engine", "push", "definition", "consistency", "pipeline", "layout", "ledger", "norms",
+        "wire",
     },
 }  # fmt: skip
 

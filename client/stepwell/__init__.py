@@ -12,7 +12,7 @@ Optimizers, schedules and consistency modes are plain values that say what the s
 package computes nothing itself, and needs NumPy, msgpack and httpx alone.
 """
 
-from stepwell_core.consistency import Async, Sync
+from stepwell_core.consistency import Async, Bounded, Buffered, Quorum, Sync
 from stepwell_core.errors import StepwellError
 from stepwell_core.loss_scale import LossScaleOptimizer
 from stepwell_core.optimizers import SGD, Adagrad, Adam
@@ -21,6 +21,7 @@ from stepwell import errors, schedules
 from stepwell.async_client import AsyncClient, AsyncModel
 from stepwell.async_worker import AsyncWorker
 from stepwell.client import Client, Model
+from stepwell.history import HistoryEvent, ModelHistory
 from stepwell.pulls import PullOptions
 from stepwell.results import Checkpoint, CheckpointProgress, Parameters, PushResult
 from stepwell.retry import Timeout
@@ -36,14 +37,19 @@ __all__ = [
     "AsyncClient",
     "AsyncModel",
     "AsyncWorker",
+    "Bounded",
+    "Buffered",
     "Checkpoint",
     "CheckpointProgress",
     "Client",
+    "HistoryEvent",
     "LossScaleOptimizer",
     "Model",
+    "ModelHistory",
     "Parameters",
     "PullOptions",
     "PushResult",
+    "Quorum",
     "StepwellError",
     "Sync",
     "Timeout",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any, Literal, Self, Unpack
 
 from stepwell_core.consistency import Consistency
@@ -15,6 +15,7 @@ from stepwell.async_worker import AsyncWorker
 from stepwell.endpoint import Endpoint, check_transport
 from stepwell.flows import ModelFlows, ServerFlows
 from stepwell.handles import ModelHandle
+from stepwell.history import HistoryEvent, ModelHistory
 from stepwell.optimizers import Hyperparameters
 from stepwell.pulls import PullOptions
 from stepwell.results import Checkpoint, CheckpointProgress, Parameters
@@ -118,6 +119,14 @@ class AsyncModel(ModelHandle):
         """See `Model.set_hyperparameters`."""
         await self._driver.run(self._flows.set_hyperparameters(values))
 
+    async def consistency(self) -> Consistency:
+        """See `Model.consistency`."""
+        return await self._driver.run(self._flows.consistency())
+
+    async def set_consistency(self, mode: Consistency) -> None:
+        """See `Model.set_consistency`."""
+        await self._driver.run(self._flows.set_consistency(mode))
+
     async def finalize(self) -> int:
         """See `Model.finalize`."""
         return await self._driver.run(self._flows.finalize())
@@ -163,6 +172,31 @@ class AsyncModel(ModelHandle):
         """See `Model.import_state`."""
         flow = self._flows.import_state(parameters, slots, iterations)
         return await self._driver.run(flow)
+
+    async def history(
+        self,
+        from_version: int | None = None,
+        to_version: int | None = None,
+        *,
+        since: float | None = None,
+        kinds: str | Iterable[str] | None = None,
+        points: int | None = None,
+    ) -> ModelHistory:
+        """See `Model.history`."""
+        flow = self._flows.history(
+            from_version=from_version,
+            to_version=to_version,
+            since=since,
+            kinds=kinds,
+            points=points,
+        )
+        return await self._driver.run(flow)
+
+    def events(
+        self, *, after: int | None = None, kinds: str | Iterable[str] | None = None
+    ) -> AsyncIterator[HistoryEvent]:
+        """See `Model.events`; an asynchronous iterator."""
+        return self._driver.listen(self._flows.listening(after, kinds))
 
     def worker(
         self,

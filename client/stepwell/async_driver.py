@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import TypeVar
 
 from stepwell_core.errors import StepwellError
@@ -13,6 +13,7 @@ from stepwell_core.layout import Layout
 
 from stepwell.calls import Answer, Call
 from stepwell.endpoint import Endpoint
+from stepwell.history import HistoryEvent, Listening
 from stepwell.retry import Flow, Sleep
 from stepwell.shared_memory import SharedMemory
 from stepwell.transport import AsyncHttpxTransport
@@ -61,6 +62,20 @@ class AsyncDriver:
             if answer is not None:
                 return answer
         return await self._transport.send(step)
+
+    async def listen(self, listening: Listening) -> AsyncIterator[HistoryEvent]:
+        """Yield events for as long as the caller asks for more."""
+        while True:
+            error: StepwellError | None = None
+            try:
+                stream = self._transport.stream(listening.call())
+                async with contextlib.aclosing(stream) as pieces:
+                    async for piece in pieces:
+                        for event in listening.feed(piece):
+                            yield event
+            except StepwellError as failure:
+                error = failure
+            await asyncio.sleep(listening.pause_s(error))
 
     async def in_thread(self, memory: SharedMemory, function: Callable[[], T]) -> T:
         """Return `function()`, which uses `memory`, from another thread.

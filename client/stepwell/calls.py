@@ -281,7 +281,7 @@ def push(
         model: Its name.
         layout: Of the model.
         gradients: By name; read until the call is answered, not copied.
-        header: Who pushes, and what it says beside the gradients.
+        header: Who pushes, and what it says beside the gradients, such as that they are deltas.
         pulls: Whether the answer is to have the new parameters.
         dtype: What gradients of uint16 hold the bits of: "bfloat16" or "float16".
         destination: Where the new parameters go.
@@ -289,7 +289,11 @@ def push(
     Raises:
         UnknownTensor, ShapeMismatch, DtypeMismatch: A gradient does not fit its parameter.
         InvalidInput: There is none at all.
+        InvalidArgument: Their kind, which the header says, is not known.
     """
+    kind = header.get("kind", "gradient")
+    if kind not in wire.KINDS:
+        raise InvalidArgument(f"A push is a {' or a '.join(wire.KINDS)}. Received: {shown(kind)}")
     arrays, dtypes = gradients_of(gradients, dtype)
     if not arrays:
         raise InvalidInput("A push has a gradient of at least one tensor. Received: none")
@@ -327,6 +331,19 @@ def overwrite(model: str, layout: Layout, parameters: Mapping[str, Any]) -> Call
     header = {"protocol": wire.PROTOCOL, "layout": layout.hash}
     payload = in_travel_order(layout, arrays)
     return Call("PUT", model_path(model, "parameters"), header=header, payload=payload)
+
+
+def set_consistency(name: str, mode: Consistency) -> Call:
+    """Let pushes become steps by another mode.
+
+    Raises:
+        InvalidArgument: It is no mode.
+    """
+    if not isinstance(mode, Consistency):
+        raise InvalidArgument(
+            f"A mode is such as stepwell.Sync(workers=4). Received: {type(mode).__name__}"
+        )
+    return Call("PATCH", model_path(name, "consistency"), json=mode.to_json())
 
 
 def set_hyperparameters(model: str, values: Mapping[str, Any]) -> Call:

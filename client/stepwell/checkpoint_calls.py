@@ -49,9 +49,11 @@ def import_state(
     """
     if parameters is None and not slots and iterations is None:
         raise InvalidInput("An import has parameters, slots or iterations. Received: none of them")
-    is_count = iterations is None or (type(iterations) is int and iterations >= 0)
+    is_count = iterations is None or (type(iterations) is int and 0 <= iterations < 1 << 63)
     if not is_count:
-        raise InvalidArgument(f"`iterations` is a number >= 0. Received: {shown(iterations)}")
+        raise InvalidArgument(
+            f"`iterations` is a number >= 0, of 63 bits. Received: {shown(iterations)}"
+        )
     payload: tuple[memoryview, ...] = ()
     for tensors in ([] if parameters is None else [parameters]) + list((slots or {}).values()):
         arrays = arrays_of(tensors)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, Self, Unpack
 
 from stepwell_core.consistency import Consistency
@@ -14,6 +14,7 @@ from stepwell.driver import Driver
 from stepwell.endpoint import Endpoint, check_transport
 from stepwell.flows import ModelFlows, ServerFlows
 from stepwell.handles import ModelHandle
+from stepwell.history import HistoryEvent, ModelHistory
 from stepwell.optimizers import Hyperparameters
 from stepwell.pulls import PullOptions
 from stepwell.results import Checkpoint, CheckpointProgress, Parameters
@@ -191,6 +192,22 @@ class Model(ModelHandle):
         """
         self._driver.run(self._flows.set_hyperparameters(values))
 
+    def consistency(self) -> Consistency:
+        """Return the mode by which pushes become steps now."""
+        return self._driver.run(self._flows.consistency())
+
+    def set_consistency(self, mode: Consistency) -> None:
+        """Let pushes become steps by another mode: `set_consistency(stepwell.Sync(workers=4))`.
+
+        It holds from between two steps on. Pushes that wait are decided on anew, and what was
+        gathered by `Buffered` makes a step before.
+
+        Raises:
+            InvalidArgument: It is no mode.
+            DoesNotFit: The server has no room for the gradients that it may keep waiting.
+        """
+        self._driver.run(self._flows.set_consistency(mode))
+
     def finalize(self) -> int:
         """Write the moving average into the parameters, and return the version after it.
 
@@ -276,6 +293,56 @@ class Model(ModelHandle):
         """
         flow = self._flows.import_state(parameters, slots, iterations)
         return self._driver.run(flow)
+
+    def history(
+        self,
+        from_version: int | None = None,
+        to_version: int | None = None,
+        *,
+        since: float | None = None,
+        kinds: str | Iterable[str] | None = None,
+        points: int | None = None,
+    ) -> ModelHistory:
+        """Return a range of what happened: norms, learning rate, staleness, metrics; and events.
+
+        Args:
+            from_version: The first version.
+            to_version: The last one.
+            since: Unix seconds.
+            kinds: Of events; by default all but steps and drops, which are the series.
+            points: Values of a series at most, 2 to 4000; the default is 1000. Of longer series
+                the smallest and largest values of each part are returned.
+
+        Raises:
+            InvalidInput: A kind or a number is not allowed.
+        """
+        flow = self._flows.history(
+            from_version=from_version,
+            to_version=to_version,
+            since=since,
+            kinds=kinds,
+            points=points,
+        )
+        return self._driver.run(flow)
+
+    def events(
+        self, *, after: int | None = None, kinds: str | Iterable[str] | None = None
+    ) -> Iterator[HistoryEvent]:
+        """Yield events as they happen; the stream begins when the first one is asked for.
+
+        It goes on after a connection that broke and a server that was restarted. What the server
+        does not remember is left out, with a line in the log "stepwell".
+
+        Args:
+            after: The number of the last event that is known: what came since comes first, as far
+                back as the server remembers; 0 is all of that.
+            kinds: Which are wanted; default all.
+
+        Raises:
+            InvalidArgument, InvalidInput: An argument is not allowed.
+            ModelNotFound: The model was deleted.
+        """
+        return self._driver.listen(self._flows.listening(after, kinds))
 
     def worker(
         self,

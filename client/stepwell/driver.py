@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from stepwell_core.errors import StepwellError
@@ -12,6 +12,7 @@ from stepwell_core.layout import Layout
 
 from stepwell.calls import Answer, Call
 from stepwell.endpoint import Endpoint
+from stepwell.history import HistoryEvent, Listening
 from stepwell.retry import Flow, Sleep
 from stepwell.shared_memory import SharedMemory
 from stepwell.transport import Transport
@@ -60,6 +61,18 @@ class Driver:
             if answer is not None:
                 return answer
         return self._transport.send(step)
+
+    def listen(self, listening: Listening) -> Iterator[HistoryEvent]:
+        """Yield events for as long as the caller asks for more."""
+        while True:
+            error: StepwellError | None = None
+            try:
+                with contextlib.closing(self._transport.stream(listening.call())) as pieces:
+                    for piece in pieces:
+                        yield from listening.feed(piece)
+            except StepwellError as failure:
+                error = failure
+            time.sleep(listening.pause_s(error))
 
     def finds(self, memory: SharedMemory) -> bool:
         """Return whether a worker may try to share memory, and let it know with whom."""

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from stepwell_core import keras_config
-from stepwell_core.consistency import Consistency
+from stepwell_core.consistency import Consistency, from_json
 from stepwell_core.keras_config import AnyOptimizer
 from stepwell_core.layout import Layout
 from stepwell_core.names import check_identifier
 
-from stepwell import calls, checkpoint_calls
+from stepwell import calls, checkpoint_calls, history
 from stepwell.calls import Answer, Call, model_path
+from stepwell.history import Listening, ModelHistory
 from stepwell.optimizers import Hyperparameters, as_optimizer, callables_of
 from stepwell.pulls import Pulls
 from stepwell.results import Checkpoint, CheckpointProgress
@@ -109,6 +110,14 @@ class ModelFlows:
         """Change hyperparameters from the next step on."""
         yield from repeatedly(calls.set_hyperparameters(self.name, values), self.patience)
 
+    def consistency(self) -> Flow[Consistency]:
+        """Return the mode by which pushes become steps now."""
+        return from_json(dict((yield from self._ask("GET", "consistency")).fields))
+
+    def set_consistency(self, mode: Consistency) -> Flow[None]:
+        """Use another mode from between two steps on."""
+        yield from repeatedly(calls.set_consistency(self.name, mode), self.patience)
+
     def finalize(self) -> Flow[int]:
         """Write the moving average into the parameters; returns the version."""
         return _version((yield from self._ask("POST", "finalize")))
@@ -161,6 +170,15 @@ class ModelFlows:
         """Take over what was trained elsewhere; returns the version."""
         call = checkpoint_calls.import_state(self.name, self.layout, parameters, slots, iterations)
         return _version((yield from repeatedly(call, self.patience)))
+
+    def history(self, **wanted: Any) -> Flow[ModelHistory]:
+        """Return a range of the history; see `history.ask`."""
+        call = history.ask(self.name, **wanted)
+        return history.history_of((yield from repeatedly(call, self.patience)))
+
+    def listening(self, after: int | None, kinds: str | Iterable[str] | None) -> Listening:
+        """Return what listens to the model; no flow, since it has no end."""
+        return Listening(self.name, after, kinds, self.patience)
 
     def session(
         self, worker: str, hyperparameters: Hyperparameters | None, on_stale: str = "raise"

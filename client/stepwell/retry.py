@@ -100,7 +100,7 @@ def repeatedly(call: Call, patience: Patience) -> Flow[Answer]:
         except StepwellError as error:
             patience.was_reached |= not isinstance(error, TransportError)
             spent_s = time.monotonic() - started
-            if not _may_repeat(call, error) or spent_s + pause_s > patience.limit_s(error):
+            if not may_repeat(call, error) or spent_s + pause_s > patience.limit_s(error):
                 raise
         else:
             patience.was_reached = True
@@ -109,7 +109,8 @@ def repeatedly(call: Call, patience: Patience) -> Flow[Answer]:
         pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
 
-def _may_repeat(call: Call, error: StepwellError) -> bool:
+def may_repeat(call: Call, error: StepwellError) -> bool:
+    """Return whether a call may be made again after an error."""
     if call.destination is not None and not call.destination.can_begin:
         return False  # a part of the answer was delivered, and the next one may be another
     if isinstance(error, Unavailable):

@@ -30,6 +30,7 @@ from stepwell_core.errors import (
     shown,
 )
 from stepwell_core.layout import Layout
+from stepwell_core.wire import Kind
 
 from stepwell import calls
 from stepwell.calls import Answer, Call, model_path
@@ -71,6 +72,7 @@ class Session:
         sequence: Of the next push, or of the present one while it is unresolved.
         version: Of the parameters that were pulled last; None before.
         loss_scale: What to multiply the next loss by, with dynamic loss scaling.
+        lease_s: How long this worker may be silent; None if the server is older and does not mind.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class Session:
         self.sequence = 0
         self.version: int | None = None
         self.loss_scale: float | None = None
+        self.lease_s: float | None = None
         self._hyperparameters = dict(hyperparameters)
         self._on_stale = on_stale
         self._patience = patience
@@ -125,6 +128,13 @@ class Session:
         path = model_path(self.model, "workers", self.worker)
         yield Call("DELETE", path, {"epoch": self.epoch}, timeout_s=CLOSE_S)
 
+    def heartbeat(self) -> Flow[None]:
+        """Renew the lease; one try."""
+        path = model_path(self.model, "workers", self.worker, "heartbeat")
+        body = {"epoch": self.epoch, "incarnation": self.incarnation}
+        timeout_s = None if self.lease_s is None else max(self.lease_s / 3, 1.0)
+        yield Call("POST", path, json=body, timeout_s=timeout_s)
+
     def _take_new_epoch(self) -> Flow[Answer]:
         """Open a session at the server; whether an unresolved push had its effect is known then.
 
@@ -139,6 +149,7 @@ class Session:
             self._settle(self._result_in(answer))
         self.epoch, self.sequence = answer["epoch"], 0
         self._pid = os.getpid()
+        self.lease_s = answer.fields.get("lease_s")
         return answer
 
     def _result_in(self, opened: Answer) -> PushResult | None:
@@ -163,6 +174,11 @@ class Session:
             yield from self._take_new_epoch()
 
     # Pulls and pushes
+
+    @property
+    def is_pushing(self) -> bool:
+        """Whether a push is under way."""
+        return self._is_pushing
 
     def pull(
         self, destination: Destination | None = None, **options: Unpack[PullOptions]
@@ -199,6 +215,7 @@ class Session:
         weight: float = 1.0,
         metrics: Mapping[str, float] | None = None,
         hyperparameters: Hyperparameters | None = None,
+        kind: Kind = "gradient",
     ) -> Flow[PushResult]:
         """Push gradients and wait for what becomes of them.
 
@@ -209,7 +226,7 @@ class Session:
         try:
             return (
                 yield from self._push_once(
-                    gradients, weight, metrics, hyperparameters, pulls=pulls, dtype=dtype
+                    gradients, weight, metrics, hyperparameters, kind, pulls=pulls, dtype=dtype
                 )
             )
         except StaleIncarnation as error:
@@ -235,6 +252,7 @@ class Session:
         weight: float,
         metrics: Mapping[str, float] | None,
         hyperparameters: Hyperparameters | None,
+        kind: Kind,
         **options: Any,
     ) -> Flow[PushResult]:
         with self._one_at_a_time():
@@ -243,8 +261,9 @@ class Session:
                 "worker": self.worker,
                 "incarnation": self.incarnation,
                 "version": self.version,
+                "kind": kind,
                 "weight": float(weight),
-                "loss_scale": self.loss_scale,
+                "loss_scale": self.loss_scale if kind == "gradient" else None,
                 "hyperparameters": values_of({**self._hyperparameters, **(hyperparameters or {})}),
                 "metrics": {name: float(value) for name, value in (metrics or {}).items()},
             }
@@ -308,7 +327,7 @@ class Session:
                 return result
             log.warning(
                 "Push %d of worker %r waits for other workers of model %r; one that died holds it "
-                "up until its session is closed",
+                "up until its lease ends",
                 self.sequence,
                 self.worker,
                 self.model,

@@ -126,11 +126,11 @@ def in_travel_order(layout: Layout, arrays: Mapping[str, Array]) -> tuple[memory
     return tuple(byte_view(arrays[name]) for name in layout.segments)
 
 
-def check_shape(array: Array, tensor: Tensor) -> None:
-    """Raise unless a gradient has the shape of its parameter."""
+def check_shape(array: Array, tensor: Tensor, what: str = "gradient") -> None:
+    """Raise unless a gradient, or `what` an array is, has the shape of its parameter."""
     if array.shape != tensor.shape:
         raise ShapeMismatch(
-            f"The gradient of {tensor.name!r} has its parameter's shape {tensor.shape}. Received: "
+            f"The {what} of {tensor.name!r} has its parameter's shape {tensor.shape}. Received: "
             f"{array.shape}",
             tensor=tensor.name,
             expected=list(tensor.shape),

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import Any, Self, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 from stepwell_core.layout import Array
+from stepwell_core.wire import Kind
 
 from stepwell.destinations import InPlace
 from stepwell.driver import Driver
 from stepwell.handles import WorkerHandle
+from stepwell.heartbeat import Heartbeat
 from stepwell.optimizers import Hyperparameters
 from stepwell.pulls import PullOptions
 from stepwell.results import Parameters, PushResult
+from stepwell.retry import Flow
 from stepwell.session import Session
 from stepwell.shared_memory import SharedMemory
+
+T = TypeVar("T")
 
 
 class Worker(WorkerHandle):
@@ -24,13 +29,19 @@ class Worker(WorkerHandle):
     def __init__(self, driver: Driver, session: Session, memory: SharedMemory) -> None:
         super().__init__(session, memory)
         self._driver = driver
+        self._heartbeat = Heartbeat(session, driver.run)
+
+    def _run(self, flow: Flow[T]) -> T:
+        """Drive a flow to its end; it may open the session, and may take long."""
+        self._heartbeat.start()
+        return self._driver.run(flow, self._memory)
 
     def open(self) -> Self:
         """Open a session, or a new one after `StaleIncarnation`; pull before the next push.
 
         An older session of this worker, in whatever process, can push no more.
         """
-        self._driver.run(self._session.open())
+        self._run(self._session.open())
         return self
 
     def pull(self, **options: Unpack[PullOptions]) -> Parameters:
@@ -45,7 +56,8 @@ class Worker(WorkerHandle):
         Raises:
             StaleIncarnation: With `min_version`: the model was restored or overwritten.
         """
-        return self._driver.run(self._session.pull(**options), self._memory)
+        self._forget_pulled()
+        return self._note_pulled(self._run(self._session.pull(**options)))
 
     def push(
         self,
@@ -55,6 +67,7 @@ class Worker(WorkerHandle):
         weight: float = 1.0,
         metrics: Mapping[str, float] | None = None,
         hyperparameters: Hyperparameters | None = None,
+        kind: Kind = "gradient",
     ) -> PushResult:
         """Push gradients; they have their effect once, however often the network fails.
 
@@ -67,12 +80,14 @@ class Worker(WorkerHandle):
             weight: In an aggregate, such as the number of examples; finite and > 0.
             metrics: Numbers for the history, such as the loss.
             hyperparameters: Values for those that were declared to come with each push.
+            kind: "delta" says that they are `local - pulled` after local steps; see `push_delta`.
 
         Returns:
             What became of it. In synchronous mode this comes when the step is made.
 
         Raises:
             InvalidInput: A gradient does not fit, or has NaN in it; nothing changed.
+            MixedKinds: Other workers push deltas into the step, or gradients; nothing changed.
             StaleIncarnation: The model was restored or overwritten: `open()` and `pull()`, then go
                 on.
             Fenced: Another process uses this worker's name.
@@ -86,8 +101,9 @@ class Worker(WorkerHandle):
             weight=weight,
             metrics=metrics,
             hyperparameters=hyperparameters,
+            kind=kind,
         )
-        return self._driver.run(flow, self._memory)
+        return self._run(flow)
 
     def push_pull(
         self,
@@ -97,6 +113,7 @@ class Worker(WorkerHandle):
         weight: float = 1.0,
         metrics: Mapping[str, float] | None = None,
         hyperparameters: Hyperparameters | None = None,
+        kind: Kind = "gradient",
     ) -> Parameters:
         """Push gradients and get the new parameters, in one round trip; see `push` and `pull`."""
         flow = self._session.push_pull(
@@ -105,8 +122,50 @@ class Worker(WorkerHandle):
             weight=weight,
             metrics=metrics,
             hyperparameters=hyperparameters,
+            kind=kind,
         )
-        return self._driver.run(flow, self._memory)
+        self._forget_pulled()
+        return self._note_pulled(self._run(flow))
+
+    def push_delta(
+        self,
+        parameters: Mapping[str, Any],
+        *,
+        weight: float = 1.0,
+        metrics: Mapping[str, float] | None = None,
+        hyperparameters: Hyperparameters | None = None,
+    ) -> PushResult:
+        """Push what local steps have added to the parameters that were pulled last.
+
+        The server takes `-(parameters - pulled)` as a gradient, the pseudo-gradient: with SGD and
+        learning rate 1 that is federated averaging (McMahan et al. 2017), with Nesterov momentum
+        the outer step of DiLoCo (Douillard et al. 2023). The model's loss scale plays no part.
+
+        Args:
+            parameters: After local steps: exactly the names and shapes that were pulled, of
+                float16, float32 or float64; anything NumPy can view. Read until this returns, not
+                kept and not written to. They must be copies: what the last `pull` or `push_pull`
+                returned is what is subtracted from them. The worker keeps those arrays until the
+                next pull, and nobody may write to them before this returns.
+            weight, metrics, hyperparameters: See `push`.
+
+        Returns:
+            What became of it; see `push`. Then pull, for the next local steps.
+
+        Raises:
+            InvalidInput: Nothing was pulled, or not these tensors, or into the very memory that
+                `parameters` are; or the push was refused. Nothing changed.
+            StepwellError: As `push`.
+        """
+        with self._making_delta():
+            delta = self._delta(parameters, self.gradient_buffer())
+            return self.push(
+                delta,
+                weight=weight,
+                metrics=metrics,
+                hyperparameters=hyperparameters,
+                kind="delta",
+            )
 
     def gradient_buffer(self) -> dict[str, Array]:
         """Return a gradient to write into, which `push` then copies nowhere.
@@ -139,7 +198,7 @@ class Worker(WorkerHandle):
         """
         destination = InPlace()
         try:
-            parameters = self._driver.run(self._session.pull(destination), self._memory)
+            parameters = self._run(self._session.pull(destination))
             with parameters.looked_at():
                 yield parameters
         finally:
@@ -158,9 +217,11 @@ class Worker(WorkerHandle):
 
     def close(self) -> None:
         """Close the session within a second, at best effort: a server that is gone is no error."""
+        self._heartbeat.stop()
         if self._session.is_open:
             with contextlib.suppress(Exception):  # nothing here may mask what ended the block
                 self._driver.run(self._session.close())
+        self._forget_pulled()
         self._memory.close()
 
     def __enter__(self) -> Self:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from stepwell_core.definition import Definition
-from stepwell_core.errors import NonFiniteGradient, StaleIncarnation
+from stepwell_core.errors import InvalidInput, MixedKinds, NonFiniteGradient, StaleIncarnation
+from stepwell_core.gradient import DELTA_SCALE
 from stepwell_core.ledger import Session
 from stepwell_core.push import Push
+from stepwell_core.push import check_push as check
 from stepwell_core.state import Counters
+from stepwell_core.wire import Kind
 
 
 def stale(
@@ -36,15 +40,58 @@ def stale(
     )
 
 
+def check_push(push: Push, definition: Definition, newest_version: int) -> None:
+    """Refuse a push that breaks a rule of its model, whatever its gradient holds.
+
+    Raises:
+        InvalidInput, InvalidArgument: See `push.check_push`; or its mode has to know how old the
+            gradient is, and it does not say so.
+    """
+    if push.version is None and definition.consistency.needs_version:
+        raise InvalidInput(
+            "This model limits how stale a gradient may be, so each push says at which `version` "
+            "of the parameters it was computed. Pull first. Received: version=None"
+        )
+    check(push, definition.rule, newest_version)
+
+
 def with_loss_scale(push: Push, definition: Definition, counters: Counters) -> Push:
-    """Say in the gradient what it has still to be divided by."""
-    scale = push.loss_scale
+    """Say in the gradient what it has still to be divided by.
+
+    A delta is no gradient of a scaled loss, so whatever the push or the model say of one it is
+    divided by -1.
+    """
+    scale = DELTA_SCALE if push.is_delta else push.loss_scale
     if scale is None:
         current = counters.loss_scale
         scale = definition.rule.loss_scale_factor if current is None else current.scale
     if scale is None:
         return push
     return replace(push, gradient=replace(push.gradient, loss_scale=scale))
+
+
+def check_kind(push: Push, others: Iterable[Kind]) -> None:
+    """Refuse a push of another kind than those that it would make a step with.
+
+    A gradient is scaled by a learning rate for gradients, a delta by one near 1: their mean is
+    neither.
+
+    Args:
+        push: As it came.
+        others: Those of the pushes that are there for the step already.
+
+    Raises:
+        MixedKinds: One of them is another.
+    """
+    for other in others:
+        if other != push.kind:
+            raise MixedKinds(
+                f"All pushes of one step are of one kind, and what is there for it already is a "
+                f"{other}. Received: a {push.kind}; nothing changed. Let all workers of the model "
+                f"push the same kind",
+                expected=other,
+                received=push.kind,
+            )
 
 
 def is_acceptable(push: Push, definition: Definition, counters: Counters) -> bool:
@@ -61,7 +108,7 @@ def is_acceptable(push: Push, definition: Definition, counters: Counters) -> boo
     if action == "reject":
         name = push.gradient.first_nonfinite()
         raise NonFiniteGradient(
-            f"The gradient of {name!r} has NaN or infinity in it and this model rejects those; "
+            f"The {push.kind} of {name!r} has NaN or infinity in it and this model rejects those; "
             "nothing changed. Lower the learning rate, clip, or create the model with "
             "on_nonfinite='drop'",
             tensor=name,

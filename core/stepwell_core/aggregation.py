@@ -9,7 +9,7 @@ where all are the same, once at the end, as Keras does with the mean gradient.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 
@@ -27,15 +27,41 @@ class RunningSum:
 
     Args:
         layout: The model's tensors.
+        total: Its memory, if the caller has some; used in place.
+        weights: What is in that already; see `weights`.
         compiled: False runs the same loops as plain Python, for tests.
     """
 
-    def __init__(self, layout: Layout, *, compiled: bool = True) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        total: Arenas | None = None,
+        weights: Mapping[str, float] | None = None,
+        *,
+        compiled: bool = True,
+    ) -> None:
         self._layout = layout
         self._compiled = compiled
-        self._total = layout.new_arenas(None)
-        self._weights: dict[str, float] = {}  # by tensor; those that nobody sent have none
+        self._total = layout.new_arenas(None) if total is None else total
+        self._weights = dict(weights or {})
         self._loss_scale: float | None = None  # what the sum has still to be divided by
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """The sum of the weights by tensor; those that nobody sent have none."""
+        return self._weights
+
+    def divisor_with(self, names: Iterable[str], weight: float) -> float:
+        """Return the loss scale of the mean with one more gradient in it, whose own is taken out.
+
+        Args:
+            names: Of the tensors that it would have.
+            weight: Its own.
+        """
+        weights = dict(self._weights)
+        for name in names:
+            weights[name] = weights.get(name, 0.0) + weight
+        return _divisor(weights)
 
     def clear(self) -> None:
         """Begin a new sum; O(1), the memory is kept."""
@@ -70,10 +96,8 @@ class RunningSum:
         it. Its arenas are the sum's own memory, which the next `add` overwrites.
         """
         layout = self._layout.select(name for name in self._layout.names if name in self._weights)
-        divisors = set(self._weights.values())
-        if self._loss_scale is None and len(divisors) == 1:
-            (divisor,) = divisors
-        else:
+        divisor = _divisor(self._weights)
+        if self._loss_scale is not None or len(set(self._weights.values())) != 1:
             self._divide(self._weights)
             divisor = 1.0 if self._loss_scale is None else self._loss_scale
         self.clear()
@@ -117,3 +141,9 @@ class RunningSum:
             kernel = kernels.aggregate_kernel(stages, is_first=is_first, compiled=self._compiled)
             runs, number = make_runs(segments), np.dtype(dtype).type
             kernel(g, self._total[dtype], runs, constants, number(weight))
+
+
+def _divisor(weights: Mapping[str, float]) -> float:
+    """Return what all tensors have still to be divided by: their weight, if all have the same."""
+    divisors = set(weights.values())
+    return divisors.pop() if len(divisors) == 1 else 1.0

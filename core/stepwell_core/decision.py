@@ -11,7 +11,9 @@ from stepwell_core.ledger import Result
 from stepwell_core.loss_scale import LossScaleOptimizer
 from stepwell_core.pipeline import Pipeline
 from stepwell_core.push import Push, Staged
+from stepwell_core.scalars import StepScalars
 from stepwell_core.state import Counters
+from stepwell_core.wire import Kind
 
 
 def step(
@@ -20,6 +22,7 @@ def step(
     before: Counters,
     definition: Definition,
     pipeline: Pipeline,
+    scale: float = 1.0,
 ) -> Staged:
     """Return the step that some pushes make.
 
@@ -29,20 +32,72 @@ def step(
         before: The model's counters now.
         definition: Of the model.
         pipeline: Of the model.
+        scale: What the learning rate is multiplied by.
     """
-    scalars = pipeline.scalars(before.iterations, gradient.loss_scale, pushes[0].hyperparameters)
+    values = pushes[0].hyperparameters
+    scalars = pipeline.scalars(before.iterations, gradient.loss_scale, values, scale)
+    after = _after_step(before, scalars, definition, pushes[0].kind)
+    return Staged(_results(pushes, _outcome(scalars), before, after), after, gradient, scalars)
+
+
+def gathered(push: Push, gradient: Gradient, counters: Counters) -> Staged:
+    """Return that a push is answered, and its gradient added to the buffer.
+
+    Args:
+        push: It.
+        gradient: As it is added.
+        counters: The model's now.
+    """
+    results = _results((push,), "buffered", counters, counters)
+    return Staged(results, counters, gradient, weight=push.weight)
+
+
+def gathered_step(
+    push: Push | None,
+    gradient: Gradient | None,
+    divisor: float,
+    kind: Kind,
+    before: Counters,
+    definition: Definition,
+    pipeline: Pipeline,
+) -> Staged:
+    """Return the step of all that was gathered.
+
+    Args:
+        push: The last of them, which is added first; None if there is no other.
+        gradient: Its own, as it is added.
+        divisor: What the sum has still to be divided by, with it.
+        kind: Of all of them.
+        before: The model's counters now.
+        definition: Of the model.
+        pipeline: Of the model.
+    """
+    pushes = () if push is None else (push,)
+    values = {} if push is None else push.hyperparameters
+    scalars = pipeline.scalars(before.iterations, divisor, values)
+    after = _after_step(before, scalars, definition, kind)
+    results = _results(pushes, _outcome(scalars), before, after)
+    return Staged(results, after, gradient, scalars, None if push is None else push.weight)
+
+
+def _outcome(scalars: StepScalars) -> str:
+    return "applied" if scalars.updates else "accumulated"
+
+
+def _after_step(
+    before: Counters, scalars: StepScalars, definition: Definition, kind: Kind
+) -> Counters:
     scale, optimizer = before.loss_scale, definition.optimizer
-    if scale is not None and isinstance(optimizer, LossScaleOptimizer):
+    counts = kind == "gradient"  # a delta says nothing of the scale of a loss
+    if counts and scale is not None and isinstance(optimizer, LossScaleOptimizer):
         scale = scale.after_finite(optimizer.dynamic_growth_steps)
     version = before.version + 1
-    after = Counters(
+    return Counters(
         version=version,
         parameters_version=version if scalars.changes_parameters else before.parameters_version,
         iterations=before.iterations + 1,
         loss_scale=scale,
     )
-    outcome = "applied" if scalars.updates else "accumulated"
-    return Staged(_results(pushes, outcome, before, after), after, gradient, scalars)
 
 
 def drop(push: Push, outcome: str, counters: Counters) -> Staged:
@@ -51,8 +106,13 @@ def drop(push: Push, outcome: str, counters: Counters) -> Staged:
 
 
 def skipped_step(pushes: Sequence[Push], before: Counters) -> Staged:
-    """Return that a step is not made because a gradient is not finite: the loss scale is halved."""
+    """Return that a step is not made because a gradient is not finite: the loss scale is halved.
+
+    A delta that is not finite leaves the scale as it is, which it was not multiplied by.
+    """
     assert before.loss_scale is not None, "only a dynamic loss scale skips steps"
+    if pushes[0].is_delta:
+        return Staged(_results(pushes, "skipped_nonfinite", before, before), before)
     after = replace(before, loss_scale=before.loss_scale.after_nonfinite())
     return Staged(_results(pushes, "skipped_nonfinite", before, after), after)
 

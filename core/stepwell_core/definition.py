@@ -28,6 +28,7 @@ _FIELDS = {
     "consistency",
     "on_nonfinite",
     "created_with",
+    "created_consistency",
 }
 
 
@@ -44,6 +45,7 @@ class Definition:
         on_nonfinite: One of `ON_NONFINITE`; a dynamic loss scale skips such a step whatever this
             says.
         created_with: The optimizer at creation, if hyperparameters were changed since.
+        created_consistency: The mode at creation, if it was changed since.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Definition:
     consistency: Consistency = ASYNC
     on_nonfinite: str = "reject"
     created_with: AnyOptimizer | None = None
+    created_consistency: Consistency | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
@@ -79,6 +82,11 @@ class Definition:
             optimizer = replace(self.optimizer, inner_optimizer=rule)
         return replace(self, optimizer=optimizer, created_with=self.created_with or self.optimizer)
 
+    def with_consistency(self, mode: Consistency) -> Definition:
+        """Return the definition with another mode."""
+        created = self.created_consistency or self.consistency
+        return replace(self, consistency=mode, created_consistency=created)
+
     def differences(self, other: Definition) -> list[str]:
         """Return in which fields two definitions differ as they were created.
 
@@ -89,7 +97,14 @@ class Definition:
 
     def _as_created(self) -> dict[str, Any]:
         optimizer = _without_names(keras_config.serialize(self.created_with or self.optimizer))
-        return {**self.to_json(), "optimizer": optimizer, "created_with": None}
+        mode = (self.created_consistency or self.consistency).to_json()
+        return {
+            **self.to_json(),
+            "optimizer": optimizer,
+            "created_with": None,
+            "consistency": mode,
+            "created_consistency": None,
+        }
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values from which `from_json` makes an equal definition."""
@@ -101,6 +116,7 @@ class Definition:
             "consistency": self.consistency.to_json(),
             "on_nonfinite": self.on_nonfinite,
             "created_with": self.created_with and keras_config.serialize(self.created_with),
+            "created_consistency": self.created_consistency and self.created_consistency.to_json(),
         }
 
     @classmethod
@@ -136,6 +152,9 @@ class Definition:
             on_nonfinite=given.get("on_nonfinite", "reject"),
             created_with=keras_config.deserialize(given["created_with"])
             if "created_with" in given
+            else None,
+            created_consistency=consistency.from_json(given["created_consistency"])
+            if "created_consistency" in given
             else None,
         )
 

@@ -32,10 +32,12 @@ from typing import Any
 import numpy as np
 
 from stepwell_core import admission, decision
-from stepwell_core.consistency import Drop, Policy, Wait
+from stepwell_core.buffer import BUFFER, Buffer, discounted
+from stepwell_core.consistency import Consistency, Drop, Gather, Policy, Standing, Wait
 from stepwell_core.definition import Definition
 from stepwell_core.errors import (
     InvalidInput,
+    JournalInvalid,
     NothingToFinalize,
     PushInFlight,
 )
@@ -44,11 +46,12 @@ from stepwell_core.layout import Arenas, Layout
 from stepwell_core.ledger import Ledger, Result, Session, check_repetition
 from stepwell_core.loss_scale import LossScale, LossScaleOptimizer
 from stepwell_core.pipeline import AVERAGE, Gradient, Pipeline, StepScalars
-from stepwell_core.push import Push, Staged, Waiting, check_push
+from stepwell_core.push import Push, Staged, Waiting
 from stepwell_core.reduction import reduction_of
 from stepwell_core.state import Counters, Snapshot, State, check_state, ledger_of
 from stepwell_core.store import Store
 from stepwell_core.succession import replaced, restored
+from stepwell_core.wire import Kind
 
 
 class Engine:
@@ -75,8 +78,10 @@ class Engine:
         optimizer = definition.optimizer
         scaled = optimizer if isinstance(optimizer, LossScaleOptimizer) else None
         counters = Counters(loss_scale=LossScale.initial(scaled) if scaled else None)
-        state = State(definition, counters, Ledger().to_json(), parameters, pipeline.new_slots())
-        return cls(state, incarnation)
+        slots = pipeline.new_slots()
+        if definition.consistency.gathers:
+            slots[BUFFER] = definition.layout.new_arenas()
+        return cls(State(definition, counters, Ledger().to_json(), parameters, slots), incarnation)
 
     def _adopt(self, state: State, incarnation: str) -> None:
         definition = state.definition
@@ -84,21 +89,24 @@ class Engine:
         check_state(state, pipeline)
         ledger = ledger_of(state)
         reduction = reduction_of(definition, pipeline)
+        buffer = None
+        if BUFFER in state.slots:
+            buffer = Buffer(pipeline, state.slots[BUFFER], state.gathered)
         self.definition = definition  # from here on nothing fails
         self.pipeline = pipeline
         self.incarnation = incarnation
         self.counters = state.counters
         self.ledger = ledger
         self._reduction = reduction
+        self._buffer = buffer
         self._staged: list[Staged] = []
         self._forget_waiting()
 
     def _forget_waiting(self) -> None:
         """Begin with a policy that knows who is there, and for which nothing waits."""
-        consistency = self.definition.consistency
-        self.policy: Policy[Push] = consistency.policy(
-            self.ledger.open_workers, self.ledger.most_open
-        )
+        ledger, gathered = self.ledger, 0 if self._buffer is None else self._buffer.count
+        standing = Standing(ledger.clocks, ledger.most_open, gathered)
+        self.policy: Policy[Push] = self.definition.consistency.policy(standing)
         self._reduction.clear()
 
     @property
@@ -127,7 +135,7 @@ class Engine:
         """
         assert not self._staged, "what was staged is committed or withdrawn before"
         session, previous = self.ledger.open(worker)
-        self.policy.join(worker)
+        self.policy.join(worker, session.clock)
         if not self.policy.waiting:
             self._reduction.clear()
         return session, previous
@@ -136,7 +144,8 @@ class Engine:
         """Close a session.
 
         Returns:
-            The step that nobody else has to wait for now, to be committed, if there is one.
+            The first step that need not wait for the worker any more, to be committed, if there is
+            one; see `stage_due`.
 
         Raises:
             Fenced, UnknownSession, SessionExpired: As `Ledger.find`.
@@ -144,12 +153,20 @@ class Engine:
         assert not self._staged, "what was staged is committed or withdrawn before"
         self.ledger.find(worker, epoch)
         self.ledger.close(worker, epoch)
-        step = self.policy.leave(worker)
-        if step is not None:
-            return self._stage_step(step.pushes)
-        if not self.policy.waiting:
+        self.policy.leave(worker)
+        staged = self.stage_due()
+        if staged is None and not self.policy.waiting:
             self._reduction.clear()
-        return None
+        return staged
+
+    def stage_due(self) -> Staged | None:
+        """Return a step that pushes which wait can make now, to be committed, if there is one.
+
+        To be called until there is none after each change, if any push waits.
+        """
+        assert not self._staged, "what was staged is committed or withdrawn before"
+        step = self.policy.due()
+        return None if step is None else self._stage_step(step.pushes, step.scale)
 
     # Pushes
 
@@ -161,7 +178,7 @@ class Engine:
         """
         if not self._staged:
             return True
-        if self._reduction.adds_on_arrival or self.policy.waiting:
+        if self._reduction.adds_on_arrival or self.policy.waiting or self._buffer is not None:
             return False
         results = [results for staged in self._staged for results in staged.results]
         return len(results) == len(self._staged) and all(
@@ -187,7 +204,8 @@ class Engine:
             return Waiting(is_added=self._reduction.adds_on_arrival)
         if self.ledger.check(*push.key) is not None:
             return self._repeated(push)
-        check_push(push, self.definition.rule, self._ahead.parameters_version)
+        admission.check_push(push, self.definition, self._ahead.parameters_version)
+        admission.check_kind(push, self._kinds_in_step())
         push = admission.with_loss_scale(push, self.definition, self._ahead)
         if not admission.is_acceptable(push, self.definition, self._ahead):
             return self.keep(decision.drop(push, "skipped_nonfinite", self._ahead))
@@ -195,10 +213,20 @@ class Engine:
         offered = self.policy.offer(kept, self._ahead.parameters_version)
         if isinstance(offered, Drop):
             return self.keep(decision.drop(push, offered.outcome, self._ahead))
+        if isinstance(offered, Gather):
+            return self._stage_gathered(push, offered)
         self._reduction.add(push)
         if isinstance(offered, Wait):
             return Waiting(is_added=self._reduction.adds_on_arrival)
-        return self._stage_step(offered.pushes)
+        return self._stage_step(offered.pushes, offered.scale)
+
+    def _kinds_in_step(self) -> list[Kind]:
+        """Return the kinds of what the next push would make a step with."""
+        if self._buffer is not None:
+            return [self._buffer.kind] if self._buffer.count else []
+        if self.definition.consistency.most_in_step == 1:
+            return []
+        return [push.kind for push in self.policy.waiting]
 
     def _repeated(self, push: Push) -> Result:
         """Return the stored result of a push that was settled, if this is the same one."""
@@ -224,12 +252,24 @@ class Engine:
         """
         first = self._staged.pop(0)
         assert first is staged, "changes are committed in the order in which they were staged"
-        if staged.gradient is not None and staged.scalars is not None:
-            self._write(staged.gradient, staged.scalars, staged.counters.version)
+        gradient = staged.gradient
+        if gradient is not None and staged.weight is not None:
+            self._gathered.add(gradient, staged.weight)
+        if staged.takes_buffer:
+            gradient = self._gathered.take()
+        if gradient is not None and staged.scalars is not None:
+            self._write(gradient, staged.scalars, staged.counters.version)
         self.counters = staged.counters
         for push, result in staged.results:
             self.ledger.record(*push.key, result, push.fingerprint)
+            self.policy.settled(push.worker, result.outcome)
         return staged.results
+
+    @property
+    def _gathered(self) -> Buffer:
+        if self._buffer is None:
+            raise JournalInvalid("A gradient is added to a buffer that the model does not have")
+        return self._buffer
 
     def _write(self, gradient: Gradient, scalars: StepScalars, version: int) -> None:
         if not scalars.changes_parameters:
@@ -271,13 +311,29 @@ class Engine:
                 self.incarnation, self.counters, self.ledger.sessions.get(worker), epoch
             )
 
-    def _stage_step(self, pushes: Sequence[Push]) -> Staged:
+    def _stage_gathered(self, push: Push, decided: Gather) -> Staged:
+        before = self._ahead
+        if before.loss_scale is not None and not push.gradient.is_finite():
+            return self.keep(decision.skipped_step((push,), before))
+        gradient = discounted(push.gradient, decided.discount)
+        if not decided.completes:
+            return self.keep(decision.gathered(push, gradient, before))
+        divisor = self._gathered.divisor_with(gradient, push.weight)
+        return self.keep(
+            decision.gathered_step(
+                push, gradient, divisor, push.kind, before, self.definition, self.pipeline
+            )
+        )
+
+    def _stage_step(self, pushes: Sequence[Push], scale: float = 1.0) -> Staged:
         before = self._ahead
         if before.loss_scale is not None and not self._reduction.is_finite(pushes):
             self._reduction.clear()
             return self.keep(decision.skipped_step(pushes, before))
         gradient = self._reduction.reduce(pushes)
-        return self.keep(decision.step(pushes, gradient, before, self.definition, self.pipeline))
+        return self.keep(
+            decision.step(pushes, gradient, before, self.definition, self.pipeline, scale)
+        )
 
     # Everything else that changes a model
 
@@ -319,6 +375,7 @@ class Engine:
             self.ledger.to_json(),
             self.store.current,
             self.store.slots,
+            self.gathered(),
         )
 
     def adopt(self, state: State, incarnation: str) -> Counters:
@@ -368,6 +425,61 @@ class Engine:
         self.definition = definition
         self.pipeline = pipeline
 
+    def stage_gathered(self) -> Staged | None:
+        """Return the step of what was gathered, to be committed; None if nothing was.
+
+        Raises:
+            InvalidInput: The optimizer takes values that come with each push, and none comes.
+        """
+        assert not self._staged, "what was staged is committed or withdrawn before"
+        if self._buffer is None or not self._buffer.count:
+            return None
+        declared = self.definition.rule.declared_per_push
+        if declared:
+            raise InvalidInput(
+                f"{self._buffer.count} pushes wait in the buffer for their step, which takes "
+                f"{', '.join(declared)} from the last of them. Change the mode right after a step"
+            )
+        divisor = self._buffer.divisor_with(None, None)
+        return self.keep(
+            decision.gathered_step(
+                None,
+                None,
+                divisor,
+                self._buffer.kind,
+                self.counters,
+                self.definition,
+                self.pipeline,
+            )
+        )
+
+    def adopt_consistency(self, mode: Consistency) -> tuple[Push, ...]:
+        """Let pushes become steps by another mode from now on; adds no version.
+
+        All clocks begin anew. Nothing may be gathered: see `stage_gathered`.
+
+        Returns:
+            The pushes that waited, to be staged again; those that were added to a running sum are
+            not among them, and have to come again.
+        """
+        assert not self._staged, "what was staged is committed or withdrawn before"
+        waited = () if self._reduction.adds_on_arrival else tuple(self.policy.waiting)
+        self.definition = self.definition.with_consistency(mode)
+        self._reduction = reduction_of(self.definition, self.pipeline)
+        if not mode.gathers:
+            self.store.slots.pop(BUFFER, None)
+            self._buffer = None
+        elif self._buffer is None:
+            arenas = self.store.slots[BUFFER] = self.layout.new_arenas()
+            self._buffer = Buffer(self.pipeline, arenas, {})
+        self.ledger.restart_clocks()
+        self._forget_waiting()
+        return waited
+
+    def gathered(self) -> dict[str, Any]:
+        """Return what `Buffer.to_json` says; nothing without a buffer."""
+        return {} if self._buffer is None else self._buffer.to_json()
+
     # Cuts
 
     def snapshot(self, buffers: dict[str, Arenas]) -> Snapshot:
@@ -377,6 +489,8 @@ class Engine:
             buffers: Arenas for each slot, allocated and touched before; the snapshot owns them.
         """
         for name, arenas in self.store.slots.items():
+            if name not in buffers:  # the mode was changed in between
+                buffers[name] = self.layout.new_arenas(None)
             for dtype, array in arenas.items():
                 np.copyto(buffers[name][dtype], array)
         version = self.store.hold(is_reserved=True)
@@ -387,7 +501,8 @@ class Engine:
             counters=self.counters,
             ledger=self.ledger.to_json(),
             parameters=version,
-            slots=buffers,
+            slots={name: buffers[name] for name in self.store.slots},
+            gathered=self.gathered(),
         )
 
     def slot(self, name: str) -> Arenas:

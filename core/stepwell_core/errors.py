@@ -10,7 +10,8 @@
     │   ├── LayoutMismatch       the message was made for another layout
     │   ├── PayloadSizeMismatch  the payload is shorter or longer than the layout says
     │   ├── NonFiniteGradient    a gradient holds NaN or infinity and the model rejects those
-    │   └── PayloadMismatch      the same sequence number came with other bytes
+    │   ├── PayloadMismatch      the same sequence number came with other bytes
+    │   └── MixedKinds           a gradient would be in one step with a delta
     ├── MalformedMessage         the bytes are not a message of the protocol
     ├── Unauthenticated          no token, or one that is not known
     ├── Forbidden                the token's role does not allow the call
@@ -138,6 +139,12 @@ class PayloadMismatch(InvalidInput):
     """The same sequence number came with other bytes."""
 
     code = "payload_mismatch"
+
+
+class MixedKinds(InvalidInput):
+    """A gradient would be in one step with a delta."""
+
+    code = "mixed_kinds"
 
 
 class MalformedMessage(StepwellError):

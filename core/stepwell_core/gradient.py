@@ -17,6 +17,9 @@ _INFINITY: dict[str, np.signedinteger[Any]] = {
     "float32": np.int32(0x7F800000),
     "float64": np.int64(0x7FF0000000000000),
 }
+DELTA_SCALE = -1.0
+"""The loss scale of a delta: divided by it, which is exact, `w_local - w_pulled` is a gradient."""
+
 _ROUNDS_TO_INFINITY: np.signedinteger[Any] = np.int64(0x47EFFFFFF0000000)
 """The bits of the smallest float64 that is infinite as float32: half a unit above the largest."""
 
@@ -29,7 +32,7 @@ class Gradient:
         layout: The tensors it has: the model's layout or a selection of it.
         arenas: The elements, in `layout`'s order; read, never written.
         dtype: What they are, one of `PAYLOAD_DTYPES`.
-        loss_scale: What they have still to be divided by, if anything.
+        loss_scale: What they have still to be divided by, if anything: `DELTA_SCALE` for a delta.
     """
 
     layout: Layout

@@ -80,6 +80,7 @@ class Session:
         last_sequence: Of the last push that was admitted; -1 before the first.
         results: The last `STORED_RESULTS` results by sequence, oldest first.
         fingerprints: Of those pushes' payloads, where they are known; see `Gradient.fingerprint`.
+        clock_start: What `clock` was when it was opened.
         previous: The worker's newest earlier session that admitted a push, with its last result
             alone; kept until this one admits a push, so that a repeated `open` tells it again.
     """
@@ -91,6 +92,15 @@ class Session:
     results: dict[int, Result] = field(default_factory=dict)
     fingerprints: dict[int, str] = field(default_factory=dict)
     previous: Session | None = None
+    clock_start: int = 0
+
+    @property
+    def clock(self) -> int:
+        """How many pushes were settled, in the count of the model's other workers.
+
+        See `consistency/bounded.py`; a worker that comes begins where the slowest one is.
+        """
+        return self.clock_start + self.last_sequence + 1
 
     @property
     def last_result(self) -> Result | None:
@@ -146,6 +156,18 @@ class Ledger:
         """The workers with an open session, in the order in which they opened it."""
         return [session.worker for session in self.sessions.values() if session.is_open]
 
+    @property
+    def clocks(self) -> dict[str, int]:
+        """The clocks of the workers with an open session, in the order of `open_workers`."""
+        return {
+            session.worker: session.clock for session in self.sessions.values() if session.is_open
+        }
+
+    def restart_clocks(self) -> None:
+        """Let all clocks begin at 0."""
+        for session in self.sessions.values():
+            session.clock_start = -(session.last_sequence + 1)
+
     def open(self, worker: str) -> tuple[Session, Session | None]:
         """Open a session and fence the worker's earlier one.
 
@@ -162,7 +184,8 @@ class Ledger:
         self.sessions.pop(worker, None)  # so that the order is that of opening
         if previous is not None and previous.last_sequence < 0:
             previous = previous.previous or previous
-        session = self.sessions[worker] = Session(worker, self.last_epoch)
+        slowest = min(self.clocks.values(), default=0)
+        session = self.sessions[worker] = Session(worker, self.last_epoch, clock_start=slowest)
         session.previous = None if previous is None else previous._last_alone()
         self.most_open = max(self.most_open, len(self.open_workers))
         return session, previous
@@ -213,7 +236,8 @@ class Ledger:
             )
         if not session.is_open:
             raise SessionExpired(
-                f"The session of worker {worker!r} with epoch {epoch} is closed; open a new one",
+                f"The session of worker {worker!r} with epoch {epoch} ended: it was closed, or the "
+                "worker gave no sign of life for longer than its lease. Open a new one",
                 worker=worker,
                 epoch=epoch,
             )
@@ -320,9 +344,9 @@ def check_repetition(worker: str, sequence: int, first: str | None, second: str 
     """
     if None not in (first, second) and first != second:
         raise PayloadMismatch(
-            f"Worker {worker!r} has made push {sequence} already, with other bytes (xxh3_64 "
-            f"{first}). Received: {second}. A repetition has the same gradient; a new gradient has "
-            f"the next number",
+            f"Worker {worker!r} has made push {sequence} already, with other bytes or as "
+            f"another kind (fingerprint {first}). Received: {second}. A repetition "
+            f"is the same; a new push has the next number",
             worker=worker,
             sequence=sequence,
             expected=first,

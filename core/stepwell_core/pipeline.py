@@ -88,17 +88,22 @@ class Pipeline:
         iterations: int,
         loss_scale: float | None = None,
         values: Mapping[str, float] | None = None,
+        scale: float = 1.0,
     ) -> StepScalars:
         """Return the scalars of the next step; see `step_scalars`.
 
         Raises:
             InvalidArgument: A value breaks its hyperparameter's rule.
         """
-        return step_scalars(self.optimizer, self.layout.sizes, iterations, loss_scale, values)
+        return step_scalars(
+            self.optimizer, self.layout.sizes, iterations, loss_scale, values, scale
+        )
 
-    def new_sum(self) -> RunningSum:
-        """Return a sum of gradients with nothing in it; see `aggregation.py`."""
-        return RunningSum(self.layout, compiled=self._compiled)
+    def new_sum(
+        self, total: Arenas | None = None, weights: Mapping[str, float] | None = None
+    ) -> RunningSum:
+        """Return a sum of gradients; see `RunningSum`."""
+        return RunningSum(self.layout, total, weights, compiled=self._compiled)
 
     def apply(
         self,

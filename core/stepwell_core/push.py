@@ -14,11 +14,12 @@ from stepwell_core.ledger import Result
 from stepwell_core.optimizers import Optimizer
 from stepwell_core.scalars import StepScalars
 from stepwell_core.state import Counters
+from stepwell_core.wire import Kind
 
 
 @dataclass(frozen=True)
 class Push:
-    """A gradient and who sent it.
+    """A gradient, or a delta that is taken as one, and who sent it.
 
     Attributes:
         worker: Name of the worker.
@@ -26,12 +27,16 @@ class Push:
         sequence: 0, 1, 2, ... within the session.
         incarnation: Of the model, as the session knows it.
         gradient: Read until the push is settled, or until it is added to a running sum; the
-            sender's buffer is free afterwards.
+            sender's buffer is free afterwards. Of a delta it is the delta itself, whose loss scale
+            makes it the pseudo-gradient once it is admitted.
         version: Of the parameters it was computed at; None if the worker never pulled.
         weight: In an aggregate; finite and > 0.
-        loss_scale: What the loss was multiplied by; None means the current one.
+        loss_scale: What the loss was multiplied by; None means the current one. Of a delta it has
+            no meaning.
         hyperparameters: Values of those that were declared to come with each push.
-        fingerprints: Returns the fingerprint of the gradient, if somebody works it out elsewhere
+        kind: What the tensors are, "gradient" or "delta".
+        metrics: Finite numbers by name, such as the loss; for the history, no step reads them.
+        fingerprints: Returns the fingerprint of the payload, if somebody works it out elsewhere
             meanwhile; None works it out when it is asked for.
     """
 
@@ -44,12 +49,24 @@ class Push:
     weight: float = 1.0
     loss_scale: float | None = None
     hyperparameters: Mapping[str, float] = field(default_factory=dict)
+    kind: Kind = "gradient"
+    metrics: Mapping[str, float] = field(default_factory=dict)
     fingerprints: Callable[[], str] | None = field(default=None, compare=False, repr=False)
 
     @cached_property
-    def fingerprint(self) -> str:
-        """The gradient's; see `Gradient.fingerprint`."""
+    def payload_fingerprint(self) -> str:
+        """The payload's; see `Gradient.fingerprint`."""
         return self.gradient.fingerprint() if self.fingerprints is None else self.fingerprints()
+
+    @property
+    def fingerprint(self) -> str:
+        """The push's; see `fingerprint_of`."""
+        return fingerprint_of(self.kind, self.payload_fingerprint)
+
+    @property
+    def is_delta(self) -> bool:
+        """Whether it is `w_local - w_pulled`, of which the negative is taken as a gradient."""
+        return self.kind == "delta"
 
     @property
     def key(self) -> tuple[str, int, int]:
@@ -58,9 +75,14 @@ class Push:
 
     def without_arrays(self) -> Push:
         """Return the push without its gradient's elements, which then may be freed or reused."""
-        fingerprint = self.fingerprint
+        fingerprint = self.payload_fingerprint
         nothing = Gradient(self.gradient.layout, {}, self.gradient.dtype)
         return replace(self, gradient=nothing, fingerprints=lambda: fingerprint)
+
+
+def fingerprint_of(kind: Kind, payload_fingerprint: str) -> str:
+    """Return the fingerprint of a push: the same bytes as another kind are another push."""
+    return payload_fingerprint if kind == "gradient" else f"{kind}:{payload_fingerprint}"
 
 
 @dataclass(frozen=True)
@@ -85,13 +107,21 @@ class Staged:
         counters: The model's after the change.
         gradient: What the step takes, already reduced; None if no step is made. It may lie in the
             engine's own memory, which is reused for the next step.
-        scalars: Of the step.
+        scalars: Of the step; None if there is none.
+        weight: With which the gradient is added to the model's buffer; None if it is not. A step
+            then takes the buffer's mean, and so does one without a gradient.
     """
 
     results: tuple[tuple[Push, Result], ...]
     counters: Counters
     gradient: Gradient | None = None
     scalars: StepScalars | None = None
+    weight: float | None = None
+
+    @property
+    def takes_buffer(self) -> bool:
+        """Whether a step is made of what was gathered."""
+        return self.scalars is not None and (self.gradient is None or self.weight is not None)
 
 
 LEAST_FACTOR = float(np.finfo(np.float32).tiny)

@@ -1,10 +1,12 @@
 """What a journal says of a change: plain values and a payload, from which it is made again.
 
     pushes           a step, a drop or a skip: the results, the counters after it, the gradient
-                     that the step takes (reduced, if it is of several pushes) and its scalars
+                     that the step takes (reduced, if it is of several pushes) and its scalars; or
+                     a gradient that is added to the buffer
     session_opened   a worker took an epoch
     session_closed   ... and gave it back
     optimizer        its hyperparameters are others from now on
+    consistency      pushes become steps by another mode from now on
     finalized        the moving average was written into the parameters
 
 A record has the outcome of a decision, never what it was decided from: replaying decides nothing
@@ -22,7 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from stepwell_core import keras_config
+from stepwell_core import consistency, keras_config
+from stepwell_core.consistency import Consistency
 from stepwell_core.errors import JournalInvalid, StepwellError
 from stepwell_core.gradient import Gradient
 from stepwell_core.layout import ARENA_DTYPES, Arenas, Layout, byte_views, payload_dtype
@@ -58,11 +61,18 @@ class OptimizerChanged:
 
 
 @dataclass(frozen=True)
+class ConsistencyChanged:
+    """Pushes become steps by this mode from now on."""
+
+    consistency: Consistency
+
+
+@dataclass(frozen=True)
 class Finalized:
     """The moving average was written into the parameters, or a version was counted without one."""
 
 
-Change = Staged | SessionOpened | SessionClosed | OptimizerChanged | Finalized
+Change = Staged | SessionOpened | SessionClosed | OptimizerChanged | ConsistencyChanged | Finalized
 
 _RESULT = ("outcome", "version", "parameters_version", "staleness", "loss_scale")
 
@@ -85,6 +95,8 @@ def describe(
             return {"kind": "session_closed", **vars(change)}, []
         case OptimizerChanged():
             return {"kind": "optimizer", "rule": keras_config.serialize(change.rule)}, []
+        case ConsistencyChanged():
+            return {"kind": "consistency", "consistency": change.consistency.to_json()}, []
         case Finalized():
             return {"kind": "finalized"}, []
 
@@ -113,6 +125,8 @@ def read(header: Mapping[str, Any], payload: memoryview, layout: Layout) -> Chan
                 optimizer = keras_config.deserialize(header["rule"])
                 if not isinstance(optimizer, LossScaleOptimizer):
                     return OptimizerChanged(optimizer)
+            case "consistency":
+                return ConsistencyChanged(consistency.from_json(header["consistency"]))
             case "finalized":
                 return Finalized()
     except (StepwellError, KeyError, TypeError, ValueError, AttributeError) as error:
@@ -127,7 +141,7 @@ def _describe_pushes(
     staged: Staged, layout: Layout | None
 ) -> tuple[dict[str, Any], list[memoryview]]:
     gradient, scalars = staged.gradient, staged.scalars
-    header = {
+    header: dict[str, Any] = {
         "kind": "pushes",
         "results": [
             [*push.key, push.fingerprint, *(getattr(result, name) for name in _RESULT)]
@@ -136,21 +150,28 @@ def _describe_pushes(
         "counters": staged.counters.to_json(),
         "gradient": None,
     }
-    if gradient is None or scalars is None:
+    if scalars is not None:
+        header["scalars"] = _describe_scalars(scalars)
+    if gradient is None:
         return header, []
     header["gradient"] = {
         "tensors": None if gradient.layout == layout else list(gradient.layout.names),
         "dtype": gradient.dtype,
         "loss_scale": gradient.loss_scale,
     }
-    header["scalars"] = {
+    if staged.weight is not None:
+        header["weight"] = staged.weight
+    return header, byte_views(gradient.arenas)
+
+
+def _describe_scalars(scalars: StepScalars) -> dict[str, Any]:
+    return {
         "learning_rate": scalars.learning_rate,
         "updates": scalars.updates,
         "overwrites": scalars.overwrites,
         "constants": {dtype: array.tobytes() for dtype, array in scalars.constants.items()},
         "rule": {dtype: np.array(v, dtype).tobytes() for dtype, v in scalars.rule.items()},
     }
-    return header, byte_views(gradient.arenas)
 
 
 def _read_pushes(header: Mapping[str, Any], payload: memoryview, layout: Layout) -> Staged:
@@ -161,14 +182,16 @@ def _read_pushes(header: Mapping[str, Any], payload: memoryview, layout: Layout)
         results.append((push, Result(**dict(zip(_RESULT, values, strict=True)))))
     counters = Counters.from_json(header["counters"])
     said = header["gradient"]
+    scalars = _scalars(header["scalars"], layout) if "scalars" in header else None
     if said is None:
-        return Staged(tuple(results), counters)
+        return Staged(tuple(results), counters, scalars=scalars)
     names = said["tensors"]
     selection = layout if names is None else layout.select(names)
     selection = layout if selection == layout else selection
     arenas = _arenas(selection, said["dtype"], payload)
     gradient = Gradient(selection, arenas, said["dtype"], said["loss_scale"])
-    return Staged(tuple(results), counters, gradient, _scalars(header["scalars"], layout))
+    weight = float(header["weight"]) if "weight" in header else None
+    return Staged(tuple(results), counters, gradient, scalars, weight)
 
 
 def _always(fingerprint: str) -> Any:

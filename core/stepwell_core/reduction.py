@@ -85,7 +85,7 @@ class InOrder(Reduction):
         if self._sum is None:
             self._sum = self._pipeline.new_sum()
         scales = {push.gradient.loss_scale for push in pushes}
-        keeps_scale = not self._is_scaled and len(scales) == 1
+        keeps_scale = not (self._is_scaled or pushes[0].is_delta) and len(scales) == 1
         for push in pushes:
             self._sum.add(push.gradient, push.weight, keeps_scale=keeps_scale)
         return self._sum.take()
@@ -115,7 +115,8 @@ class OnArrival(Reduction):
         if self._is_scaled and self._is_finite:
             self._is_finite = push.gradient.is_finite()
         if self._is_finite:  # else there will be no step
-            self._sum.add(push.gradient, push.weight, keeps_scale=not self._is_scaled)
+            keeps_scale = not (self._is_scaled or push.is_delta)
+            self._sum.add(push.gradient, push.weight, keeps_scale=keeps_scale)
 
     def is_finite(self, pushes: Sequence[Push]) -> bool:
         """Return what was seen when they came; O(1)."""

@@ -6,7 +6,14 @@ from stepwell_core.engine import Engine
 from stepwell_core.errors import JournalInvalid, StepwellError
 from stepwell_core.pipeline import Pipeline
 from stepwell_core.push import Staged
-from stepwell_core.record import Change, Finalized, OptimizerChanged, SessionClosed, SessionOpened
+from stepwell_core.record import (
+    Change,
+    ConsistencyChanged,
+    Finalized,
+    OptimizerChanged,
+    SessionClosed,
+    SessionOpened,
+)
 
 
 def replay(engine: Engine, change: Change) -> None:
@@ -46,5 +53,7 @@ def _make(engine: Engine, change: Change) -> None:
             definition = engine.definition.with_rule(change.rule)
             pipeline = Pipeline(definition.layout, definition.rule, definition.excluded)
             engine.adopt_hyperparameters(definition, pipeline)
+        case ConsistencyChanged():
+            engine.adopt_consistency(change.consistency)
         case Finalized():
             engine.finalize()

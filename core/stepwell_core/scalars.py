@@ -48,6 +48,7 @@ def step_scalars(
     iterations: int,
     loss_scale: float | None = None,
     values: Mapping[str, float] | None = None,
+    scale: float = 1.0,
 ) -> StepScalars:
     """Return the scalars of the next step.
 
@@ -57,11 +58,14 @@ def step_scalars(
         iterations: Keras's raw counter: calls so far, accumulating ones included.
         loss_scale: What the gradient is divided by, if anything.
         values: Hyperparameters that came with the push.
+        scale: What the learning rate is multiplied by.
 
     Raises:
         InvalidArgument: A value breaks its hyperparameter's rule.
     """
     learning_rate = _learning_rate(optimizer, iterations, values or {})
+    if scale != 1.0:
+        learning_rate = learning_rate * scale
     optimizer = optimizer.with_values(values) if values else optimizer
     k = optimizer.gradient_accumulation_steps or 1
     steps = iterations // k  # Keras's `iterations`; schedules read the raw counter

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from stepwell_core.buffer import BUFFER
 from stepwell_core.definition import Definition
 from stepwell_core.errors import CheckpointInvalid
 from stepwell_core.layout import Arenas
@@ -53,6 +54,7 @@ class Snapshot:
         ledger: As plain values.
         parameters: Held; the caller releases it with `Engine.store.release`.
         slots: Copies that the caller owns.
+        gathered: What `Buffer.to_json` says; empty without a buffer.
     """
 
     definition: Definition
@@ -61,17 +63,22 @@ class Snapshot:
     ledger: dict[str, Any]
     parameters: Version
     slots: dict[str, Arenas]
+    gathered: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class State:
-    """What a model is restored from; the engine owns the arrays from then on."""
+    """What a model is restored from; the engine owns the arrays from then on.
+
+    Its fields are those of a `Snapshot`.
+    """
 
     definition: Definition
     counters: Counters
     ledger: Mapping[str, Any]
     parameters: Arenas
     slots: dict[str, Arenas]
+    gathered: Mapping[str, Any] = field(default_factory=dict)
 
 
 def check_state(state: State, pipeline: Pipeline) -> None:
@@ -80,10 +87,10 @@ def check_state(state: State, pipeline: Pipeline) -> None:
     Raises:
         CheckpointInvalid: It has other slots, arrays of another layout, or a loss scale too many.
     """
-    if state.slots.keys() != pipeline.slot_values.keys():
+    expected = slot_names(state.definition, pipeline)
+    if set(state.slots) != set(expected):
         raise CheckpointInvalid(
-            f"The optimizer has the slots {sorted(pipeline.slot_values)}. Received: "
-            f"{sorted(state.slots)}"
+            f"The optimizer has the slots {sorted(expected)}. Received: {sorted(state.slots)}"
         )
     for name, arenas in {"parameters": state.parameters, **state.slots}.items():
         if not pipeline.layout.fits(arenas):
@@ -91,6 +98,11 @@ def check_state(state: State, pipeline: Pipeline) -> None:
     is_scaled = isinstance(state.definition.optimizer, LossScaleOptimizer)
     if is_scaled is (state.counters.loss_scale is None):
         raise CheckpointInvalid("A loss scale belongs to a LossScaleOptimizer, and to no other.")
+
+
+def slot_names(definition: Definition, pipeline: Pipeline) -> tuple[str, ...]:
+    """Return the names of a model's slots: the optimizer's, and the buffer if there is one."""
+    return (*pipeline.slot_values, *((BUFFER,) if definition.consistency.gathers else ()))
 
 
 def ledger_of(state: State) -> Ledger:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from stepwell_core.buffer import BUFFER
 from stepwell_core.errors import CheckpointInvalid, LayoutMismatch
 from stepwell_core.layout import Arenas
 from stepwell_core.pipeline import Pipeline
@@ -66,10 +67,16 @@ def replaced(
         present,
         counters=counters,
         parameters=present.parameters if parameters is None else parameters,
-        slots=present.slots if slots is None else dict(slots),
+        slots=present.slots if slots is None else _with_buffer(present, slots),
     )
     check_state(state, _pipeline(state))
     return state
+
+
+def _with_buffer(present: State, slots: Mapping[str, Arenas]) -> dict[str, Arenas]:
+    """Return other slots of the optimizer, and what the model has gathered, which is none of it."""
+    kept = {BUFFER: present.slots[BUFFER]} if BUFFER in present.slots else {}
+    return {**slots, **kept}
 
 
 def _pipeline(state: State) -> Pipeline:

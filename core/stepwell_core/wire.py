@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import msgpack
 
@@ -31,6 +31,11 @@ MAX_BIN_BYTES = (1 << 32) - 1
 # minutes. One for each tensor and one for each 4 KiB is more than any sender needs.
 MAX_SMALL_BINS = 1 << 16
 LEAST_BIN_BYTES = 4096
+
+Kind = Literal["gradient", "delta"]
+"""What the tensors of a push are: a gradient, or `w_local - w_pulled` after local steps."""
+
+KINDS: tuple[str, ...] = get_args(Kind)
 
 Part = bytes | memoryview
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 
 import structlog
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from stepwell_server import __version__, memory, problems
+from stepwell_server import __version__, memory, problems, tracing
 from stepwell_server.checkpoints import Schedule
 from stepwell_server.counts import Counts
 from stepwell_server.gate import Gate
@@ -18,7 +19,9 @@ from stepwell_server.routes.direct import direct
 from stepwell_server.settings import Settings
 from stepwell_server.staging import Staging
 from stepwell_server.storage.folders import DataFolder
+from stepwell_server.tallies import RequestTally
 from stepwell_server.tokens import Authenticator
+from stepwell_server.traffic import Traffic
 
 log = structlog.get_logger("stepwell")
 
@@ -37,12 +40,16 @@ class Application:
     def __init__(self, settings: Settings, data: DataFolder, authenticator: Authenticator) -> None:
         self.settings = settings
         self.counts = Counts()
+        self.requests = RequestTally()
         self._budget = _staging_budget(settings)
         self.staging = Staging(self._budget.nbytes, self.counts)
         self.registry = Registry(data, _options(settings), self.staging)
         self._data = data
         self.api = self._build()
-        self.asgi: ASGIApp = Gate(direct(self.api), authenticator, settings.allowed_hosts)
+        gate = Gate(direct(self.api), authenticator, settings.allowed_hosts)
+        traffic = Traffic(gate, self.requests)
+        self._tracing = tracing.begin(settings)
+        self.asgi: ASGIApp = traffic if self._tracing is None else self._tracing.around(traffic)
 
     def _build(self) -> FastAPI:
         # FastAPI's documentation pages load from a content network; /openapi.json is ours alone.
@@ -58,6 +65,7 @@ class Application:
         api.state.settings = self.settings
         api.state.staging = self.staging
         api.state.counts = self.counts
+        api.state.requests = self.requests
         api.state.is_ready = False
         api.state.memory_socket = None
         api.state.instance = secrets.token_hex(8)
@@ -98,6 +106,8 @@ class Application:
             await self.registry.stop()
         finally:
             self._data.release()
+            if self._tracing is not None:
+                await asyncio.to_thread(self._tracing.stop)
         log.info("stopped")
 
 

@@ -11,18 +11,20 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from typing import Any
 
 import structlog
 from stepwell_core.engine import Engine
 from stepwell_core.errors import CheckpointInvalid, CheckpointNotFound, StepwellError
 from stepwell_core.layout import Arenas
-from stepwell_core.state import Snapshot, State
+from stepwell_core.state import Snapshot, State, slot_names
 
 from stepwell_server import failpoints
 from stepwell_server.recorder import Recorder
 from stepwell_server.storage.archive import CheckpointArchive, version_of
 from stepwell_server.storage.checkpoint import Manifest
+from stepwell_server.tallies import CheckpointTally
 
 LOOK_EVERY_S = 0.5
 """How often it is asked whether it is time for a checkpoint."""
@@ -90,6 +92,8 @@ class Checkpoints:
         self._saved = saved
         self._saved_at = time.monotonic()
         self._progress: Progress | None = None
+        self.on_written: Callable[[Manifest], None] = _do_nothing  # called for each, by `write`
+        self.tally = CheckpointTally()
         self._automatic = asyncio.create_task(self._write_by_itself())
 
     @property
@@ -101,6 +105,19 @@ class Checkpoints:
     def saved_id(self) -> str | None:
         """The name of the newest one that was written or read."""
         return None if self._saved is None else self._saved.id
+
+    @property
+    def saved_created(self) -> str | None:
+        """When that one was made: UTC, ISO 8601."""
+        return None if self._saved is None else self._saved.created
+
+    @property
+    def saved_age_s(self) -> float | None:
+        """How old that one is, in seconds of this machine's clock."""
+        created = self.saved_created
+        if created is None:
+            return None
+        return max(0.0, time.time() - datetime.fromisoformat(created).timestamp())
 
     async def write(self, *, pinned: bool = False, is_last: bool = False) -> Manifest:
         """Write a checkpoint; returns when it is durable and was read back.
@@ -114,13 +131,14 @@ class Checkpoints:
             snapshot, number = await self._run(lambda: self._cut(buffers, is_last=is_last))
             manifest = await asyncio.to_thread(self._write, snapshot, number, pinned=pinned)
             await self.note(manifest)
+        self.on_written(manifest)
         log.info("checkpoint", model=self._engine.definition.name, id=manifest.id)
         return manifest
 
     def _touched_buffers(self) -> dict[str, Arenas]:
         """Return buffers for the slots; their pages are there already, so the cut is short."""
         buffers = {}
-        for name in self._engine.pipeline.slot_values:
+        for name in slot_names(self._engine.definition, self._engine.pipeline):
             buffers[name] = self._engine.layout.new_arenas(None)
             for array in buffers[name].values():
                 array.fill(0)
@@ -143,12 +161,36 @@ class Checkpoints:
     def save(self, snapshot: Snapshot, number: int, *, pinned: bool = False) -> Manifest:
         """Write a snapshot; blocks for as long as the disk takes. On any thread, under `lock`."""
         self._progress = Progress()
+        began = time.monotonic()
         try:
-            return self._archive.write(
+            manifest = self._archive.write(
                 snapshot, number, pinned=pinned, progress=self._note_progress
             )
+        except BaseException:
+            self.tally.failures += 1
+            raise
         finally:
             self._progress = None
+        self.tally.seconds.note(time.monotonic() - began)
+        return manifest
+
+    def withdraw(self, incarnation: str) -> None:
+        """Remove the checkpoint of a history that did not begin, should it be there after all.
+
+        A disk may fail when a checkpoint has its name already. Were it left, the next start would
+        take it for the newest, and the old history's changes would be lost. Blocks, as `save`.
+
+        Raises:
+            OSError, StepwellError: It may be there.
+        """
+        for checkpoint_id in reversed(self._archive.ids()):
+            try:
+                found = self._archive.manifest(checkpoint_id).incarnation
+            except CheckpointInvalid:
+                continue  # a start does not take it either
+            if found == incarnation:
+                self._archive.remove(checkpoint_id)
+            return
 
     def _note_progress(self, phase: str, done_bytes: int, nbytes: int) -> None:
         self._progress = Progress(phase, done_bytes, nbytes)
@@ -157,7 +199,10 @@ class Checkpoints:
         """Let go of what a new whole checkpoint has made unnecessary; under `lock`."""
         failpoints.reach("checkpoint.verified")
         self._saved, self._saved_at = manifest, time.monotonic()
-        await asyncio.to_thread(self._recorder.remove_before, manifest.journal_number)
+        try:
+            await asyncio.to_thread(self._recorder.remove_before, manifest.journal_number)
+        except OSError as error:  # the next checkpoint tries again
+            log.warning("journal_not_cut", reason=type(error).__name__)
         await self._retain()
 
     async def _retain(self) -> None:
@@ -264,9 +309,14 @@ class Checkpoints:
             and saved.incarnation == engine.incarnation
             and saved.definition == engine.definition
             and saved.ledger == engine.ledger.to_json()
+            and saved.gathered == engine.gathered()
         )
 
     @property
     def newest_id(self) -> str | None:
         """The name of the newest one if it holds everything; after the lane has ended."""
         return self._saved.id if self._saved is not None and self.has_everything() else None
+
+
+def _do_nothing(manifest: Manifest) -> None:
+    """Tell nobody of a checkpoint."""

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from pydantic import ValidationError
-from rich.console import Console
 from stepwell_core.errors import StepwellError
 
-from stepwell_server import __version__, cli_checkpoints
+from stepwell_server import __version__, cli_checkpoints, cli_status
+from stepwell_server.cli_doctor import doctor
+from stepwell_server.cli_settings import EXIT_USAGE, errors, load_settings
 
 EXIT_FAILED = 1
-EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
 app = typer.Typer(
@@ -32,8 +31,8 @@ token_app = typer.Typer(
 )
 app.add_typer(token_app, name="token")
 app.add_typer(cli_checkpoints.app, name="checkpoint")
-
-errors = Console(stderr=True, soft_wrap=True, highlight=False)
+cli_status.register(app)
+app.command("doctor")(doctor)
 
 DataDir = Annotated[Path, typer.Option(help="The server's data folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, alone, on stdout.")]
@@ -122,7 +121,6 @@ def serve(
     """Run the server until SIGTERM or Ctrl-C."""
     from stepwell_server import logs
     from stepwell_server.serve import run
-    from stepwell_server.settings import Settings
 
     flags: dict[str, Any] = {
         "host": host,
@@ -143,18 +141,7 @@ def serve(
         "log_format": log_format,
         "log_level": log_level,
     }
-    try:
-        settings = Settings.load(config, **flags)
-    except ValidationError as error:
-        for found in error.errors(include_url=False):
-            name = ".".join(str(part) for part in found["loc"]) or "settings"
-            errors.print(
-                f"stepwell: {name}: {found['msg'].removeprefix('Value error, ')}", markup=False
-            )
-        raise typer.Exit(EXIT_USAGE) from None
-    except (OSError, ValueError) as error:
-        errors.print(f"stepwell: {error}", markup=False)
-        raise typer.Exit(EXIT_USAGE) from None
+    settings = load_settings(config, **flags)
     logs.configure(settings.log_format, settings.log_level)
     if not run(settings):
         raise typer.Exit(EXIT_FAILED)
@@ -267,6 +254,7 @@ def list_tokens(data_dir: DataDir = Path("stepwell-data"), as_json: AsJson = Fal
 def revoke_token(
     token_id: Annotated[str, typer.Argument(help="The eight digits that `token list` shows.")],
     data_dir: DataDir = Path("stepwell-data"),
+    as_json: AsJson = False,
 ) -> None:
     """Revoke a token; a running server refuses it from now on."""
     from stepwell_server.tokens import TokenStore
@@ -274,6 +262,8 @@ def revoke_token(
     if not TokenStore(data_dir).revoke(token_id):
         errors.print(f"stepwell: there is no token {token_id!r} in {data_dir}", markup=False)
         raise typer.Exit(EXIT_FAILED)
+    if as_json:
+        typer.echo(json.dumps({"id": token_id, "revoked": True}))
 
 
 if __name__ == "__main__":

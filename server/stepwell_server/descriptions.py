@@ -18,12 +18,13 @@ def describe(engine: Engine) -> dict[str, Any]:
         "parameters_version": counters.parameters_version,
         "iterations": counters.iterations,
         "loss_scale": engine.loss_scale,
+        "open_sessions": len(engine.ledger.open_workers),
     }
 
 
 def _described(definition: Definition) -> dict[str, Any]:
     values = definition.to_json()
-    del values["created_with"]
+    del values["created_with"], values["created_consistency"]
     return {
         **values,
         "layout": definition.layout.hash,

@@ -32,6 +32,7 @@ READ, PUSH, ADMIN = ROLES
 _MODEL = "/v1/models/{model}"
 ROLE_OF_ROUTE: Mapping[tuple[str, str], str] = {
     ("GET", "/openapi.json"): READ,
+    ("GET", "/metrics"): READ,
     ("GET", "/v1"): READ,
     ("GET", "/v1/models"): READ,
     ("POST", "/v1/models"): ADMIN,
@@ -48,9 +49,13 @@ ROLE_OF_ROUTE: Mapping[tuple[str, str], str] = {
     ("GET", _MODEL + "/optimizer"): READ,
     ("PATCH", _MODEL + "/optimizer"): ADMIN,
     ("GET", _MODEL + "/consistency"): READ,
+    ("PATCH", _MODEL + "/consistency"): ADMIN,
+    ("GET", _MODEL + "/history"): READ,
+    ("GET", _MODEL + "/events"): READ,
     ("GET", _MODEL + "/workers"): READ,
     ("POST", _MODEL + "/workers"): PUSH,
     ("DELETE", _MODEL + "/workers/{worker}"): PUSH,
+    ("POST", _MODEL + "/workers/{worker}/heartbeat"): PUSH,
     ("GET", _MODEL + "/workers/{worker}/pushes/{sequence}"): PUSH,
     ("GET", _MODEL + "/checkpoints"): READ,
     ("POST", _MODEL + "/checkpoints"): ADMIN,
@@ -79,6 +84,7 @@ BODY_TYPES = frozenset({"application/json", wire.MEDIA_TYPE})
 _PATTERNS = [
     (method, compile_path(path)[0], role) for (method, path), role in ROLE_OF_ROUTE.items()
 ]
+_TEMPLATES = [(method, compile_path(path)[0], path) for method, path in ROLE_OF_ROUTE]
 
 
 class Gate:
@@ -190,6 +196,13 @@ def role_needed(method: str, path: str) -> str:
     method = "GET" if method == "HEAD" else method
     roles = (role for m, pattern, role in _PATTERNS if m == method and pattern.match(path))
     return next(roles, ADMIN)
+
+
+def route_template(method: str, path: str) -> str | None:
+    """Return the path of the route that a call means, with names for values; None if none does."""
+    method = "GET" if method == "HEAD" else method
+    routes = (route for m, pattern, route in _TEMPLATES if m == method and pattern.match(path))
+    return next(routes, None)
 
 
 def _host_name(host: str) -> str:

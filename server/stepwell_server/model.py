@@ -7,35 +7,47 @@ not: reading a version that is held, and files, which have threads of their own.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import structlog
 from stepwell_core import keras_config
+from stepwell_core.consistency import Consistency
 from stepwell_core.definition import Definition
 from stepwell_core.encoding import rehearse_encoding
 from stepwell_core.engine import Engine
 from stepwell_core.errors import (
     ModelNotFound,
+    ModelReadOnly,
     PreconditionFailed,
     ShuttingDown,
     StepwellError,
-    WorkerNotFound,
 )
 from stepwell_core.layout import Arenas
-from stepwell_core.ledger import Result, Session
+from stepwell_core.ledger import Result
 from stepwell_core.push import Push
-from stepwell_core.record import Finalized, OptimizerChanged, SessionClosed, SessionOpened
+from stepwell_core.record import ConsistencyChanged, Finalized, OptimizerChanged
 from stepwell_core.rehearsal import rehearse
 from stepwell_core.state import Counters, Snapshot, State
 from stepwell_core.store import Version
 from stepwell_core.succession import replaced, restored
+from stepwell_core.wire import Kind
 
 from stepwell_server import failpoints
 from stepwell_server.checkpoints import Checkpoints, Schedule
 from stepwell_server.descriptions import describe
+from stepwell_server.history import (
+    CheckpointWritten,
+    History,
+    HistoryCut,
+    Started,
+    StepRecorder,
+    changed_hyperparameters,
+    events,
+)
 from stepwell_server.lane import Lane
 from stepwell_server.leases import Lease, Part
 from stepwell_server.pulls import Pulls
@@ -43,6 +55,7 @@ from stepwell_server.pushes import Pushes
 from stepwell_server.readers import Readers
 from stepwell_server.recorder import Recorder
 from stepwell_server.recovery import Recovered, identity_of, new_incarnation
+from stepwell_server.sessions import Sessions
 from stepwell_server.shared_memory import RegionArenas, shared_arenas
 from stepwell_server.storage.checkpoint import Manifest
 from stepwell_server.storage.folders import ModelFolder
@@ -61,7 +74,9 @@ class HostedModel:
         recorder: Writes its changes down.
         push_wait_s: How long a push that waits for others is kept before it is answered `waiting`.
         part: Of the staging, for its pushes.
+        reserve: Takes from the staging what another mode needs, instead of a part.
         schedule: When checkpoints are written by themselves.
+        history: Is told what happens; closed with the model.
         saved: The checkpoint that it was read from or written to.
         recovered: How it came back at the server's start; None for a new model.
     """
@@ -73,7 +88,9 @@ class HostedModel:
         recorder: Recorder,
         push_wait_s: float,
         part: Part,
+        reserve: Callable[[Definition, Part], Part],
         schedule: Schedule,
+        history: History,
         saved: Manifest | None = None,
         recovered: Recovered | None = None,
     ) -> None:
@@ -81,18 +98,32 @@ class HostedModel:
         self.folder = folder
         self.recorder = recorder
         self.part = part
+        self._reserve = reserve
         self.recovered = recovered
+        self.history = history
         self.pulls = Pulls()
         self._loop = asyncio.get_running_loop()
         self._lane = Lane(engine.definition.name, self._loop)
         self.pushes = Pushes(
-            engine, recorder, self._lane, self._submit, self._check_running, push_wait_s
+            engine,
+            recorder,
+            self._lane,
+            self._submit,
+            self._check_running,
+            push_wait_s,
+            StepRecorder(engine, history),
         )
+        self.sessions = Sessions(engine, recorder, self.pushes, history, self._change)
         self.readers = Readers(engine)
-        self._warm_dtypes = {"native"}  # of pushes
+        self._warm_pushes: set[tuple[str, Kind]] = {("native", "gradient")}
         self._warm_encodings = {"native"}  # of pulls
         self.checkpoints = Checkpoints(engine, folder.archive, recorder, self._run, schedule, saved)
+        self.checkpoints.on_written = self._note_checkpoint
         self._is_stopping = False
+        history.add(Started(engine.counters.version, engine.incarnation))
+
+    def _note_checkpoint(self, manifest: Manifest) -> None:
+        self.history.add(CheckpointWritten(manifest.counters.version, manifest.id))
 
     @property
     def definition(self) -> Definition:
@@ -100,18 +131,23 @@ class HostedModel:
         return self.engine.definition
 
     async def push(self, push: Push, lease: Lease | None = None) -> Result:
-        """Make a push; see `Pushes.push`. Compiles before, if its dtype has not come yet."""
+        """Make a push; see `Pushes.push`. Compiles before, if such a one has not come yet."""
         self._check_running()
-        await self._warm(push.gradient.dtype)
+        await self._warm(push.gradient.dtype, push.kind)
+        self.pushes.tally.received_bytes += sum(a.nbytes for a in push.gradient.arenas.values())
         pushed = self.pushes.push(push, lease)
+        worker, epoch = push.key[:2]
         del push  # while it waits nobody holds its gradient but who will read it
-        return await pushed
+        result = await pushed
+        if result.outcome != "waiting":
+            self.sessions.settled(worker, epoch)
+        return result
 
-    async def _warm(self, dtype: str) -> None:
-        """Compile for a payload dtype that has not come yet, off the lane."""
-        if dtype not in self._warm_dtypes:
-            await asyncio.to_thread(rehearse, self.definition, dtype)
-            self._warm_dtypes.add(dtype)
+    async def _warm(self, dtype: str, kind: Kind = "gradient") -> None:
+        """Compile for pushes of a dtype and a kind that have not come yet, off the lane."""
+        if (dtype, kind) not in self._warm_pushes:
+            await asyncio.to_thread(rehearse, self.definition, dtype, kind)
+            self._warm_pushes.add((dtype, kind))
 
     # Reading
 
@@ -133,6 +169,7 @@ class HostedModel:
             "journal_bytes": recorder.nbytes,
             "read_only": recorder.failure,
             "checkpoint": self.checkpoints.saved_id,
+            "checkpoint_created": self.checkpoints.saved_created,
             "writing": self.checkpoints.progress,
             "recovered": self.recovered and self.recovered.to_json(),
         }
@@ -149,7 +186,9 @@ class HostedModel:
         Raises:
             VersionsExhausted: Readers hold every buffer that can be spared, and none is slow.
         """
-        return await self.pulls.hold(self.readers.hold)
+        held = await self.pulls.hold(self.readers.hold)
+        self.pushes.tally.pulls += 1
+        return held
 
     def release(self, version: Version) -> None:
         """Give back what `hold` returned."""
@@ -173,46 +212,6 @@ class HostedModel:
         if not self._is_shared:  # nor by somebody who came in between
             self.engine.store.move(RegionArenas(layout), lambda: shared_arenas(layout))
 
-    # Sessions
-
-    async def open_session(self, worker: str) -> tuple[Session, Session | None, str, Counters]:
-        """Open a session.
-
-        Returns:
-            The session, the one before, and the model's incarnation and counters at that moment.
-        """
-
-        def open_session() -> tuple[Session, Session | None, str, Counters]:
-            self.engine.ledger.check_room(worker)
-            self.recorder.keep(SessionOpened(worker, self.engine.ledger.last_epoch + 1))
-            with self.recorder.making():
-                session, previous = self.engine.open_session(worker)
-            self.pushes.forget()
-            return session, previous, self.engine.incarnation, self.engine.counters
-
-        return await self._change(open_session)
-
-    async def close_session(self, worker: str, epoch: int | None) -> None:
-        """Close a session; the current one if `epoch` is None.
-
-        Raises:
-            WorkerNotFound: There never was a session of that worker.
-        """
-
-        def close() -> None:
-            session = self.engine.ledger.sessions.get(worker)
-            if session is None:
-                raise WorkerNotFound(f"The model knows no worker {worker!r}", worker=worker)
-            closed = session.epoch if epoch is None else epoch
-            self.engine.ledger.find(worker, closed)
-            self.recorder.keep(SessionClosed(worker, closed))
-            staged = self.engine.close_session(worker, closed)
-            if staged is not None:
-                self.pushes.commit(staged)
-            self.pushes.forget()
-
-        await self._change(close)
-
     # Changes by an administrator
 
     async def finalize(self) -> Counters:
@@ -223,6 +222,7 @@ class HostedModel:
             self.recorder.keep(Finalized())
             with self.recorder.making():
                 counters = self.engine.finalize()
+            self.history.add(events.Finalized(counters.version))
             self.pushes.forget()
             return counters
 
@@ -237,7 +237,9 @@ class HostedModel:
             parameters: Copied.
             lease: Of their memory, if that is staged. Lent from here until they are copied.
         """
-        return await self._begin_history(lambda present: replaced(present, parameters), lease)
+        return await self._begin_history(
+            lambda present: replaced(present, parameters), "overwrite", lease=lease
+        )
 
     async def restore(self, checkpoint_id: str) -> tuple[str, Counters]:
         """Go back to a checkpoint: parameters, slots, counters and sessions; all or nothing.
@@ -246,8 +248,11 @@ class HostedModel:
             CheckpointNotFound, CheckpointInvalid: There is none, or it is damaged.
         """
         _, past = await self.checkpoints.read(checkpoint_id)
-        begun = await self._begin_history(lambda present: restored(present, past))
-        self._warm_dtypes = set()
+        with self._room_for(past.definition):
+            begun = await self._begin_history(
+                lambda present: restored(present, past), "restore", checkpoint_id
+            )
+        self._warm_pushes = set()
         await self._warm("native")
         return begun
 
@@ -267,28 +272,45 @@ class HostedModel:
             lease: Of their memory, if that is staged; lent from here until the end.
         """
         return await self._begin_history(
-            lambda present: replaced(present, parameters, slots, iterations), lease
+            lambda present: replaced(present, parameters, slots, iterations), "import", lease=lease
         )
 
     async def _begin_history(
-        self, successor: Callable[[State], State], lease: Lease | None = None
+        self,
+        successor: Callable[[State], State],
+        cause: str,
+        checkpoint: str | None = None,
+        lease: Lease | None = None,
     ) -> tuple[str, Counters]:
         """Begin a new history: what comes after is saved, then the model becomes it.
 
         The lane does nothing else meanwhile. So a crash leaves the one history or the other, and
         nobody sees the new one before it is durable.
 
+        Args:
+            successor: Returns what the model becomes.
+            cause: See `HistoryCut`.
+            checkpoint: What is restored, if that is the cause.
+            lease: Of memory that the successor is made of; lent from here.
+
         Returns:
             The new incarnation, and the counters.
         """
         self._check_running()
         async with self.checkpoints.lock:
-            manifest, counters = await self._submit(lambda: self._succeed(successor, lease), lease)
+            manifest, counters = await self._submit(
+                lambda: self._succeed(successor, cause, checkpoint, lease), lease
+            )
+            self.sessions.renew()
             await self.checkpoints.note(manifest)
         return manifest.incarnation, counters
 
     def _succeed(
-        self, successor: Callable[[State], State], lease: Lease | None
+        self,
+        successor: Callable[[State], State],
+        cause: str,
+        checkpoint: str | None,
+        lease: Lease | None,
     ) -> tuple[Manifest, Counters]:
         """The lane's part of `_begin_history`."""
         engine = self.engine
@@ -300,17 +322,19 @@ class HostedModel:
                 manifest = self.checkpoints.save(_snapshot(state, incarnation), number)
             except BaseException:
                 with self.recorder.making():  # what comes next belongs to the old history
+                    self.checkpoints.withdraw(incarnation)
                     self.recorder.rotate(identity_of(engine.definition, engine.incarnation))
                 raise
             failpoints.reach("restore.checkpoint_written")
             with self.recorder.making():
                 counters = engine.adopt(state, incarnation)
+            self.history.add(HistoryCut(counters.version, cause, incarnation, checkpoint))
         finally:
             if lease is not None:
                 lease.release()
         failpoints.reach("restore.adopted")
         self.readers.incarnation = incarnation  # after the version is there; see `hold`
-        self.pushes.forget()
+        self.pushes.readmit(())
         return manifest, counters
 
     async def set_hyperparameters(self, values: Mapping[str, Any], if_match: str | None) -> None:
@@ -335,10 +359,56 @@ class HostedModel:
                 return False
             self.recorder.keep(OptimizerChanged(definition.rule))
             self.engine.adopt_hyperparameters(definition, pipeline)
-            self._warm_dtypes = {"native"}
+            self._warm_pushes = {("native", "gradient")}
+            self.history.add(
+                changed_hyperparameters(self.engine.counters.version, before, definition)
+            )
             return True
 
         return await self._change(adopt)
+
+    async def set_consistency(self, mode: Consistency) -> None:
+        """Let pushes become steps by another mode, from between two steps on.
+
+        What was gathered in a buffer makes a step before. Pushes that wait are decided on anew.
+
+        Raises:
+            DoesNotFit: There is no room for the gradients that the mode may keep waiting.
+            InvalidInput: See `Engine.stage_gathered`.
+        """
+        definition, before = self.definition.with_consistency(mode), self.definition.consistency
+        await asyncio.to_thread(rehearse, definition)
+
+        def adopt() -> None:
+            self.recorder.check()
+            staged = None if mode.gathers else self.engine.stage_gathered()
+            if staged is not None:
+                self.pushes.commit_or_raise(staged)
+            self.recorder.keep(ConsistencyChanged(mode))
+            with self.recorder.making():
+                waited = self.engine.adopt_consistency(mode)
+            self.history.add(
+                events.ConsistencyChanged(
+                    self.engine.counters.version, before.to_json(), mode.to_json()
+                )
+            )
+            self.pushes.readmit(waited)
+
+        with self._room_for(definition):
+            await self._change(adopt)
+        self._warm_pushes = {("native", "gradient")}
+        self.sessions.renew()
+
+    @contextlib.contextmanager
+    def _room_for(self, definition: Definition) -> Iterator[None]:
+        """Reserve staging for another mode, and give it back if that does not come."""
+        before = self.definition
+        self.part = self._reserve(definition, self.part)
+        try:
+            yield
+        except BaseException:
+            self.part = self._reserve(before, self.part)
+            raise
 
     async def checkpoint(self, *, pinned: bool = False, is_last: bool = False) -> Manifest:
         """Write a checkpoint beside training; see `Checkpoints.write`."""
@@ -353,6 +423,7 @@ class HostedModel:
     def _end(self, error: StepwellError) -> None:
         self._is_stopping = True
         self.readers.end(error)
+        self.history.end()
         self._lane.submit(lambda: self.pushes.end(error))
 
     async def stop(self) -> None:
@@ -365,6 +436,7 @@ class HostedModel:
         """
         self._is_stopping = True
         await self.checkpoints.end()
+        await self.sessions.end()
         try:
             # Where a change was recorded and not made, what is on the disk has to do.
             is_right = not self.recorder.has_given_up
@@ -385,13 +457,18 @@ class HostedModel:
         name = self.definition.name
         self._end(ModelNotFound(f"The model {name!r} was deleted", model=name))
         await self.checkpoints.end()
-        await self._close()
+        await self.sessions.end()
+        try:
+            await self._close()
+        except ModelReadOnly as error:  # what could not be written is not wanted any more
+            log.warning("journal_not_closed", model=name, reason=error.message)
 
     async def _close(self) -> None:
-        try:
+        """End the lane, then close what it writes to, whatever fails of it."""
+        async with contextlib.AsyncExitStack() as closing:
+            closing.push_async_callback(asyncio.to_thread, self.history.close)
+            closing.push_async_callback(asyncio.to_thread, self.recorder.close)
             await self._lane.close()
-        finally:
-            await asyncio.to_thread(self.recorder.close)
 
     def _check_running(self) -> None:
         if self._is_stopping:
@@ -446,6 +523,7 @@ def _snapshot(state: State, incarnation: str) -> Snapshot:
         ledger=dict(state.ledger),
         parameters=version,
         slots=state.slots,
+        gathered=dict(state.gathered),
     )
 
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
+from time import perf_counter
 from typing import Protocol
 
 import structlog
@@ -26,10 +27,12 @@ from stepwell_core.push import Push, Staged, Waiting
 
 from stepwell_server import failpoints
 from stepwell_server.fingerprints import with_fingerprint_begun
+from stepwell_server.history import StepRecorder
 from stepwell_server.lane import Lane
 from stepwell_server.leases import Lease
 from stepwell_server.recorder import Recorder
 from stepwell_server.short_steps import is_small
+from stepwell_server.tallies import ModelTally
 from stepwell_server.waiters import Key, PushWaiters, Waiter
 
 log = structlog.get_logger("stepwell")
@@ -64,6 +67,7 @@ class Pushes:
         submit: Runs a function on the lane.
         check_running: Raises if the model is being closed.
         wait_s: How long a push that waits for others is kept before it is answered `waiting`.
+        steps: Is told of every change that is made.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class Pushes:
         submit: Submit,
         check_running: Callable[[], None],
         wait_s: float,
+        steps: StepRecorder,
     ) -> None:
         self._engine = engine
         self._recorder = recorder
@@ -83,8 +88,22 @@ class Pushes:
         self._submit = submit
         self._check_running = check_running
         self._wait_s = wait_s
+        self._steps = steps
         self._waiters = PushWaiters(lane)  # the lane's
+        self._turns: dict[str, list[asyncio.Future[bool]]] = {}  # the lane's
+        self._is_making_due = False
         self._is_small = is_small(engine.definition)
+        self.tally = ModelTally()
+
+    @property
+    def waiting_workers(self) -> frozenset[str]:
+        """The workers who wait for others, with a push or for their turn; on any thread."""
+        turns = [
+            worker
+            for worker, futures in list(self._turns.items())
+            if not all(future.done() for future in futures)
+        ]
+        return frozenset([*self._waiters.workers, *turns])
 
     async def push(self, push: Push, lease: Lease | None = None) -> Result:
         """Make a push: stage, record, sync, commit, publish, answer.
@@ -134,6 +153,8 @@ class Pushes:
                 self._record(outcome)
                 self._waiters.add(push.key, waiter)
                 self._make(outcome, done)
+                if not self._recorder.waits:
+                    self.make_due()
                 return
             self._waiters.add(push.key, waiter)
             if outcome.is_added:
@@ -169,8 +190,11 @@ class Pushes:
     def settle(self) -> None:
         """Sync, make and answer what was grouped; the lane's. Does not raise."""
         group, self._group = self._group, []
-        if not group:
-            return
+        if group:
+            self._settle(group)
+            self.make_due()
+
+    def _settle(self, group: list[tuple[Staged, contextlib.ExitStack]]) -> None:
         with contextlib.ExitStack() as given_back:
             for _, done in group:
                 given_back.push(done)
@@ -192,13 +216,9 @@ class Pushes:
         """Withdraw what could not be synced, and tell those who wait."""
         for staged, _ in reversed(group):
             self._engine.withdraw(staged)
-        if isinstance(error, StepwellError):  # which lets nothing follow
-            self._waiters.forget(self._waiting, error)
-            return
-        # The journal may have records of changes that were not made, so nothing may follow.
-        reason = f"The journal could not be synced ({type(error).__name__})"
-        self._waiters.forget(self._waiting, ModelReadOnly(reason))
-        self._recorder.give_up(reason)
+        if not isinstance(error, StepwellError):
+            error = ModelReadOnly(f"The journal could not be synced ({type(error).__name__})")
+        self._waiters.forget(self._waiting, error)
 
     def _stage(self, push: Push) -> Staged | Waiting | Result:
         try:
@@ -254,11 +274,106 @@ class Pushes:
             self._make(staged, nothing)
         self.settle()
 
+    def commit_or_raise(self, staged: Staged) -> None:
+        """Write down and make a change that is no push's; the lane's.
+
+        Raises:
+            DiskFull, JournalBehind, ModelReadOnly: It was not made.
+        """
+        self._record(staged)
+        try:
+            if self._recorder.waits:
+                self._recorder.sync()
+        except BaseException:
+            self._engine.withdraw(staged)
+            raise
+        self._commit(staged)
+
+    def make_due(self) -> None:
+        """Make the steps that pushes which waited can make now; the lane's.
+
+        To be called whenever something has happened that they may have waited for.
+        """
+        if self._is_making_due:
+            return
+        self._is_making_due = True
+        try:
+            while self._engine.policy.waiting and (staged := self._engine.stage_due()) is not None:
+                self.commit(staged)
+        finally:
+            self._is_making_due = False
+        self._serve_turns()
+
+    def readmit(self, pushes: Iterable[Push]) -> None:
+        """Decide anew on pushes that waited under another mode; the lane's."""
+        for push in pushes:
+            try:
+                outcome = self._stage(push)
+                if isinstance(outcome, Staged):
+                    self.commit(outcome)
+                elif isinstance(outcome, Result):
+                    self._waiters.answer(push.key, outcome)
+                elif outcome.is_added:
+                    self._waiters.let_go_of_memory(push.key)
+            except StepwellError as error:
+                self._waiters.refuse(push.key, error)
+        self._is_small = is_small(self._engine.definition)
+        self.forget()
+        self.make_due()
+
+    # Turns
+
+    async def turn(self, worker: str) -> bool:
+        """Wait until a push of a worker would not have to wait, if the mode says so beforehand.
+
+        So who runs too far ahead sends nothing, and the server keeps nothing of it.
+
+        Returns:
+            False if it would still have to wait.
+
+        Raises:
+            ShuttingDown: The server stops.
+        """
+        return await self._turn(worker, self._wait_s)
+
+    async def _turn(self, worker: str, wait_s: float) -> bool:
+        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        await self._submit(partial(self._ask_turn, worker, future))
+        if not future.done():
+            await asyncio.wait([future], timeout=wait_s)
+        if not future.done():
+            future.cancel()
+            return False
+        return future.result()
+
+    def _ask_turn(self, worker: str, future: asyncio.Future[bool]) -> None:
+        self._check_running()
+        self.settle()
+        if self._engine.policy.must_wait(worker):
+            others = [other for other in self._turns.get(worker, []) if not other.done()]
+            self._turns[worker] = [*others, future]
+        else:
+            self._lane.answer(future, True)
+
+    def _serve_turns(self) -> None:
+        for worker in [name for name in self._turns if not self._engine.policy.must_wait(name)]:
+            for future in self._turns.pop(worker):
+                self._lane.answer(future, True)
+
+    def waiting_result(self) -> Result:
+        """Return what a push is answered that waits for too long."""
+        counters = self._engine.counters
+        return Result("waiting", counters.version, counters.parameters_version)
+
     def _commit(self, staged: Staged) -> None:
+        before = self._steps.before(staged)
+        began = perf_counter()
         with self._recorder.making():
             results = self._engine.commit(staged)
+        self.tally.committed(staged, results, began)
         for push, result in results:
             self._waiters.answer(push.key, result)
+        self._steps.after(staged, before)
         failpoints.reach("push.committed")
 
     async def result(self, key: Key, wait_s: float, fingerprint: str | None = None) -> Result:
@@ -274,8 +389,15 @@ class Pushes:
             PayloadMismatch: The push had other bytes.
         """
         waiter: Waiter = asyncio.get_running_loop().create_future()
-        await self._submit(partial(self._find, key, waiter, fingerprint))
-        return await self._settled(waiter, min(wait_s, self._wait_s))
+        wait_s = min(wait_s, self._wait_s)
+        try:
+            await self._submit(partial(self._find, key, waiter, fingerprint))
+        except PushNotFound:
+            gates = self._engine.definition.consistency.gates
+            if fingerprint is None and gates and not await self._turn(key[0], wait_s):
+                return self.waiting_result()  # it would not be taken yet
+            raise
+        return await self._settled(waiter, wait_s)
 
     def _find(self, key: Key, waiter: Waiter, fingerprint: str | None) -> None:
         worker, epoch, sequence = key
@@ -307,8 +429,7 @@ class Pushes:
         if waiter.done():
             return waiter.result()
         waiter.cancel()
-        counters = self._engine.counters
-        return Result("waiting", counters.version, counters.parameters_version)
+        return self.waiting_result()
 
     def forget(self) -> None:
         """Answer those whose push waits no more: when they send it again they are told why.
@@ -320,3 +441,6 @@ class Pushes:
     def end(self, error: StepwellError) -> None:
         """Refuse all who wait; the lane's."""
         self._waiters.forget((), error)
+        for future in [future for futures in self._turns.values() for future in futures]:
+            self._lane.refuse(future, error)
+        self._turns.clear()

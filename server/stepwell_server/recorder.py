@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import structlog
 from stepwell_core import record
-from stepwell_core.errors import DiskFull, ModelReadOnly
+from stepwell_core.errors import DiskFull, ModelReadOnly, StepwellError
 from stepwell_core.layout import Layout
 from stepwell_core.push import Staged
 from stepwell_core.record import Change
@@ -138,9 +138,16 @@ class Recorder:
             ModelReadOnly: It is not known to be; nothing that was appended since the last `sync`
                 may be made.
         """
-        if self._journal is not None:
+        if self._journal is None:
+            return
+        try:
             self._journal.sync()
-            failpoints.reach("journal.synced")
+        except StepwellError:  # it knows that nothing may follow
+            raise
+        except BaseException as error:  # memory, or the log that a failure is told to
+            self.give_up(f"The journal could not be synced ({type(error).__name__})")
+            raise
+        failpoints.reach("journal.synced")
 
     def keep(self, change: Change) -> None:
         """Write down one change, so that it may be made.
@@ -197,8 +204,9 @@ class Recorder:
 
 
 def _checksum(change: Change) -> int | None:
-    """Return the xxh3_64 of a change's payload if it is known: a single push's fingerprint."""
+    """Return the xxh3_64 of a change's payload if it is known: that of a single push."""
     if not isinstance(change, Staged) or len(change.results) != 1 or change.gradient is None:
         return None
     ((push, _),) = change.results
-    return int(push.fingerprint, 16) if push.gradient.arenas is change.gradient.arenas else None
+    is_its = push.gradient.arenas is change.gradient.arenas
+    return int(push.payload_fingerprint, 16) if is_its else None

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import structlog
-from stepwell_core.consistency import Sync
 from stepwell_core.definition import Definition
 from stepwell_core.engine import Engine
 from stepwell_core.errors import (
@@ -27,6 +26,7 @@ from stepwell_core.state import State
 
 from stepwell_server import failpoints, memory
 from stepwell_server.checkpoints import Schedule
+from stepwell_server.history import History
 from stepwell_server.leases import Part
 from stepwell_server.model import HostedModel
 from stepwell_server.recorder import Recorder
@@ -73,6 +73,7 @@ class Registry:
         self._options = options
         self._models: dict[str, HostedModel] = {}
         self._changing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._unremoved: dict[str, ModelFolder] = {}  # of models that are gone
         self._is_stopping = False
 
     def __iter__(self) -> Iterator[HostedModel]:
@@ -153,6 +154,7 @@ class Registry:
     async def _create(
         self, definition: Definition, new_engine: Callable[[], Engine], part: Part
     ) -> HostedModel:
+        await self._remove(self._unremoved.get(definition.name))
         folder = self._data.new_model(definition.name)
         engine = await asyncio.to_thread(new_engine)
         try:
@@ -161,10 +163,11 @@ class Registry:
                 manifest = await asyncio.to_thread(_write_first, engine, folder)
                 await asyncio.to_thread(folder.show)
                 recorder = await asyncio.to_thread(self._recorder, engine, folder, 0)
+                history = await asyncio.to_thread(History.open, folder.history_path)
         except BaseException:
-            await asyncio.to_thread(folder.remove)
+            await self._remove(folder)
             raise
-        return self._host(engine, folder, recorder, part, manifest)
+        return self._host(engine, folder, recorder, part, history, manifest)
 
     def _recorder(self, engine: Engine, folder: ModelFolder, first_number: int) -> Recorder:
         """Open what writes a model's changes down; blocks for as long as the disk takes."""
@@ -192,6 +195,7 @@ class Registry:
         folder: ModelFolder,
         recorder: Recorder,
         part: Part,
+        history: History,
         manifest: Manifest,
         recovery: Recovery | None = None,
     ) -> HostedModel:
@@ -201,7 +205,9 @@ class Registry:
             recorder,
             self._options.push_wait_s,
             part,
+            self._exchange,
             self._options.schedule,
+            history,
             manifest,
             None if recovery is None else recovery.recovered,
         )
@@ -215,6 +221,15 @@ class Registry:
         unit = extent(definition.layout)
         return self._staging.reserve(definition.name, definition.consistency.most_kept, unit)
 
+    def _exchange(self, definition: Definition, part: Part) -> Part:
+        """Reserve for a model's new mode in the place of a part.
+
+        Raises:
+            DoesNotFit: With the arithmetic; the part stays.
+        """
+        name, mode = definition.name, definition.consistency
+        return self._staging.exchange(name, part, mode.most_kept, extent(definition.layout))
+
     def _reserve_what_there_is(self, definition: Definition) -> Part:
         """Do so for a model that exists already, and cannot be refused."""
         try:
@@ -224,19 +239,29 @@ class Registry:
             return self._staging.adopt(definition.name)
 
     async def delete(self, name: str) -> None:
-        """Delete a model with its checkpoints.
+        """Delete a model with its checkpoints; if the disk fails it can be tried again.
 
         Raises:
             ModelNotFound: There is none of that name.
         """
-        self.get(name)
+        if name not in self._unremoved:
+            self.get(name)
         async with self._changing[name]:
-            model = self.get(name)  # two may have asked at once
-            del self._models[name]
-            await model.discard()
-            self._staging.forget(name, model.part)
-            await asyncio.to_thread(model.folder.remove)
+            if name not in self._unremoved:
+                model = self.get(name)  # two may have asked at once
+                del self._models[name]
+                self._unremoved[name] = model.folder
+                await model.discard()
+                self._staging.forget(name, model.part)
+            await self._remove(self._unremoved[name])
             log.info("model_deleted", model=name)
+
+    async def _remove(self, folder: ModelFolder | None) -> None:
+        """Remove the folder of a model that is gone; one that is left is remembered."""
+        if folder is not None:
+            self._unremoved[folder.name] = folder
+            await asyncio.to_thread(folder.remove)
+            del self._unremoved[folder.name]
 
     async def recover(self) -> None:
         """Open every model in the data folder from its newest checkpoint that is whole.
@@ -265,9 +290,14 @@ class Registry:
         folder, engine, number = recovery.folder, recovery.engine, recovery.next_number
         await asyncio.to_thread(folder.prepare)
         await asyncio.to_thread(rehearse, engine.definition)
-        recorder = await asyncio.to_thread(self._recorder, engine, folder, number)
+        history = await asyncio.to_thread(History.open, folder.history_path)
+        try:
+            recorder = await asyncio.to_thread(self._recorder, engine, folder, number)
+        except BaseException:
+            await asyncio.to_thread(history.close)
+            raise
         part = self._reserve_what_there_is(engine.definition)
-        model = self._host(engine, folder, recorder, part, recovery.manifest, recovery)
+        model = self._host(engine, folder, recorder, part, history, recovery.manifest, recovery)
         try:
             await self._secure(model, recovery)
         except BaseException:
@@ -327,7 +357,8 @@ def check_memory(definition: Definition) -> None:
     """
     layout = definition.layout
     slots = len(Pipeline(layout, definition.rule).slot_values)
-    sums = int(isinstance(definition.consistency, Sync))
+    mode = definition.consistency
+    sums = int(mode.gathers or mode.most_in_step > 1)
     needed = layout.nbytes * (2 + slots + sums)
     available = memory.available_bytes()
     if needed > available:

@@ -52,6 +52,7 @@ class Settings(BaseSettings):
     push_wait_s: Annotated[float, Field(ge=0)] = 20.0
     keep_alive_s: Annotated[int, Field(gt=0)] = 75
     shutdown_grace_s: Annotated[int, Field(ge=0)] = 20
+    traces_endpoint: Annotated[str, Field(pattern="^https?://")] | None = None
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from stepwell_core.consistency import Sync
 from stepwell_core.definition import Definition
 
 SHORT_STEP_BYTES = 1 << 18
@@ -14,6 +13,5 @@ TENSOR_COST_BYTES = 1 << 10
 
 def is_small(definition: Definition) -> bool:
     """Return whether a push takes some 100 us at most, the step of all that wait included."""
-    layout, consistency = definition.layout, definition.consistency
-    gradients = consistency.workers if isinstance(consistency, Sync) else 1
+    layout, gradients = definition.layout, definition.consistency.most_in_step
     return gradients * (layout.nbytes + TENSOR_COST_BYTES * len(layout)) <= SHORT_STEP_BYTES

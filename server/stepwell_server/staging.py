@@ -114,6 +114,33 @@ class Staging:
         self._shared.capacity -= part.capacity
         return part
 
+    def exchange(self, model: Hashable, part: Part, count: int, unit: int) -> Part:
+        """Reserve anew for a model, in the place of its present part; see `reserve`.
+
+        What is leased of that stays leased, and who waits for it is refused and comes again.
+
+        Raises:
+            DoesNotFit: The budget is too small; the part stays.
+        """
+        if part is self._shared:
+            return self.reserve(model, count, unit)
+        if count * unit == part.capacity:
+            return part
+        self._take_away(part)
+        try:
+            exchanged = self.reserve(model, count, unit)
+        except DoesNotFit:
+            self._reserves.append(part)
+            self._shared.capacity -= part.capacity
+            raise
+        part.refuse(Unavailable, "The model's mode was changed; send it again")
+        self._serve()
+        return exchanged
+
+    def _take_away(self, part: Part) -> None:
+        self._reserves.remove(part)
+        self._shared.capacity += part.capacity
+
     def _largest_payload(self) -> int:
         return max(self._largest.values(), default=0)
 
@@ -126,8 +153,7 @@ class Staging:
         """Take a reserve back and refuse who waits for it; what is leased of it stays leased."""
         del self._largest[model]
         if part is not self._shared:
-            self._reserves.remove(part)
-            self._shared.capacity += part.capacity
+            self._take_away(part)
             part.refuse(Unavailable, _IS_GONE)
         self._serve()
 

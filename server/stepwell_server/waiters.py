@@ -41,6 +41,11 @@ class PushWaiters:
         push = self._pushes.get(worker)
         return None if push is None else push[0]
 
+    @property
+    def workers(self) -> list[str]:
+        """The workers whose push waits; may be called from any thread."""
+        return list(self._pushes)
+
     def keep(self, key: Key, lease: Lease | None) -> None:
         """Keep the memory of a push until it is answered or forgotten."""
         kept = self._pushes.setdefault(key[0], (key, lease))
@@ -61,13 +66,25 @@ class PushWaiters:
         for number, waiter in enumerate(self._waiters.pop(key, [])):
             self._lane.answer(waiter, result if number == 0 else replace(result, duplicate=True))
 
+    def refuse(self, key: Key, error: StepwellError) -> None:
+        """Refuse all who wait for a push."""
+        self._let_go(key)
+        for waiter in self._waiters.pop(key, []):
+            self._lane.refuse(waiter, error)
+
+    def let_go_of_memory(self, key: Key) -> None:
+        """Release the memory of a push that still waits: its gradient was added to a sum."""
+        kept = self._pushes.get(key[0])
+        if kept is not None and kept[0] == key and kept[1] is not None:
+            kept[1].release()
+            self._pushes[key[0]] = (key, None)
+
     def forget(self, waiting: Collection[Key], error: StepwellError) -> None:
         """Refuse all who wait for a push that is not among those that still wait."""
         for key in [key for key, _ in self._pushes.values() if key not in waiting]:
             self._let_go(key)
         for key in [key for key in self._waiters if key not in waiting]:
-            for waiter in self._waiters.pop(key):
-                self._lane.refuse(waiter, error)
+            self.refuse(key, error)
 
     def _let_go(self, key: Key) -> None:
         kept = self._pushes.get(key[0])

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from benchmarks import checkpoint, durability, shapes, startup, update
+from benchmarks import checkpoint, durability, metrics, shapes, startup, update
 from benchmarks.federated import suite as federated
 from benchmarks.measure import Result
 from benchmarks.peers import suite as peers
@@ -23,6 +23,7 @@ SUITES: dict[str, Callable[[], Result]] = {
     "wire.memory": lambda: memory.run(SIZE, workers=2, load_s=0.01),
     "durability": lambda: durability.run({"tiny": SIZE}, rounds=1),
     "checkpoint": lambda: checkpoint.run(SIZE, rounds=1),
+    "metrics": lambda: metrics.run(rounds=1, calls=2),
     "peers": lambda: peers.run(SIZE, rounds=1, environments=()),
     "federated": lambda: federated.run(rounds=2, layers=1, width=16, words=32, context=8),
 }

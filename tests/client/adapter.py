@@ -7,6 +7,7 @@ result; so calls from several threads are several tasks of one loop.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import threading
 from contextlib import AbstractAsyncContextManager
@@ -63,8 +64,19 @@ class AsyncClients:
 
     def driven(self, value: Any) -> Any:
         """Return an object of the asyncio client as one that can be called without `await`."""
+        if inspect.isasyncgen(value):
+            return self._iterated(value)
         has_calls = isinstance(value, AsyncModel | AsyncWorker | AbstractAsyncContextManager)
         return _Driven(self, value) if has_calls else value
+
+    def _iterated(self, generator: Any) -> Any:
+        """Yield what an asynchronous generator yields."""
+        try:
+            with contextlib.suppress(StopAsyncIteration):
+                while True:
+                    yield self.run(anext(generator))
+        finally:
+            self.run(generator.aclose())
 
     def close(self) -> None:
         """End the loop and its thread."""

@@ -31,6 +31,7 @@ from stepwell.errors import (
 
 from tests.client.adapter import ADAPTERS, PATIENT
 from tests.client.buffer_contract import BufferContract
+from tests.client.delta_contract import DeltaContract
 from tests.client.flaky_proxy import FlakyProxy
 from tests.client.models import ONES, PARAMETERS, assert_same, gradients_of
 from tests.servers import served, start
@@ -38,7 +39,7 @@ from tests.servers import served, start
 BFLOAT16 = ml_dtypes.bfloat16
 
 
-class ClientContract(BufferContract):
+class ClientContract(BufferContract, DeltaContract):
     """The scenarios."""
 
     kind: ClassVar[str]

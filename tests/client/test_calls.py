@@ -35,7 +35,12 @@ def test_creating_says_the_whole_definition_and_sends_the_values():
     optimizer = stepwell.SGD(0.5, weight_decay=0.1).exclude_from_weight_decay(["^b"])
 
     call = calls.create_model(
-        "digits", PARAMETERS, optimizer, stepwell.Sync(2, "arrival"), "drop", exist_ok=True
+        "digits",
+        PARAMETERS,
+        optimizer,
+        stepwell.Sync(2, reduction="arrival"),
+        "drop",
+        exist_ok=True,
     )
 
     header = header_of(call)
@@ -184,6 +189,17 @@ def test_gradients_that_do_not_fit_are_refused_here(gradients, error):
     """Nothing is sent, and no sequence number is used."""
     with pytest.raises(error):
         push(gradients)
+
+
+@pytest.mark.parametrize("kind", ["average", 1, None])
+def test_a_kind_that_is_none_is_refused_here(kind):
+    """Those that are go into the header."""
+    for known in ("gradient", "delta"):
+        call = calls.push("m", LAYOUT, PARAMETERS, {**HEADER, "kind": known}, pulls=False)
+        assert header_of(call)["kind"] == known
+
+    with pytest.raises(InvalidArgument, match="a gradient or a delta"):
+        calls.push("m", LAYOUT, PARAMETERS, {**HEADER, "kind": kind}, pulls=False)
 
 
 def test_only_a_push_that_pulls_expects_parameters():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from stepwell.endpoint import Endpoint
+from stepwell.errors import PushInFlight
 from stepwell.flows import ModelFlows
 from stepwell.handles import ModelHandle, WorkerHandle
 from stepwell.retry import Patience, Timeout
@@ -36,3 +38,21 @@ def test_a_worker_knows_its_session():
 
     assert (worker.name, worker.version, worker.loss_scale) == ("w0", None, 2.0)
     assert repr(worker) == "<WorkerHandle 'w0' of 'digits': epoch 7>"
+
+
+def test_a_delta_is_made_beside_no_other_push():
+    """It is written where the gradient of that one may lie; afterwards there may be another."""
+    session = FLOWS.session("w0", None)
+    Script(opened()).run(session.open())
+    worker = WorkerHandle(session, MEMORY)
+    flow = session.push({"w": np.zeros(3, np.float32)})
+    next(flow)
+
+    with pytest.raises(PushInFlight, match="'w0'"), worker._making_delta():
+        pass
+    flow.close()
+
+    with worker._making_delta(), pytest.raises(PushInFlight), worker._making_delta():
+        pass
+    with worker._making_delta():
+        pass

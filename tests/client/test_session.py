@@ -124,6 +124,19 @@ def test_a_gradient_counts_as_computed_at_the_parameters_pulled_last():
     assert session.loss_scale == 4.0
 
 
+def test_a_push_says_its_kind_and_a_delta_says_no_loss_scale():
+    """It was multiplied by none."""
+    session = open_session()
+    Script(parameters_answer(loss_scale=8.0)).run(session.pull())
+    gradient, delta = Script(result()), Script(result())
+
+    gradient.run(session.push(GRADIENT))
+    delta.run(session.push(GRADIENT, kind="delta"))
+
+    headers = [script.header(0) for script in (gradient, delta)]
+    assert [(h["kind"], h["loss_scale"]) for h in headers] == [("gradient", 8.0), ("delta", None)]
+
+
 def test_options_of_a_pull_go_along_with_the_sessions_history():
     """A version to wait for is one of the history that the session is in."""
     script = Script(parameters_answer(5))

@@ -99,6 +99,7 @@ def image(engine: Engine) -> tuple[Any, ...]:
         engine.definition.to_json(),
         engine.incarnation,
         engine.store.number,
+        engine.gathered(),
         [push.key for push in engine.policy.waiting],
     )
 
@@ -118,6 +119,7 @@ def saved(engine: Engine) -> State:
         through_json(snapshot.ledger),
         copied(snapshot.parameters.arenas),
         snapshot.slots,
+        through_json(snapshot.gathered),
     )
     engine.store.release(snapshot.parameters)
     return state

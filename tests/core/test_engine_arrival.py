@@ -43,7 +43,7 @@ NAN = {"kernel": np.full((3, 4), np.nan, np.float32), "bias": np.ones(4)}
 
 def barrier(workers, optimizer=None, reduction="arrival", **definition):
     """Return a model with a barrier, and its workers in the order of their names."""
-    engine = new_engine(optimizer, consistency=Sync(workers, reduction), **definition)
+    engine = new_engine(optimizer, consistency=Sync(workers, reduction=reduction), **definition)
     return engine, [Worker(engine, name) for name in NAMES[:workers]]
 
 
@@ -313,7 +313,7 @@ def test_gradients_of_different_fixed_scales_make_one_mean():
 
 def test_a_definition_keeps_its_reduction():
     """In checkpoints and in answers; one saved before there was any is in order."""
-    definition = Definition("m", LAYOUT, SGD(), consistency=Sync(2, "arrival"))
+    definition = Definition("m", LAYOUT, SGD(), consistency=Sync(2, reduction="arrival"))
     value = through_json(definition.to_json())
     old = {**value, "consistency": {"mode": "sync", "workers": 2}}
 

@@ -61,7 +61,7 @@ def sync_engine(
     workers, optimizer=None, reduction=None, **definition
 ) -> tuple[Engine, list[Worker]]:
     """Return a model with a barrier, and its workers in the order of their names."""
-    consistency = Sync(workers, reduction or REDUCTION)
+    consistency = Sync(workers, reduction=reduction or REDUCTION)
     engine = new_engine(optimizer, consistency=consistency, **definition)
     return engine, [Worker(engine, name) for name in NAMES[:workers]]
 

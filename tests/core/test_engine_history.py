@@ -272,6 +272,7 @@ class HistoryMachine(RuleBasedStateMachine):
             through_json(snapshot.ledger),
             copied(snapshot.parameters.arenas),
             snapshot.slots,
+            through_json(snapshot.gathered),
         )
         self.engine.store.release(snapshot.parameters)
         self.saves.append((state, self.history.copy()))
@@ -398,7 +399,14 @@ class HistoryMachine(RuleBasedStateMachine):
             assert self.sessions[worker].epoch == epoch
 
 
-MODES = [Async(), Sync(1), Sync(2), Sync(3), Sync(2, "arrival"), Sync(3, "arrival")]
+MODES = [
+    Async(),
+    Sync(1),
+    Sync(2),
+    Sync(3),
+    Sync(2, reduction="arrival"),
+    Sync(3, reduction="arrival"),
+]
 
 
 @pytest.mark.parametrize("consistency", MODES, ids=str)

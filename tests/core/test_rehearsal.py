@@ -17,6 +17,7 @@ from stepwell_core.optimizers import SGD, Adam, PerPush
 from stepwell_core.pipeline import Gradient
 from stepwell_core.push import Push, Staged
 from stepwell_core.rehearsal import rehearse
+from stepwell_core.wire import Kind
 
 LAYOUT = Layout([Tensor(name, (3,), "float32") for name in "abc"])
 OPTIMIZERS = {
@@ -29,7 +30,7 @@ OPTIMIZERS = {
 
 
 @pytest.mark.parametrize("dtype", ["native", "float16"])
-@pytest.mark.parametrize("consistency", [Async(), Sync(3), Sync(3, "arrival")], ids=str)
+@pytest.mark.parametrize("consistency", [Async(), Sync(3), Sync(3, reduction="arrival")], ids=str)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_after_a_rehearsal_no_push_compiles(
     optimizer: AnyOptimizer, consistency: Consistency, dtype: str, monkeypatch: pytest.MonkeyPatch
@@ -39,15 +40,9 @@ def test_after_a_rehearsal_no_push_compiles(
     definition = Definition("m", LAYOUT, optimizer, ("b",), consistency)
     rehearse(definition, dtype)
     engine = Engine.create(definition, LAYOUT.new_arenas(1.0), "now")
-    compiled: list[str] = []
-    compile_kernel = Dispatcher.compile
-
-    def compile_and_tell(self: Any, signature: Any) -> Any:
-        compiled.append(f"{self.__qualname__} {signature}")
-        return compile_kernel(self, signature)
+    compiled = compiled_from_now_on(monkeypatch)
 
     # Act
-    monkeypatch.setattr(Dispatcher, "compile", compile_and_tell)
     push_from_three(engine, dtype)
 
     # Assert
@@ -56,7 +51,33 @@ def test_after_a_rehearsal_no_push_compiles(
     assert not (engine.store.current["float32"][:6] == 1).any()
 
 
-def push_from_three(engine: Engine, dtype: str) -> None:
+def test_after_a_rehearsal_no_delta_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is read with a loss scale of -1, where a gradient has none."""
+    definition = Definition("m", LAYOUT, SGD(0.5))
+    rehearse(definition, kind="delta")
+    engine = Engine.create(definition, LAYOUT.new_arenas(1.0), "now")
+    compiled = compiled_from_now_on(monkeypatch)
+
+    push_from_three(engine, "native", "delta")
+
+    assert compiled == []
+    assert (engine.store.current["float32"][:6] == 9.0).all()  # 16 deltas of 1, half of each
+
+
+def compiled_from_now_on(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list that grows with each kernel that is compiled, or loaded from the cache."""
+    compiled: list[str] = []
+    compile_kernel = Dispatcher.compile
+
+    def compile_and_tell(self: Any, signature: Any) -> Any:
+        compiled.append(f"{self.__qualname__} {signature}")
+        return compile_kernel(self, signature)
+
+    monkeypatch.setattr(Dispatcher, "compile", compile_and_tell)
+    return compiled
+
+
+def push_from_three(engine: Engine, dtype: str, kind: Kind = "gradient") -> None:
     """Make eight rounds of pushes, the last four of one worker alone; every other two are read."""
     epochs = {worker: engine.open_session(worker)[0].epoch for worker in ("x", "y", "z")}
     selection = LAYOUT.select("ab")
@@ -70,7 +91,7 @@ def push_from_three(engine: Engine, dtype: str) -> None:
         held = engine.store.hold() if sequence % 4 >= 2 else None
         for worker, epoch in epochs.items():
             gradient = Gradient(selection, payload, dtype)
-            push = Push(worker, epoch, sequence, "now", gradient, hyperparameters=values)
+            push = Push(worker, epoch, sequence, "now", gradient, hyperparameters=values, kind=kind)
             staged = engine.stage(push)
             if isinstance(staged, Staged):
                 engine.commit(staged)

@@ -94,10 +94,17 @@ def pull(http: httpx.Client, path: str, layout: Layout = LAYOUT) -> dict[str, np
 
 
 def described(http: httpx.Client, path: str) -> dict[str, Any]:
-    """Return what a model says of itself, but for how it is kept on the disk."""
+    """Return what a model says of itself, but for how it is kept on the disk and who is there."""
     fields = http.get(path).json()
-    del fields["durability"]
+    del fields["durability"], fields["open_sessions"]
     return fields
+
+
+def workers(http: httpx.Client, path: str) -> list[dict[str, Any]]:
+    """Return the newest session of every worker, without what changes by itself."""
+    lasting = ("worker", "epoch", "is_open", "last_sequence")
+    listed = http.get(f"{path}/workers").json()["workers"]
+    return [{name: session[name] for name in lasting} for session in listed]
 
 
 def image(http: httpx.Client, path: str) -> tuple[Any, ...]:
@@ -105,7 +112,7 @@ def image(http: httpx.Client, path: str) -> tuple[Any, ...]:
     slots = http.get(path).json()["slots"]
     return (
         described(http, path),
-        http.get(f"{path}/workers").json(),
+        workers(http, path),
         http.get(f"{path}/optimizer").json(),
         http.get(f"{path}/parameters", headers={"Accept": MSGPACK}).content,
         [
@@ -165,6 +172,11 @@ class Worker:
         assert answer.status_code == 200, answer.text
         self.sequence += 1
         return answer.json()
+
+    def heartbeat(self) -> httpx.Response:
+        """Give a sign of life."""
+        body = {"epoch": self.epoch, "incarnation": self.incarnation}
+        return self.http.post(f"{self.path}/workers/{self.name}/heartbeat", json=body)
 
 
 def assert_problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:

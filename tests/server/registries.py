@@ -69,7 +69,7 @@ def tick(value: float = -1.0) -> Gradient:
 
 async def push(model: HostedModel, worker: str = "w0", count: int = 1) -> list[int]:
     """Open a session and push so many times; returns the versions."""
-    session, _, incarnation, _ = await model.open_session(worker)
+    session, _, incarnation, _ = await model.sessions.open(worker)
     results = []
     for sequence in range(count):
         made = Push(worker, session.epoch, sequence, incarnation, tick())

@@ -6,10 +6,14 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from stepwell_server import __version__
+from stepwell_server.cli import app
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -66,3 +70,40 @@ def test_a_token_is_made_listed_and_revoked(tmp_path: Path) -> None:
     assert token not in (tmp_path / "tokens.json").read_text()
     assert (revoked.returncode, again.returncode) == (0, 1)
     assert "there is no token" in again.stderr
+
+
+def leaves(command: Any, path: str = "stepwell") -> Iterator[tuple[str, Any]]:
+    """Yield every command that does something, with what is typed for it."""
+    if not hasattr(command, "commands"):
+        yield path, command
+        return
+    for name, inner in command.commands.items():
+        yield from leaves(inner, f"{path} {name}")
+
+
+def test_the_documentation_names_every_command() -> None:
+    """docs/cli.md; a row may name several, the first of them in full."""
+    text = (Path(__file__).resolve().parents[2] / "docs" / "cli.md").read_text()
+    named = set()
+    for cell in re.findall(r"^\| (`[^|]*) \|", text, re.MULTILINE):
+        group = ""
+        for words in (part.split() for part in re.findall(r"`([^`]*)`", cell)):
+            words = [word for word in words if re.fullmatch("[a-z-]+", word)]
+            if words[0] == "stepwell":
+                named.add(" ".join(words))
+                group = " ".join(words[:-1])
+            else:
+                named.add(f"{group} {words[0]}")
+
+    assert {path for path, _ in leaves(typer.main.get_command(app))} <= named
+
+
+def test_every_command_answers_in_json() -> None:
+    """But for those that run until they are stopped; they log."""
+    without = {
+        path
+        for path, command in leaves(typer.main.get_command(app))
+        if not any("--json" in option.opts for option in command.params)
+    }
+
+    assert without == {"stepwell serve", "stepwell demo-worker"}

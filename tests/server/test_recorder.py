@@ -30,7 +30,7 @@ async def opened(model, *workers):
     """Open sessions; return the first push of each."""
     pushes = []
     for worker in workers:
-        session, _, incarnation, _ = await model.open_session(worker)
+        session, _, incarnation, _ = await model.sessions.open(worker)
         pushes.append(Push(worker, session.epoch, 0, incarnation, tick()))
     return pushes
 
@@ -92,7 +92,7 @@ def test_a_full_disk_changes_nothing_and_the_next_push_may_fit(tmp_path, monkeyp
             with pytest.raises(DiskFull):
                 await model.push(first)
             with pytest.raises(DiskFull):
-                await model.open_session("w1")
+                await model.sessions.open("w1")
             with pytest.raises(DiskFull):
                 await model.finalize()
         between = await look(registry)

@@ -5,10 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+from dataclasses import replace
 
 import pytest
 from stepwell_core.definition import Definition
-from stepwell_core.errors import JournalBehind, JournalInvalid, StaleIncarnation
+from stepwell_core.errors import (
+    JournalBehind,
+    JournalInvalid,
+    PayloadMismatch,
+    StaleIncarnation,
+)
 from stepwell_core.optimizers import Adam
 from stepwell_core.push import Push
 from stepwell_server import recovery
@@ -59,7 +65,7 @@ def test_all_kinds_of_changes_come_back(tmp_path, durability):
         await model.set_hyperparameters({"learning_rate": 0.01}, None)
         await push(model, "b", 2)
         await model.finalize()
-        await model.close_session("b", None)
+        await model.sessions.close("b", None)
         await push(model, "c")
         return await model.read(everything)
 
@@ -75,6 +81,34 @@ def test_all_kinds_of_changes_come_back(tmp_path, durability):
 
     assert run(tmp_path, see, is_clean=False, durability=durability) == before
     assert run(tmp_path, see, durability=durability) == before
+
+
+@pytest.mark.parametrize("durability", JOURNALED)
+def test_deltas_come_back_with_their_sign_and_their_kind(tmp_path, durability):
+    """The payload is the delta as it came; the same bytes as a gradient are no repetition of it."""
+    sent = {}
+
+    async def change(registry):
+        model, _ = await registry.create(definition(), None, exist_ok=False)
+        session, _, incarnation, _ = await model.sessions.open("w0")
+        for sequence, value in enumerate((2.0, 0.5)):
+            push = Push("w0", session.epoch, sequence, incarnation, tick(value), kind="delta")
+            await model.push(push)
+        sent["last"] = push
+        return await look(registry)
+
+    async def repeat(registry):
+        found, model = await look(registry), registry.get("m")
+        with pytest.raises(PayloadMismatch):
+            await model.push(replace(sent["last"], kind="gradient"))
+        return found, await model.push(sent["last"])
+
+    before = run(tmp_path, change, is_clean=False, durability=durability)
+    after, again = run(tmp_path, repeat, durability=durability)
+
+    assert before[2] == [2.5] * 4
+    assert after == before
+    assert again.duplicate
 
 
 @pytest.mark.parametrize(("durability", "is_kept"), [("everysec", False), ("always", True)])
@@ -262,6 +296,7 @@ def test_a_start_that_fails_at_one_model_leaves_the_others_as_they_were(
         return [await look(registry, name) for name in "mn"]
 
     before = run(tmp_path, create, durability=durability)
+    threads = set(threading.enumerate())
     owner = ModelFolder if place == "prepare" else Registry
     with monkeypatch.context() as patch:
         real, calls = getattr(owner, place), []
@@ -275,7 +310,7 @@ def test_a_start_that_fails_at_one_model_leaves_the_others_as_they_were(
         patch.setattr(owner, place, fail_at_the_second)
         with pytest.raises(OSError, match="no room"):
             run(tmp_path, see, durability=durability)
-    left = [thread.name for thread in threading.enumerate() if thread.name.startswith("lane-")]
+    left = {thread.name for thread in set(threading.enumerate()) - threads}
 
-    assert left == []
+    assert not any(name.startswith(("lane-", "journal-")) for name in left)
     assert run(tmp_path, see, durability=durability) == before

@@ -330,8 +330,8 @@ def test_the_memory_of_a_gradient_that_was_added_is_free_while_its_push_waits(tm
         consistency = Sync(2, reduction="arrival")
         added = Definition("m", LAYOUT, SGD(1.0), consistency=consistency)
         model, _ = await registry.create(added, None, exist_ok=False)
-        session, _, incarnation, _ = await model.open_session("w0")
-        await model.open_session("w1")
+        session, _, incarnation, _ = await model.sessions.open("w0")
+        await model.sessions.open("w1")
         gradient = Gradient(LAYOUT, LAYOUT.new_arenas(-1.0))
         kept = weakref.ref(gradient.arenas["float32"])
         waits = asyncio.ensure_future(

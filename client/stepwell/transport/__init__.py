@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from typing import Protocol
 
 from stepwell.calls import Answer, Call
@@ -31,6 +32,9 @@ class Transport(Protocol):
             TransportError: There was no answer, or none that could be read.
             StepwellError: What the server says.
         """
+
+    def stream(self, call: Call) -> Generator[bytes]:
+        """Make a call whose answer has no end, and yield it as it comes; raises as `send`."""
 
     def close(self) -> None:
         """Close all connections."""

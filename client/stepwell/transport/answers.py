@@ -155,6 +155,20 @@ class AnswerReader:
         )
 
 
+def is_stream(status: int, headers: Headers) -> bool:
+    """Return whether a response is a stream of events; what else it says is for `AnswerReader`."""
+    media_type = headers.get("content-type", "").partition(";")[0].strip()
+    return status == 200 and media_type == "text/event-stream"
+
+
+def no_stream() -> UnexpectedAnswer:
+    """Return what to raise for an answer that is whole where a stream was asked for."""
+    return UnexpectedAnswer(
+        "Expected a stream of events. Received: another answer; is the server older than this "
+        "client?"
+    )
+
+
 _NOWHERE = memoryview(b"")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import ssl
 import threading
+from collections.abc import Generator
 
 import httpx
 from stepwell_core import wire
@@ -17,7 +18,7 @@ from stepwell.connection import Connection
 from stepwell.endpoint import Endpoint
 from stepwell.http_response import Response
 from stepwell.retry import Timeout
-from stepwell.transport.answers import AnswerReader
+from stepwell.transport.answers import AnswerReader, is_stream, no_stream
 from stepwell.transport.failures import of_socket
 from stepwell.transport.per_process import PerProcess
 
@@ -44,18 +45,11 @@ class DirectTransport:
             TransportError: There was no answer, or none that could be read.
             StepwellError: What the server says.
         """
-        body = self._requests.body(call)
-        head = self._requests.head(call, body)
         pool = self._pools.get()
         connection = pool.take()
         response: Response | None = None
         try:
-            try:
-                response = connection.exchange(
-                    call.method, head, body, self._requests.timeout(call)
-                )
-            except OSError as error:
-                raise self._failure(connection, error) from error
+            response = self._exchange(call, connection)
             return self._read(call, connection, response)
         finally:
             if response is not None and response.is_reusable:
@@ -63,9 +57,39 @@ class DirectTransport:
             else:
                 connection.close()
 
+    def stream(self, call: Call) -> Generator[bytes]:
+        """Make a call whose answer has no end, and yield it as it comes; raises as `send`.
+
+        Close the generator, and its connection is closed.
+        """
+        connection = self._pools.get().take()
+        try:
+            response = self._exchange(call, connection)
+            if not is_stream(response.status, response.headers):
+                self._read(call, connection, response)
+                raise no_stream()
+            while True:
+                try:
+                    piece = bytes(response.take())
+                except OSError as error:
+                    raise self._failure(connection, error) from error
+                if not piece:
+                    return
+                yield piece
+        finally:
+            connection.close()
+
     def close(self) -> None:
         """Close all connections."""
         self._pools.get().close()
+
+    def _exchange(self, call: Call, connection: Connection) -> Response:
+        body = self._requests.body(call)
+        head = self._requests.head(call, body)
+        try:
+            return connection.exchange(call.method, head, body, self._requests.timeout(call))
+        except OSError as error:
+            raise self._failure(connection, error) from error
 
     def _read(self, call: Call, connection: Connection, response: Response) -> Answer:
         reader = AnswerReader(call, response.status, response.headers)

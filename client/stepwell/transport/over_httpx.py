@@ -6,7 +6,7 @@ rest after every write to the socket.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Sequence
 from typing import Any
 
 import httpx
@@ -14,7 +14,7 @@ from stepwell_core import wire
 
 from stepwell.calls import Answer, Call
 from stepwell.endpoint import Endpoint
-from stepwell.transport.answers import AnswerReader
+from stepwell.transport.answers import AnswerReader, is_stream, no_stream
 from stepwell.transport.failures import of_httpx
 from stepwell.transport.per_process import PerProcess
 
@@ -35,12 +35,7 @@ class HttpxTransport:
 
     def send(self, call: Call) -> Answer:
         """Make a call; raises as `DirectTransport.send`."""
-        client = self._clients.get()
-        try:
-            request = client.build_request(call.method, call.target, **_options(call, _pieces))
-            response = client.send(request, stream=True)
-        except httpx.HTTPError as error:
-            raise of_httpx(error) from error
+        response = self._sent(call)
         try:
             reader = AnswerReader(call, response.status_code, response.headers)
             for piece in _received(response):
@@ -48,6 +43,30 @@ class HttpxTransport:
             return reader.finish()
         finally:
             response.close()
+
+    def stream(self, call: Call) -> Generator[bytes]:
+        """Make a call whose answer has no end; see `DirectTransport.stream`."""
+        response = self._sent(call)
+        try:
+            pieces = _received(response)
+            if not is_stream(response.status_code, response.headers):
+                reader = AnswerReader(call, response.status_code, response.headers)
+                for piece in pieces:
+                    reader.feed(piece)
+                reader.finish()
+                raise no_stream()
+            for piece in pieces:
+                yield piece
+        finally:
+            response.close()
+
+    def _sent(self, call: Call) -> httpx.Response:
+        client = self._clients.get()
+        try:
+            request = client.build_request(call.method, call.target, **_options(call, _pieces))
+            return client.send(request, stream=True)
+        except httpx.HTTPError as error:
+            raise of_httpx(error) from error
 
     def close(self) -> None:
         """Close all connections."""
@@ -66,13 +85,7 @@ class AsyncHttpxTransport:
 
     async def send(self, call: Call) -> Answer:
         """Make a call; raises as `DirectTransport.send`."""
-        client = self._clients.get()
-        try:
-            options = _options(call, _async_pieces)
-            request = client.build_request(call.method, call.target, **options)
-            response = await client.send(request, stream=True)
-        except httpx.HTTPError as error:
-            raise of_httpx(error) from error
+        response = await self._sent(call)
         try:
             reader = AnswerReader(call, response.status_code, response.headers)
             async for piece in _async_received(response):
@@ -80,6 +93,31 @@ class AsyncHttpxTransport:
             return reader.finish()
         finally:
             await response.aclose()
+
+    async def stream(self, call: Call) -> AsyncGenerator[bytes]:
+        """Make a call whose answer has no end; see `DirectTransport.stream`."""
+        response = await self._sent(call)
+        try:
+            pieces = _async_received(response)
+            if not is_stream(response.status_code, response.headers):
+                reader = AnswerReader(call, response.status_code, response.headers)
+                async for piece in pieces:
+                    reader.feed(piece)
+                reader.finish()
+                raise no_stream()
+            async for piece in pieces:
+                yield piece
+        finally:
+            await response.aclose()
+
+    async def _sent(self, call: Call) -> httpx.Response:
+        client = self._clients.get()
+        try:
+            options = _options(call, _async_pieces)
+            request = client.build_request(call.method, call.target, **options)
+            return await client.send(request, stream=True)
+        except httpx.HTTPError as error:
+            raise of_httpx(error) from error
 
     async def close(self) -> None:
         """Close all connections."""

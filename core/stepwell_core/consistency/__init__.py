@@ -6,13 +6,41 @@ import dataclasses
 from collections.abc import Mapping
 
 from stepwell_core.consistency.asynchronous import Async
-from stepwell_core.consistency.base import Consistency, Drop, Policy, Step, Wait
+from stepwell_core.consistency.base import (
+    Consistency,
+    Drop,
+    Gather,
+    Policy,
+    Standing,
+    Step,
+    Wait,
+)
+from stepwell_core.consistency.bounded import Bounded
+from stepwell_core.consistency.buffered import Buffered
+from stepwell_core.consistency.quorum import Quorum
 from stepwell_core.consistency.synchronous import Sync
 from stepwell_core.errors import InvalidArgument
 
-MODES: dict[str, type[Consistency]] = {mode.mode: mode for mode in (Async, Sync)}
+MODES: dict[str, type[Consistency]] = {
+    mode.mode: mode for mode in (Async, Sync, Quorum, Buffered, Bounded)
+}
 
-__all__ = ["MODES", "Async", "Consistency", "Drop", "Policy", "Step", "Sync", "Wait", "from_json"]
+__all__ = [
+    "MODES",
+    "Async",
+    "Bounded",
+    "Buffered",
+    "Consistency",
+    "Drop",
+    "Gather",
+    "Policy",
+    "Quorum",
+    "Standing",
+    "Step",
+    "Sync",
+    "Wait",
+    "from_json",
+]
 
 
 def from_json(value: object) -> Consistency:

@@ -7,7 +7,9 @@ from stepwell_server.routes import (
     consistency,
     gradients,
     health,
+    history,
     memory,
+    metrics,
     models,
     optimizer,
     parameters,
@@ -17,6 +19,7 @@ from stepwell_server.routes import (
 
 ROUTERS: tuple[APIRouter, ...] = (
     health.router,
+    metrics.router,
     models.router,
     parameters.router,
     gradients.router,
@@ -24,6 +27,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     optimizer.router,
     consistency.router,
     workers.router,
+    history.router,
     checkpoints.router,
     state.router,
 )

@@ -23,6 +23,7 @@ from stepwell_server.model import HostedModel
 from stepwell_server.routes.access import PREFIX, model_of
 from stepwell_server.routes.gradients import PushQuery, push_gradients
 from stepwell_server.routes.parameters import PullQuery, pull
+from stepwell_server.traffic import ROUTE
 
 Q = TypeVar("Q", bound=BaseModel)
 
@@ -30,17 +31,19 @@ Q = TypeVar("Q", bound=BaseModel)
 def direct(api: FastAPI) -> ASGIApp:
     """Return an application that answers pushes and pulls itself, and leaves the rest to `api`."""
     calls = {
-        "POST": (compile_path(PREFIX + "/gradients")[0], _call(push_gradients, PushQuery)),
-        "GET": (compile_path(PREFIX + "/parameters")[0], _call(pull, PullQuery)),
+        "POST": (PREFIX + "/gradients", _call(push_gradients, PushQuery)),
+        "GET": (PREFIX + "/parameters", _call(pull, PullQuery)),
     }
+    patterns = {method: compile_path(path)[0] for method, (path, _) in calls.items()}
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        pattern, call = calls.get(scope.get("method", ""), (None, None))
+        pattern = patterns.get(scope.get("method", ""))
         match = None if pattern is None else pattern.match(scope["path"])
-        if match is None or call is None:
+        if match is None:
             await api(scope, receive, send)
             return
-        scope["app"] = api
+        path, call = calls[scope["method"]]
+        scope["app"], scope[ROUTE] = api, path
         request = Request(scope, receive)
         try:
             response = await call(request, match["model"])

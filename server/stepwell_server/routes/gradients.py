@@ -15,7 +15,8 @@ from stepwell_core.ledger import Result
 from stepwell_core.names import IDENTIFIER
 from stepwell_core.pipeline import Gradient
 from stepwell_core.placement import extent
-from stepwell_core.push import Push
+from stepwell_core.push import Push, fingerprint_of
+from stepwell_core.wire import Kind
 
 from stepwell_server import bodies
 from stepwell_server.arena_copies import copy_arenas
@@ -32,11 +33,13 @@ from stepwell_server.routes.access import (
 )
 from stepwell_server.routes.parameters import check_layout, parameters_response
 from stepwell_server.staging import Staging
+from stepwell_server.waiters import Key
 
 router = APIRouter(tags=["gradients"])
 
 Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
+MetricName = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,64}$")]
 
 
 class PushHeader(BaseModel):
@@ -50,7 +53,7 @@ class PushHeader(BaseModel):
     sequence: Count
     incarnation: Annotated[str, Field(max_length=64)]
     version: Count | None = None
-    kind: Literal["gradient"] = "gradient"
+    kind: Kind = "gradient"
     layout: Annotated[str, Field(max_length=64)] | None = None
     dtype: Literal["native", "float16", "bfloat16", "float32", "float64"] = "native"
     tensors: list[str] | None = None
@@ -58,7 +61,7 @@ class PushHeader(BaseModel):
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     loss_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     hyperparameters: dict[str, Number] = Field(default_factory=dict, max_length=16)
-    metrics: dict[str, Number] = Field(default_factory=dict, max_length=64)
+    metrics: dict[MetricName, Number] = Field(default_factory=dict, max_length=64)
 
     def push(self, gradient: Gradient) -> Push:
         """Return the push of this header."""
@@ -72,6 +75,8 @@ class PushHeader(BaseModel):
             weight=self.weight,
             loss_scale=self.loss_scale,
             hyperparameters=self.hyperparameters,
+            kind=self.kind,
+            metrics=self.metrics,
         )
 
 
@@ -88,7 +93,7 @@ class PushQuery(BaseModel):
 async def push_gradients(
     request: Request, model: TheModel, query: Annotated[PushQuery, Query()]
 ) -> Response:
-    """Push a gradient.
+    """Push a gradient, or with `kind: "delta"` what local steps added to the parameters.
 
     The body is a msgpack stream, or JSON with the header's fields and `"gradients": {name:
     [[...]]}`. With `?pull=true` the answer has the new parameters, in half width with `&dtype=`. A
@@ -104,7 +109,11 @@ async def push_gradients(
     accepted = negotiate(accept, layout, query.dtype) if query.pull else None
     if bodies.is_json(request):
         fields = await bodies.read_json(request)
-        result = await model.push(await asyncio.to_thread(_from_json, fields, layout))
+        push = await asyncio.to_thread(_from_json, fields, layout)
+        if await _is_turn(model, push.key):
+            result = await model.push(push)
+        else:
+            result = model.pushes.waiting_result()
     else:
         reader = bodies.MessageReader(request)
         header = bodies.parse(PushHeader, await reader.header())
@@ -117,6 +126,7 @@ async def push_gradients(
             result = await _push_in_memory(header.push(gradient), model, staging_of(request))
         else:
             result = await _receive(reader, header, selection, model, staging_of(request))
+    model.pushes.tally.duplicates += result.duplicate
     if result.outcome == "waiting":
         return answer(request, result.to_json(), 202)
     if accepted is None:
@@ -137,17 +147,39 @@ async def _receive(
     key = header.worker, header.epoch, header.sequence
     if model.pushes.is_known(key):
         fingerprint = await reader.fingerprint(selection.payload_nbytes(header.dtype))
-        return await model.pushes.repeat(key, fingerprint)
+        return await model.pushes.repeat(key, fingerprint_of(header.kind, fingerprint))
+    if not await _is_turn(model, key):
+        return model.pushes.waiting_result()
     nbytes, holder = extent(selection, header.dtype), (model, *key[:2])
-    with await staging.take(nbytes, model.part, holder) as lease:
+    with (
+        model.sessions.sending(*key[:2]) as is_there,
+        await staging.take(nbytes, model.part, holder) as lease,
+    ):
         arenas = lease.arenas(selection, header.dtype)
         await reader.payload(arenas)
+        is_there()
         push = header.push(Gradient(selection, arenas, header.dtype))
         return await model.push(push, lease)
 
 
+async def _is_turn(model: HostedModel, key: Key) -> bool:
+    """Return whether a push may come now: its worker is not too far ahead, or it was made before.
+
+    The gradient of one that has to wait is not received: it comes again when it may.
+    """
+    worker, epoch, _ = key
+    model.sessions.seen(worker, epoch)
+    if not model.definition.consistency.gates or model.pushes.is_known(key):
+        return True
+    return await model.pushes.turn(worker)
+
+
 async def _push_in_memory(push: Push, model: HostedModel, staging: Staging) -> Result:
     """Push a gradient that its worker could still write to; a journal needs one that nobody can."""
+    if not await _is_turn(model, push.key):
+        return model.pushes.waiting_result()
+    with model.sessions.sending(push.worker, push.epoch) as is_there:
+        is_there()
     if not model.recorder.copies_shared_memory:
         return await model.push(push)
     gradient, holder = push.gradient, (model, push.worker, push.epoch)

@@ -65,6 +65,7 @@ def _health(model: HostedModel) -> dict[str, Any]:
 @router.get("/v1")
 async def about(request: Request, settings: TheSettings) -> dict[str, Any]:
     """Say which protocol, limits and features this server has, and what it has counted."""
+    staging = staging_of(request)
     return {
         "stepwell": __version__,
         "protocol": wire.PROTOCOL,
@@ -76,8 +77,13 @@ async def about(request: Request, settings: TheSettings) -> dict[str, Any]:
             "max_body_bytes": settings.max_body_bytes,
             "max_json_bytes": settings.max_json_bytes,
             "push_wait_s": settings.push_wait_s,
-            "staging_bytes": staging_of(request).budget_bytes,
+            "staging_bytes": staging.budget_bytes,
             "pull_wait_s": MAX_WAIT_S,
+        },
+        "staging": {
+            "budget_bytes": staging.budget_bytes,
+            "used_bytes": staging.used_bytes,
+            "idle_bytes": staging.idle_bytes,
         },
         "counts": asdict(request.app.state.counts),
         "features": {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
@@ -54,6 +55,7 @@ async def import_state(request: Request, model: TheModel) -> Response:
     layout = model.engine.layout
     if bodies.is_json(request):
         fields = bodies.parse(StateFields, await bodies.read_json(request))
+        _check_any(fields.parameters is not None, fields.slots, fields.iterations)
         check_slots(list(fields.slots), model)
         parameters, slots = await asyncio.to_thread(_from_json, fields, layout)
         begun = await model.import_state(parameters, slots or None, fields.iterations)
@@ -61,6 +63,7 @@ async def import_state(request: Request, model: TheModel) -> Response:
         reader = bodies.MessageReader(request)
         header = bodies.parse(StateHeader, await reader.header())
         check_layout(header.layout, layout)
+        _check_any(header.parameters, header.slots, header.iterations)
         check_slots(header.slots, model)
         count = header.parameters + len(header.slots)
         # The slots will be the model's own, so their memory is none to be used again.
@@ -72,6 +75,12 @@ async def import_state(request: Request, model: TheModel) -> Response:
             begun = await model.import_state(parameters, slots or None, header.iterations)
     incarnation, counters = begun
     return answer(request, {"incarnation": incarnation, "version": counters.version})
+
+
+def _check_any(has_parameters: bool, slots: Collection[str], iterations: int | None) -> None:
+    """Refuse an import of nothing: it would cut the history, and all sessions off, for nothing."""
+    if not has_parameters and not slots and iterations is None:
+        raise InvalidInput("An import has parameters, slots or iterations. Received: none of them")
 
 
 def check_slots(names: list[str], model: HostedModel) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 from stepwell_core.engine import Engine
 from stepwell_core.ledger import Session
@@ -25,10 +25,24 @@ class OpenSession(BaseModel):
     worker: str
 
 
+class Heartbeat(BaseModel):
+    """The body of a heartbeat."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    epoch: Annotated[int, Field(ge=0, le=MAX_COUNT)]
+    incarnation: Annotated[str, Field(max_length=64)]
+
+
 @router.get(PREFIX + "/workers")
 async def list_workers(request: Request, model: TheModel) -> Response:
-    """List the newest session of every worker, in the order in which they were opened."""
-    return answer(request, {"workers": await model.read(_sessions)})
+    """List the newest session of every worker, in the order in which they were opened.
+
+    Those that are there say how long ago they gave a sign of life and made a push.
+    """
+    sessions, there = await model.read(_sessions), model.sessions.describe()
+    workers = [{**session, **there.get(session["worker"], {})} for session in sessions]
+    return answer(request, {"workers": workers})
 
 
 @router.post(PREFIX + "/workers", status_code=201)
@@ -39,7 +53,7 @@ async def open_session(request: Request, model: TheModel) -> Response:
     """
     body = bodies.parse(OpenSession, await bodies.read_fields(request))
     worker = check_identifier(body.worker, "worker")
-    session, previous, incarnation, counters = await model.open_session(worker)
+    session, previous, incarnation, counters = await model.sessions.open(worker)
     values = {
         "worker": worker,
         "epoch": session.epoch,
@@ -47,6 +61,7 @@ async def open_session(request: Request, model: TheModel) -> Response:
         "version": counters.version,
         "parameters_version": counters.parameters_version,
         "loss_scale": counters.loss_scale and counters.loss_scale.scale,
+        "lease_s": model.definition.consistency.lease_s,
         "previous": previous and _previous(previous),
     }
     return answer(request, values, 201)
@@ -57,8 +72,25 @@ async def close_session(
     model: TheModel, worker: str, epoch: Annotated[int | None, Query(ge=0, le=MAX_COUNT)] = None
 ) -> Response:
     """Close a session; nobody waits for the worker any more."""
-    await model.close_session(check_identifier(worker, "worker"), epoch)
+    await model.sessions.close(check_identifier(worker, "worker"), epoch)
     return Response(status_code=204)
+
+
+@router.post(PREFIX + "/workers/{worker}/heartbeat")
+async def heartbeat(request: Request, model: TheModel, worker: str) -> Response:
+    """Renew a worker's lease; the answer says for how long."""
+    body = bodies.parse(Heartbeat, await bodies.read_fields(request))
+    name = check_identifier(worker, "worker")
+    lease_s = model.sessions.heartbeat(name, body.epoch, body.incarnation)
+    counters = model.engine.counters
+    return answer(
+        request,
+        {
+            "lease_s": lease_s,
+            "version": counters.version,
+            "parameters_version": counters.parameters_version,
+        },
+    )
 
 
 @router.get(PREFIX + "/workers/{worker}/pushes/{sequence}")
@@ -72,7 +104,10 @@ async def get_push(
 ) -> Response:
     """Say what became of a push, waiting for it if it waits for others."""
     key = (check_identifier(worker, "worker"), epoch, sequence)
+    model.sessions.seen(worker, epoch)
     result = await model.pushes.result(key, wait_s)
+    if result.outcome != "waiting":
+        model.sessions.settled(worker, epoch)
     return answer(request, result.to_json(), 202 if result.outcome == "waiting" else 200)
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from stepwell_core.definition import Definition
 from stepwell_core.errors import CheckpointInvalid, StepwellError
 from stepwell_core.layout import Arenas, Array, Layout, byte_view
 from stepwell_core.pipeline import Pipeline
-from stepwell_core.state import Counters, Snapshot, State
+from stepwell_core.state import Counters, Snapshot, State, slot_names
 
 from stepwell_server.storage.stores.base import MANIFEST, ModelStore
 from stepwell_server.storage.tensor_files import Note, Place, TensorFile, write_tensors
@@ -60,6 +60,7 @@ class Manifest:
         prefix: Before the files' names in their store.
         files: Size in bytes by file name, without the manifest.
         hashes: xxh3_128 by file name and tensor name.
+        gathered: What a buffered model has gathered: the count, and the weights by tensor.
     """
 
     id: str
@@ -72,6 +73,7 @@ class Manifest:
     prefix: str
     files: Mapping[str, int]
     hashes: Mapping[str, Mapping[str, str]]
+    gathered: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -84,6 +86,7 @@ class Manifest:
             "definition": self.definition.to_json(),
             "counters": self.counters.to_json(),
             "ledger": dict(self.ledger),
+            "gathered": dict(self.gathered),
             "journal_number": self.journal_number,
             "prefix": self.prefix,
             "files": dict(self.files),
@@ -141,6 +144,7 @@ def write(
             prefix=draft.prefix,
             files=files,
             hashes=hashes,
+            gathered=snapshot.gathered,
         )
         draft.commit(_sealed(manifest.to_json()))
     return manifest
@@ -173,6 +177,7 @@ def read_manifest(store: ModelStore, checkpoint_id: str) -> Manifest:
             prefix="" if version == 1 else check_prefix(values["prefix"]),
             files={name: int(size) for name, size in values["files"].items()},
             hashes={name: dict(hashes) for name, hashes in values["hashes"].items()},
+            gathered=dict(values.get("gathered", {})),
         )
     except (KeyError, TypeError, ValueError, AttributeError, StepwellError) as error:
         raise CheckpointInvalid(
@@ -197,7 +202,8 @@ def read(store: ModelStore, checkpoint_id: str) -> tuple[Manifest, State]:
     for name, arrays in tensors.items():
         _read_file(store, manifest, name, arrays, _nothing)
     counters, ledger = manifest.counters, manifest.ledger
-    return manifest, State(manifest.definition, counters, ledger, parameters, slots)
+    state = State(manifest.definition, counters, ledger, parameters, slots, manifest.gathered)
+    return manifest, state
 
 
 def verify(store: ModelStore, checkpoint_id: str, progress: Progress) -> Manifest:
@@ -239,7 +245,7 @@ def hash_of(array: Array) -> str:
 
 
 def _slots_of(definition: Definition) -> list[str]:
-    return list(Pipeline(definition.layout, definition.rule).slot_values)
+    return list(slot_names(definition, Pipeline(definition.layout, definition.rule)))
 
 
 def _named_slots(layout: Layout, slots: Mapping[str, Arenas]) -> dict[str, Array]:

@@ -156,9 +156,13 @@ class NewFile:
         self.nbytes = 0
         self._path = path
         self._descriptor = system.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        self._direct = open_direct(path, os.O_WRONLY) if is_large else None
-        self._window = window() if is_large else memoryview(b"")
         self._filled = 0
+        try:
+            self._direct = open_direct(path, os.O_WRONLY) if is_large else None
+            self._window = window() if is_large else memoryview(b"")
+        except BaseException:
+            system.close(self._descriptor)
+            raise
 
     def write(self, content: bytes | memoryview) -> None:
         """Append bytes; they are copied, or written, before this returns."""
@@ -193,9 +197,11 @@ class NewFile:
                     system.truncate(self._descriptor, self.nbytes)
                 system.sync(self._descriptor)
         finally:
-            if self._direct is not None:
-                system.close(self._direct)
-            system.close(self._descriptor)
+            try:
+                if self._direct is not None:
+                    system.close(self._direct)
+            finally:
+                system.close(self._descriptor)
 
 
 def open_direct(path: Path, flags: int) -> int | None:

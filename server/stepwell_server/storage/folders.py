@@ -5,6 +5,7 @@
 <data>/<model>/checkpoints/<id>/     see checkpoint.py; unless there is an object store for them
 <data>/<model>/journal/              see journal/
 <data>/<model>/newest-segment        of the journal; see journal/notes.py
+<data>/<model>/history.sqlite        see history/
 <data>/<model>/clean-stop            the checkpoint that a clean stop ended with
 """
 
@@ -26,6 +27,7 @@ FORMAT = "stepwell-data"
 FORMAT_VERSION = 1
 IDENTITY = "stepwell.json"
 CLEAN_STOP = "clean-stop"
+HISTORY = "history.sqlite"
 LOCK = ".lock"
 
 NOT_YET_OURS = {LOCK, TOKENS_FILE, "lost+found"}
@@ -122,6 +124,11 @@ class ModelFolder:
         return self.path / "journal"
 
     @property
+    def history_path(self) -> Path:
+        """The file of the history."""
+        return self.path / HISTORY
+
+    @property
     def archive(self) -> CheckpointArchive:
         """The model's checkpoints; after `show` they are elsewhere, so ask again."""
         if self._store is None:
@@ -137,15 +144,23 @@ class ModelFolder:
 
     def show(self) -> None:
         """Give the folder of a new model its name, durably: from now on the model exists."""
-        path = self.path.with_name(self.name)
-        disk.rename_folder(self.path, path)
-        self.path = path
+        temporary, path = self.path, self.path.with_name(self.name)
+        try:
+            disk.rename_folder(temporary, path)
+        finally:
+            if not temporary.exists():  # also if only the sync failed: `remove` must find it
+                self.path = path
 
     def remove(self) -> None:
-        """Remove the folder with all that is in it, and the checkpoints wherever they are."""
+        """Remove the folder with all that is in it, and the checkpoints wherever they are.
+
+        May be called again if it fails.
+        """
         with self._changing:
             if self.path.exists():
                 disk.remove_folder(self.path)
+            else:  # an earlier attempt may have failed before it was durable
+                disk.sync_folder(self.path.parent)
             if self._store is not None:
                 self._store.of_model(self.name).remove_all()
 

@@ -113,8 +113,9 @@ class TensorFile:
         length = int.from_bytes(self._take(8), "little")
         if length > min(MAX_HEADER_BYTES, nbytes - 8):
             raise ValueError(f"a header of {length} bytes in a file of {nbytes}")
+        text = self._take(length)
         try:
-            entries = json.loads(bytes(self._take(length)))
+            entries = json.loads(text)
         except (ValueError, RecursionError):
             raise ValueError("its header is not JSON") from None
         self._order = _checked(entries, nbytes - 8 - length, expected)
@@ -145,7 +146,8 @@ class TensorFile:
         return hashes
 
     def _take(self, nbytes: int) -> bytes:
-        return b"".join(self._next(nbytes))
+        # Copied one by one: `join` looks at none before it has all, and the first is overwritten.
+        return b"".join(map(bytes, self._next(nbytes)))
 
     def _next(self, nbytes: int) -> Iterator[memoryview]:
         """Yield the next bytes; each piece is good until the next is asked for."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from stepwell_core.consistency import Drop, Step, Sync, Wait, from_json
+from stepwell_core.consistency import Drop, Standing, Step, Sync, Wait, from_json
 from stepwell_core.consistency.synchronous import MAX_WORKERS
 from stepwell_core.errors import InvalidArgument
 
@@ -21,10 +21,20 @@ def barrier(workers: int, *members: str):
 
 
 class TestSync(ConsistencyContract):
-    examples = (Sync(1), Sync(2), Sync(3), Sync(5), Sync(1, "arrival"), Sync(3, "arrival"))
+    examples = (
+        Sync(1),
+        Sync(2),
+        Sync(3),
+        Sync(5),
+        Sync("all"),
+        Sync(3, on_leave="wait"),
+        Sync(1, reduction="arrival"),
+        Sync(3, reduction="arrival"),
+        Sync("all", reduction="arrival"),
+    )
 
     def full_house(self, mode):
-        return mode.workers
+        return 1 if mode.workers == "all" else mode.workers
 
     def test_a_step_needs_one_push_of_each_worker(self):
         """The last one to come makes the step; all others wait."""
@@ -74,7 +84,9 @@ class TestSync(ConsistencyContract):
         policy.offer(b, 0)
         policy.offer(a, 0)
 
-        assert policy.leave("c") == Step((a, b))
+        policy.leave("c")
+        assert policy.due() == Step((a, b))
+        assert policy.due() is None
         assert policy.needed == 2
 
     def test_leaving_forgets_the_push_that_waits(self):
@@ -84,7 +96,8 @@ class TestSync(ConsistencyContract):
         policy.offer(Push("a", 0), 0)
         policy.offer(b, 0)
 
-        assert policy.leave("a") is None
+        policy.leave("a")
+        assert policy.due() is None
         assert list(policy.waiting) == [b]
 
     def test_joining_grows_the_barrier_back_up_to_n(self):
@@ -133,7 +146,7 @@ class TestSync(ConsistencyContract):
 
     def test_a_barrier_that_had_shrunk_is_made_again_as_small(self):
         """After a restart the one who stayed does not wait for the one who left before."""
-        policy = Sync(2).policy(["a"], most_open=2)
+        policy = Sync(2).policy(Standing({"a": 3}, most_open=2))
 
         assert isinstance(policy.offer(Push("a", 0), 0), Step)
 
@@ -157,8 +170,9 @@ class TestSync(ConsistencyContract):
         if comes_back:
             policy.join("a")
         else:
-            assert policy.leave("a") is None
+            policy.leave("a")
 
+        assert policy.due() is None
         assert list(policy.waiting) == []
 
     def test_who_contributed_nothing_leaves_the_others_waiting(self):
@@ -172,13 +186,50 @@ class TestSync(ConsistencyContract):
 
         policy.join("c")
         assert list(policy.waiting) == [a, b]
-        assert policy.leave("c") == Step((a, b))
+        policy.leave("c")
+        assert policy.due() == Step((a, b))
+
+    def test_all_is_whoever_is_there(self):
+        """The barrier grows and shrinks with the workers, from the first step on."""
+        policy = Sync("all").policy()
+        needed = []
+        for worker in ("a", "b", "c"):
+            policy.join(worker)
+            needed.append(policy.needed)
+        policy.leave("b")
+
+        assert [*needed, policy.needed] == [1, 2, 3, 2]
+
+    def test_a_barrier_that_waits_for_n_does_not_shrink(self):
+        """Another worker has to take the place of the one who left."""
+        policy = Sync(2, on_leave="wait").policy(Standing({"a": 0, "b": 0}, 2))
+        a = Push("a", 0)
+        policy.offer(a, 0)
+
+        policy.leave("b")
+        assert policy.due() is None
+        policy.join("c")
+
+        assert isinstance(policy.offer(Push("c", 0), 0), Step)
+
+    @pytest.mark.parametrize("on_leave", ["", "stay", None, 2, "Shrink"])
+    def test_what_cannot_happen_when_somebody_leaves_is_refused(self, on_leave):
+        """From Python and from JSON alike."""
+        with pytest.raises(InvalidArgument, match="on_leave"):
+            Sync(2, on_leave=on_leave)
+        with pytest.raises(InvalidArgument, match="on_leave"):
+            from_json({"mode": "sync", "workers": 2, "on_leave": on_leave})
+
+    def test_all_and_wait_contradict_each_other(self):
+        """It could not say for how many."""
+        with pytest.raises(InvalidArgument, match="number"):
+            Sync("all", on_leave="wait")
 
     @pytest.mark.parametrize("reduction", ["", "Order", "ring", None, 1, ["order"]])
     def test_a_reduction_that_there_is_not_is_refused(self, reduction):
         """From Python and from JSON alike."""
         with pytest.raises(InvalidArgument, match="reduction"):
-            Sync(2, reduction)
+            Sync(2, reduction=reduction)
         with pytest.raises(InvalidArgument, match="reduction"):
             from_json({"mode": "sync", "workers": 2, "reduction": reduction})
 

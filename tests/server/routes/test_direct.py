@@ -121,7 +121,7 @@ def test_a_push_is_made_and_pulls_either_way(tmp_path):
     """One session, two pushes, one after the other."""
 
     async def scenario(clients, model):
-        session, _, incarnation, _ = await model.open_session("w0")
+        session, _, incarnation, _ = await model.sessions.open("w0")
         header = {"worker": "w0", "epoch": session.epoch, "incarnation": incarnation}
         body = payload({t.name: np.ones(t.shape, t.dtype) for t in LAYOUT.tensors})
         answers = []

@@ -241,7 +241,8 @@ HEADERS = {
     "a field that is none": ({"priority": 1}, "invalid_input"),
     "a hyperparameter nobody declared": ({"hyperparameters": {"beta_1": 0.5}}, "invalid_input"),
     "a hyperparameter NaN": ({"hyperparameters": {"beta_1": float("nan")}}, "invalid_input"),
-    "another kind": ({"kind": "delta"}, "invalid_input"),
+    "a kind that is none": ({"kind": "average"}, "invalid_input"),
+    "a kind that is no text": ({"kind": 1}, "invalid_input"),
     "another protocol": ({"protocol": 2}, "invalid_input"),
     "a text as epoch": ({"epoch": "1"}, "invalid_input"),
 }

@@ -16,7 +16,13 @@ def test_the_server_says_its_protocol_limits_and_features(http):
     assert about["protocol"] == wire.PROTOCOL
     assert about["durability"] == "everysec"
     assert about["limits"]["max_header_bytes"] == 256 * 1024
-    assert set(about["features"]["consistency"]) == {"async", "sync"}
+    assert set(about["features"]["consistency"]) == {
+        "async",
+        "sync",
+        "quorum",
+        "buffered",
+        "bounded",
+    }
     assert {"SGD", "Adagrad", "Adam"} <= set(about["features"]["optimizers"])
 
 

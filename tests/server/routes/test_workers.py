@@ -22,13 +22,6 @@ from tests.server.calls import (
 )
 
 
-@pytest.fixture
-def pool():
-    """Threads for calls that wait."""
-    with ThreadPoolExecutor(8) as threads:
-        yield threads
-
-
 @pytest.fixture(scope="module")
 def impatient(tmp_path_factory):
     """A client of a server that answers a waiting push almost at once."""

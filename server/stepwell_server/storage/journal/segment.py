@@ -124,7 +124,8 @@ class Segment:
                 self._large.close()
                 raise
         except BaseException:
-            disk.system.close(self._descriptor)
+            with contextlib.suppress(OSError):  # the first error is the one that says what to do
+                disk.system.close(self._descriptor)
             if not recycled:
                 with contextlib.suppress(OSError):
                     disk.system.unlink(temporary)
@@ -189,8 +190,10 @@ class Segment:
 
     def close(self) -> None:
         """Close the file; nothing is synced."""
-        self._large.close()
-        disk.system.close(self._descriptor)
+        try:
+            self._large.close()
+        finally:
+            disk.system.close(self._descriptor)
 
     def _allocate(self, end: int) -> None:
         """Make sure of the room up to `end`, so that a full disk shows before a write."""

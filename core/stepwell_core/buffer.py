@@ -1,0 +1,71 @@
+"""What a `Buffered` model has gathered since its last step: a sum that outlives restarts.
+
+Its memory is one of the model's slots, `buffer`, so it is in every checkpoint; its weights and the
+number of gradients in it are in the checkpoint's bookkeeping. A journal has each gradient that was
+added. See `consistency/buffered.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from stepwell_core.aggregation import RunningSum
+from stepwell_core.gradient import Gradient
+from stepwell_core.layout import Arenas
+from stepwell_core.pipeline import Pipeline
+from stepwell_core.wire import Kind
+
+BUFFER = "buffer"
+"""Name of the slot."""
+
+
+class Buffer:
+    """A sum of gradients. Not thread-safe: the engine alone uses it.
+
+    Args:
+        pipeline: Makes the sum.
+        arenas: The slot, used in place.
+        said: What `to_json` returned, if the slot holds something already.
+
+    Attributes:
+        count: How many gradients are in it.
+        kind: What they are, if there are any.
+    """
+
+    def __init__(self, pipeline: Pipeline, arenas: Arenas, said: Mapping[str, Any]) -> None:
+        self.count = int(said.get("count", 0))
+        self.kind: Kind = "delta" if said.get("kind") == "delta" else "gradient"
+        weights = {str(name): float(weight) for name, weight in said.get("weights", {}).items()}
+        if weights:
+            pipeline.layout.select(weights)  # refuses names that are not of the model
+        self._sum: RunningSum = pipeline.new_sum(arenas, weights)
+
+    def add(self, gradient: Gradient, weight: float) -> None:
+        """Add a gradient; O(its bytes)."""
+        self.kind = "delta" if (gradient.loss_scale or 1.0) < 0 else "gradient"
+        self._sum.add(gradient, weight)
+        self.count += 1
+
+    def divisor_with(self, gradient: Gradient | None, weight: float | None) -> float:
+        """Return the loss scale that `take` would return with one more gradient in it, or none."""
+        names = () if gradient is None else gradient.layout.names
+        return self._sum.divisor_with(names, weight or 0.0)
+
+    def take(self) -> Gradient:
+        """Return the mean, and begin anew; see `RunningSum.take`."""
+        self.count = 0
+        return self._sum.take()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for the checkpoint."""
+        weights = dict(self._sum.weights)
+        return {"count": self.count, "kind": self.kind, "weights": weights}
+
+
+def discounted(gradient: Gradient, discount: float) -> Gradient:
+    """Return a gradient times a factor, which is applied when it is read; O(1)."""
+    if discount == 1.0:
+        return gradient
+    return replace(gradient, loss_scale=(gradient.loss_scale or 1.0) / discount)

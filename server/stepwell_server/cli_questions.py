@@ -1,0 +1,93 @@
+"""What commands ask a server that only look at it: at once, or with one sentence why not.
+
+A worker's client is patient with a server that is not there; somebody who asks how it is wants to
+know that it is not.
+"""
+
+from __future__ import annotations
+
+import time
+from email.utils import parsedate_to_datetime
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+import typer
+
+if TYPE_CHECKING:  # not needed by a server that starts
+    import httpx
+
+Url = Annotated[
+    str | None, typer.Option(help="Of the server [STEPWELL_URL, or http://127.0.0.1:8700].")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, alone, on stdout.")]
+
+ANSWER_S = 10.0
+"""For one answer: a list of models waits for a step of each."""
+
+
+class Questions:
+    """A connection to a server. A context manager.
+
+    Args:
+        url: Of the server; None takes what the environment says. So does the token.
+
+    Attributes:
+        url: Of the server.
+        now_s: Of the server's clock when it answered last, in seconds since 1970.
+    """
+
+    def __init__(self, url: str | None) -> None:
+        import httpx
+        from stepwell.endpoint import Endpoint
+
+        endpoint = Endpoint.find(url, None, None)
+        arguments = {**endpoint.client_arguments(), **endpoint.transport_arguments()}
+        arguments["headers"]["Accept"] = "application/json"
+        arguments["timeout"] = ANSWER_S
+        self.url = endpoint.url
+        self.now_s = time.time()
+        self._client: httpx.Client = httpx.Client(**arguments, trust_env=endpoint.has_proxy)
+
+    def ask(self, path: str) -> dict[str, Any]:
+        """Return what a path answers, 503 included: a server that is not ready says so.
+
+        Raises:
+            ConnectionFailed: Nobody is there.
+            UnexpectedAnswer: Somebody else is.
+            StepwellError: What the server says.
+        """
+        import httpx
+        from stepwell.errors import ConnectionFailed, UnexpectedAnswer, from_problem
+
+        try:
+            answer = self._client.get(path)
+        except httpx.HTTPError as error:
+            raise ConnectionFailed(
+                f"No server answers at {self.url} ({type(error).__name__}). Start one with "
+                "`stepwell serve`, or say where it is with --url or STEPWELL_URL"
+            ) from None
+        try:
+            fields = answer.json()
+        except ValueError:
+            fields = None
+        if not isinstance(fields, dict):
+            raise UnexpectedAnswer(
+                f"What answers at {self.url} is not a Stepwell server. Received: status "
+                f"{answer.status_code}"
+            )
+        if "date" in answer.headers:
+            self.now_s = parsedate_to_datetime(answer.headers["date"]).timestamp()
+        if answer.is_error and "code" in fields:
+            raise from_problem(fields, answer.status_code)
+        return fields
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._client.close()

@@ -1,0 +1,132 @@
+"""A range of a history's file, thinned out so that a picture of it is the same.
+
+A series of more than `points` values is cut into `points / 2` buckets of as many values each. Of a
+bucket the smallest and the largest are kept, where they were (min-max decimation): no spike is
+lost, which a mean would hide, and nothing is made up. SQLite does it, without the GIL, so that
+looking at a long history does not stop the workers.
+
+What is no series, the events, is not thinned out: the newest `points` of them come, and how many
+were left out is said.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stepwell_server.history.events import KINDS, SAMPLE_KINDS
+
+DOWNSAMPLING = "min-max"
+
+MOST_POINTS = 4000
+DEFAULT_POINTS = 1000
+
+MOST_VERSION = (1 << 63) - 1
+
+OTHER_KINDS = tuple(kind for kind in KINDS if kind not in SAMPLE_KINDS)
+
+
+@dataclass(frozen=True)
+class Range:
+    """What is asked of a history.
+
+    Attributes:
+        from_version: The first version.
+        to_version: The last one.
+        since: Unix seconds; nothing before.
+        kinds: Of events that come one by one; the series come in any case.
+        points: Values of a series at most; events at most.
+    """
+
+    from_version: int = 0
+    to_version: int = MOST_VERSION
+    since: float = 0.0
+    kinds: Sequence[str] = OTHER_KINDS
+    points: int = DEFAULT_POINTS
+
+
+_WHERE = "version BETWEEN :first AND :last AND time >= :since"
+
+_ALL = f"""
+    SELECT version, time, value FROM series WHERE name = :name AND {_WHERE} ORDER BY number
+"""
+
+# With min() or max() alone, SQLite takes the other columns from the row that has it.
+_MIN_MAX = f"""
+    WITH cut AS (
+        SELECT number, version, time, value, ntile(:buckets) OVER (ORDER BY number) AS bucket
+        FROM series WHERE name = :name AND {_WHERE}
+    )
+    SELECT version, time, value FROM (
+        SELECT number, version, time, min(value) AS value FROM cut GROUP BY bucket
+        UNION
+        SELECT number, version, time, max(value) AS value FROM cut GROUP BY bucket
+    ) ORDER BY number
+"""
+
+
+def read(path: Path, wanted: Range) -> dict[str, Any]:
+    """Return the series and the events of a range, in columns; blocks for as long as it takes.
+
+    Raises:
+        sqlite3.Error: The file cannot be read.
+    """
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+        return {
+            "downsampling": DOWNSAMPLING,
+            "series": _series(connection, wanted),
+            **_events(connection, wanted),
+        }
+
+
+def nothing() -> dict[str, Any]:
+    """Return what `read` does of a history that has no file."""
+    return {"downsampling": DOWNSAMPLING, "series": {}, "events": _columns([]), "left_out": 0}
+
+
+def _series(connection: sqlite3.Connection, wanted: Range) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "first": wanted.from_version,
+        "last": wanted.to_version,
+        "since": wanted.since,
+        "buckets": wanted.points // 2,
+    }
+    counts = connection.execute(
+        f"SELECT name, count(*) FROM series WHERE {_WHERE} GROUP BY name", values
+    ).fetchall()
+    series = {}
+    for name, count in counts:
+        query = _ALL if count <= wanted.points else _MIN_MAX
+        rows = connection.execute(query, {**values, "name": name}).fetchall()
+        versions, times, numbers = zip(*rows, strict=True)
+        series[name] = {"version": versions, "time": times, "value": numbers}
+    return series
+
+
+def _events(connection: sqlite3.Connection, wanted: Range) -> dict[str, Any]:
+    marks = ", ".join("?" for _ in wanted.kinds)
+    where = f"kind IN ({marks}) AND version BETWEEN ? AND ? AND time >= ?"
+    values = (*wanted.kinds, wanted.from_version, wanted.to_version, wanted.since)
+    (count,) = connection.execute(f"SELECT count(*) FROM events WHERE {where}", values).fetchone()
+    rows = connection.execute(
+        f"SELECT number, time, kind, version, fields FROM events WHERE {where} "
+        "ORDER BY number DESC LIMIT ?",
+        (*values, wanted.points),
+    ).fetchall()
+    return {"events": _columns(rows[::-1]), "left_out": max(0, count - len(rows))}
+
+
+def _columns(rows: Sequence[tuple[Any, ...]]) -> dict[str, Any]:
+    numbers, times, kinds, versions, fields = zip(*rows, strict=True) if rows else ((),) * 5
+    return {
+        "number": numbers,
+        "time": times,
+        "kind": kinds,
+        "version": versions,
+        "fields": [json.loads(text) for text in fields],
+    }

@@ -1,0 +1,105 @@
+"""Ranges of a history: what is in them, and that thinning out loses no spike."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from stepwell_server.history.database import Database
+from stepwell_server.history.events import Dropped, Left
+from stepwell_server.history.reading import Range, read
+
+from tests.server.history.entries import entry, joined, step
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """Return losses with two spikes."""
+    losses = np.random.default_rng(5).normal(size=1000)
+    losses[123], losses[877] = 50.0, -50.0
+    return losses
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory, drawn):
+    """Return a file of 1,000 steps, version and time equal, between a join and a leave."""
+    path = tmp_path_factory.mktemp("history") / "history.sqlite"
+    database = Database(path)
+    database.put(entry(1, joined(), time=0.0))
+    for version, loss in enumerate(drawn, start=1):
+        database.put(entry(version + 1, step(version, loss=float(loss)), time=float(version)))
+    database.put(entry(2000, Dropped(1000, "w1", "dropped_late", 3), time=1001.0))
+    database.put(entry(2001, Left(1000, "w0", 1, "closed"), time=1002.0))
+    database.close()
+    return path
+
+
+def test_a_short_series_comes_whole(path, drawn):
+    """In the order of the steps."""
+    found = read(path, Range(points=1000))
+
+    loss = found["series"]["metrics.loss"]
+    assert list(loss["value"]) == list(drawn)
+    assert list(loss["version"]) == list(range(1, 1001)) == [int(t) for t in loss["time"]]
+
+
+def test_a_long_series_keeps_its_extremes_where_they_were(path, drawn):
+    """A mean over ten would have hidden both spikes."""
+    found = read(path, Range(points=100))
+
+    loss = found["series"]["metrics.loss"]
+    assert len(loss["value"]) <= 100
+    pairs = dict(zip(loss["version"], loss["value"], strict=True))
+    assert (pairs[124], pairs[878]) == (50.0, -50.0)
+    assert all(drawn[version - 1] == value for version, value in pairs.items())
+    assert list(loss["version"]) == sorted(pairs)
+
+
+def test_every_tenth_of_the_series_has_its_smallest_and_largest(path, drawn):
+    """The definition of min-max decimation, worked out by NumPy."""
+    found = read(path, Range(points=20))
+
+    parts = drawn.reshape(10, 100)
+    expected = {float(value) for part in parts for value in (part.min(), part.max())}
+    assert set(found["series"]["metrics.loss"]["value"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("wanted", "first", "last"),
+    [
+        (Range(from_version=990), 990, 1000),
+        (Range(to_version=5), 1, 5),
+        (Range(from_version=10, to_version=12), 10, 12),
+        (Range(since=995.0), 995, 1000),
+    ],
+)
+def test_a_range_has_what_is_in_it(path, wanted, first, last):
+    """Both ends included."""
+    versions = read(path, wanted)["series"]["learning_rate"]["version"]
+
+    assert (versions[0], versions[-1], len(versions)) == (first, last, last - first + 1)
+
+
+def test_events_come_without_samples_unless_asked_for(path):
+    """What people did is not drowned in steps."""
+    by_default = read(path, Range())
+    drops = read(path, Range(kinds=("drop",)))
+
+    assert list(by_default["events"]["kind"]) == ["join", "leave"]
+    assert by_default["events"]["fields"][1] == {"worker": "w0", "epoch": 1, "reason": "closed"}
+    assert drops["events"]["fields"][0]["outcome"] == "dropped_late"
+
+
+def test_of_many_events_the_newest_come_and_the_others_are_counted(path):
+    """Oldest first all the same."""
+    found = read(path, Range(kinds=("step",), points=10))
+
+    assert list(found["events"]["version"]) == list(range(991, 1001))
+    assert found["left_out"] == 990
+
+
+def test_an_empty_range_is_empty(path):
+    """No series, no events, no error."""
+    found = read(path, Range(from_version=5000, kinds=()))
+
+    assert found["series"] == {}
+    assert list(found["events"]["number"]) == []
