@@ -101,6 +101,7 @@ def read_model(folder: ModelFolder) -> Recovery:
     is_clean = folder.clean_stop() == manifest.id  # then no record is needed
     if not is_clean:
         journal.check_newest(folder.journal_path)
+    _sync(folder)
     try:
         made = _make_again(engine, folder, manifest)
     except JournalInvalid as error:
@@ -128,10 +129,19 @@ class _Made:
     last: journal.LastSegment | None
 
 
+def _sync(folder: ModelFolder) -> None:
+    """Have the journal read from the disk itself, so that it is there at the next start too."""
+    try:
+        journal.sync_all(folder.journal_path)
+    except OSError as error:
+        raise JournalInvalid(
+            f"{folder.journal_path}: the journal cannot be read from the disk ({error.strerror}). "
+            "Look after the disk, or copy the data folder to another one, and start again"
+        ) from None
+
+
 def _make_again(engine: Engine, folder: ModelFolder, manifest: Manifest) -> _Made:
     """Make the changes of the journal again that the checkpoint does not have."""
-    # They are read from the disk itself, so that they are there at the next start too.
-    journal.sync_all(folder.journal_path)
     reading = journal.read(
         folder.journal_path,
         identity_of(manifest.definition, manifest.incarnation),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 
 import pytest
 from stepwell_core.errors import JournalInvalid
 from stepwell_core.push import Push
+from stepwell_server.storage import disk
 from stepwell_server.storage.archive import CheckpointArchive
 
 from tests.server.registries import (
@@ -132,4 +134,22 @@ def test_a_journal_does_not_go_on_from_an_earlier_checkpoint_without_one(tmp_pat
     assert first < second
     assert before[1:] == (10, [10.0] * 4)
     assert after[1:] == (3, [3.0] * 4)
+    assert after[0] != before[0]
+
+
+def test_a_disk_that_fails_at_a_start_refuses_it_and_is_remembered(tmp_path, monkeypatch):
+    """The next start reads what is there, and says that something may be missing."""
+    before = run(tmp_path, created, is_clean=False, durability="everysec")
+    with monkeypatch.context() as patch:
+
+        def fail(system, descriptor):
+            raise OSError(errno.EIO, "Input/output error")
+
+        patch.setattr(disk.System, "sync", fail)
+        with pytest.raises(JournalInvalid, match=r"journal cannot be read.*Input/output error"):
+            run(tmp_path, look, durability="everysec")
+
+    after = run(tmp_path, look, durability="everysec")
+
+    assert after[1:] == before[1:]
     assert after[0] != before[0]

@@ -73,19 +73,14 @@ def sync_all(folder: Path) -> None:
     under which the disk fails: the next sync of it would succeed, without what was lost.
 
     Raises:
-        JournalInvalid: The disk fails.
+        JournalInvalid: See `segments`.
+        OSError: The disk fails.
     """
     found = segments(folder)
-    try:
-        for segment in found:
-            _sync_and_forget(segment.path)
-        if found:
-            disk.sync_folder(folder)
-    except OSError as error:
-        raise JournalInvalid(
-            f"{folder}: the journal cannot be read from the disk ({error.strerror}). Look after "
-            "the disk, or copy the data folder to another one, and start again"
-        ) from None
+    for segment in found:
+        _sync_and_forget(segment.path)
+    if found:
+        disk.sync_folder(folder)
 
 
 def _sync_and_forget(segment: Path) -> None:

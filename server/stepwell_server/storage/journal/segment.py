@@ -121,7 +121,8 @@ class Segment:
             try:
                 self._show(temporary)
             except BaseException:
-                self._large.close()
+                with contextlib.suppress(OSError):  # it must not take the first error's place
+                    self._large.close()
                 raise
         except BaseException:
             with contextlib.suppress(OSError):  # the first error is the one that says what to do
