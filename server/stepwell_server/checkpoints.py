@@ -137,9 +137,14 @@ class Checkpoints:
             return None
         return max(0.0, time.time() - datetime.fromisoformat(created).timestamp())
 
-    async def write(self, *, pinned: bool = False) -> Manifest:
-        """Write a checkpoint; returns when it is durable and was read back."""
-        manifest = await self.alone(lambda: self._write_now(pinned=pinned))
+    async def write(self, *, pinned: bool = False, is_last: bool = False) -> Manifest:
+        """Write a checkpoint; returns when it is durable and was read back.
+
+        Args:
+            pinned: Whether it is kept for ever.
+            is_last: Nothing is changed after it. So it may be written where the journal failed.
+        """
+        manifest = await self.alone(lambda: self._write_now(pinned=pinned, is_last=is_last))
         self.on_written(manifest)
         log.info("checkpoint", model=self._engine.definition.name, id=manifest.id)
         return manifest
@@ -159,9 +164,9 @@ class Checkpoints:
         finally:
             self.lock.release()
 
-    async def _write_now(self, *, pinned: bool) -> Manifest:
+    async def _write_now(self, *, pinned: bool, is_last: bool) -> Manifest:
         buffers = await self._in_thread(self._touched_buffers)
-        snapshot, number = await self._run(lambda: self._cut(buffers))
+        snapshot, number = await self._run(lambda: self._cut(buffers, is_last=is_last))
         manifest = await self._in_thread(self._write, snapshot, number, pinned=pinned)
         await self.note(manifest)
         return manifest
@@ -182,14 +187,17 @@ class Checkpoints:
                 array.fill(0)
         return buffers
 
-    def _cut(self, buffers: dict[str, Arenas]) -> tuple[Snapshot, int]:
+    def _cut(self, buffers: dict[str, Arenas], *, is_last: bool) -> tuple[Snapshot, int]:
         """The lane's part of a checkpoint; of a half-made change none is made.
 
         Raises:
             ModelReadOnly: What is on the disk is all there is to go on from.
         """
-        self._recorder.check()
-        number = self._recorder.rotate()
+        if is_last:
+            number = self._recorder.finish()
+        else:
+            self._recorder.check()
+            number = self._recorder.rotate()
         snapshot = self._engine.snapshot(buffers)
         failpoints.reach("checkpoint.cut")
         return snapshot, number

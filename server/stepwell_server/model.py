@@ -416,9 +416,9 @@ class HostedModel:
             self.part = self._reserve(before, self.part)
             raise
 
-    async def checkpoint(self, *, pinned: bool = False) -> Manifest:
-        """Write a checkpoint beside training; returns when it is durable."""
-        return await self.checkpoints.write(pinned=pinned)
+    async def checkpoint(self, *, pinned: bool = False, is_last: bool = False) -> Manifest:
+        """Write a checkpoint beside training; see `Checkpoints.write`."""
+        return await self.checkpoints.write(pinned=pinned, is_last=is_last)
 
     # The end
 
@@ -433,19 +433,30 @@ class HostedModel:
         self._lane.submit(lambda: self.pushes.end(error))
 
     async def stop(self) -> None:
-        """Write a last checkpoint, unless nothing changed; mark the stop as clean; end the lane."""
+        """Write a last checkpoint, unless nothing changed; mark the stop as clean; end the lane.
+
+        If the checkpoint cannot be written the journal is synced and ended all the same.
+
+        Raises:
+            Exception: The checkpoint, or the journal's last sync, failed.
+        """
         self._is_stopping = True
         await self.checkpoints.end()
         await self.sessions.end()
-        is_readable_alone = self.recorder.failure is not None  # what is on its disk has to do
-        if not (is_readable_alone or await self._run(self.checkpoints.has_everything)):
-            await self.checkpoint()
-        await self._lane.close()
-        await asyncio.to_thread(self.recorder.close)
-        await asyncio.to_thread(self.history.close)
+        try:
+            # Where a change was recorded and not made, what is on the disk has to do.
+            is_right = not self.recorder.has_given_up
+            if is_right and not await self._run(self._is_saved):
+                await self.checkpoint(is_last=True)
+        finally:
+            await self._close()
         newest = self.checkpoints.newest_id
-        if newest is not None and not is_readable_alone:
+        if newest is not None and is_right:
             await asyncio.to_thread(self.folder.mark_clean_stop, newest)
+
+    def _is_saved(self) -> bool:
+        """Whether no start needs the journal, which may have what was refused after it failed."""
+        return self.recorder.failure is None and self.checkpoints.has_everything()
 
     async def discard(self) -> None:
         """End the lane without a checkpoint: the model is being deleted."""
@@ -453,12 +464,17 @@ class HostedModel:
         self._end(ModelNotFound(f"The model {name!r} was deleted", model=name))
         await self.checkpoints.end()
         await self.sessions.end()
-        await self._lane.close()
         try:
-            await asyncio.to_thread(self.recorder.close)
+            await self._close()
         except ModelReadOnly as error:  # what could not be written is not wanted any more
             log.warning("journal_not_closed", model=name, reason=error.message)
-        await asyncio.to_thread(self.history.close)
+
+    async def _close(self) -> None:
+        """End the lane, then close what it writes to, whatever fails of it."""
+        async with contextlib.AsyncExitStack() as closing:
+            closing.push_async_callback(asyncio.to_thread, self.history.close)
+            closing.push_async_callback(asyncio.to_thread, self.recorder.close)
+            await self._lane.close()
 
     def _check_running(self) -> None:
         if self._is_stopping:

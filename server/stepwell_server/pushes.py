@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from time import perf_counter
 from typing import Protocol
@@ -16,6 +16,7 @@ import structlog
 from stepwell_core.engine import Engine
 from stepwell_core.errors import (
     InternalError,
+    ModelReadOnly,
     PushInFlight,
     PushNotFound,
     StepwellError,
@@ -199,10 +200,8 @@ class Pushes:
                 given_back.push(done)
             try:
                 self._recorder.sync()
-            except StepwellError as error:
-                for staged, _ in reversed(group):
-                    self._engine.withdraw(staged)
-                self._waiters.forget(self._waiting, error)
+            except BaseException as error:  # whatever it is, those who wait are answered
+                self._refuse(group, error)
                 return
             try:
                 for staged, _ in group:
@@ -210,6 +209,16 @@ class Pushes:
             except BaseException:  # no memory: the lane goes on, and tells everyone so
                 log.exception("change_not_made", model=self._engine.definition.name)
                 self._waiters.forget(self._waiting, InternalError("The change was not made"))
+
+    def _refuse(
+        self, group: Sequence[tuple[Staged, contextlib.ExitStack]], error: BaseException
+    ) -> None:
+        """Withdraw what could not be synced, and tell those who wait."""
+        for staged, _ in reversed(group):
+            self._engine.withdraw(staged)
+        if not isinstance(error, StepwellError):
+            error = ModelReadOnly(f"The journal could not be synced ({type(error).__name__})")
+        self._waiters.forget(self._waiting, error)
 
     def _stage(self, push: Push) -> Staged | Waiting | Result:
         try:
@@ -275,7 +284,7 @@ class Pushes:
         try:
             if self._recorder.waits:
                 self._recorder.sync()
-        except StepwellError:
+        except BaseException:
             self._engine.withdraw(staged)
             raise
         self._commit(staged)

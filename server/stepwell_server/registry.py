@@ -182,7 +182,6 @@ class Registry:
         options = self._options
         if options.durability == "memory":
             return Recorder(engine.layout, None, first_number)
-        most = options.journal_max_bytes or journal.default_max_bytes(folder.path)
         identity = identity_of(engine.definition, engine.incarnation)
         return Recorder(
             engine.layout,
@@ -191,7 +190,7 @@ class Registry:
                 identity,
                 first_number,
                 options.durability,
-                most,
+                options.journal_max_bytes,
                 on_failure=lambda error: log.critical(
                     "model_read_only", model=engine.definition.name, reason=str(error)
                 ),
@@ -294,34 +293,51 @@ class Registry:
             if folder.is_deleted:
                 await asyncio.to_thread(folder.remove)
                 log.info("model_deleted", model=folder.name)
-        for recovery in found:
-            self._models[recovery.folder.name] = await self._open(recovery)
-            log.info("model_recovered", model=recovery.folder.name, **recovery.recovered.to_json())
-            if recovery.recovered.cut_off is not None:
-                log.warning(
-                    "journal_cut_off", model=recovery.folder.name, at=recovery.recovered.cut_off
-                )
+        opened: dict[str, HostedModel] = {}
+        try:
+            for recovery in found:
+                opened[recovery.folder.name] = await self._open(recovery)
+            for recovery in found:
+                await asyncio.to_thread(recovery.folder.forget_clean_stop)
+        except BaseException:
+            await asyncio.gather(
+                *(model.discard() for model in opened.values()), return_exceptions=True
+            )  # the first error is the one to tell
+            raise
+        self._models.update(opened)
 
     async def _open(self, recovery: Recovery) -> HostedModel:
-        """Go on with a model that was read."""
+        """Go on with a model that was read, whose clean stop is still noted."""
         folder, engine, number = recovery.folder, recovery.engine, recovery.next_number
         await asyncio.to_thread(folder.prepare)
         await asyncio.to_thread(folder.archive.pin_newer, recovery.manifest.id)
-        await asyncio.to_thread(folder.forget_clean_stop)
         await asyncio.to_thread(rehearse, engine.definition)
-        recorder = await asyncio.to_thread(self._recorder, engine, folder, number)
-        part = self._reserve_what_there_is(engine.definition)
         history = await asyncio.to_thread(History.open, folder.history_path)
+        try:
+            recorder = await asyncio.to_thread(self._recorder, engine, folder, number)
+        except BaseException:
+            await asyncio.to_thread(history.close)
+            raise
+        part = self._reserve_what_there_is(engine.definition)
         model = self._host(engine, folder, recorder, part, history, recovery.manifest, recovery)
+        try:
+            await self._secure(model, recovery)
+        except BaseException:
+            await model.discard()
+            raise
+        _tell_recovered(recovery)
+        failpoints.reach("recovery.replayed")
+        return model
+
+    async def _secure(self, model: HostedModel, recovery: Recovery) -> None:
+        """Write a checkpoint if the one that was read does not do with the journal that begins."""
         is_journaled = self._options.durability != "memory"
         if not recovery.recovered.is_whole and is_journaled:
             await model.checkpoint()  # a journal belongs to a checkpoint of its incarnation
         elif not is_journaled and recovery.recovered.records:
             await model.checkpoint()  # what the journal had is in it, or would be lost
         if not is_journaled:
-            await asyncio.to_thread(journal.remove_all, folder.journal_path)
-        failpoints.reach("recovery.replayed")
-        return model
+            await asyncio.to_thread(journal.remove_all, recovery.folder.journal_path)
 
     def stop_waiting(self) -> None:
         """Answer everyone who waits with 503 and take no more pushes."""
@@ -348,6 +364,13 @@ class Registry:
                 failures.append(result)
         if failures:
             raise failures[0]
+
+
+def _tell_recovered(recovery: Recovery) -> None:
+    name, recovered = recovery.folder.name, recovery.recovered
+    log.info("model_recovered", model=name, **recovered.to_json())
+    if recovered.cut_off is not None:
+        log.warning("journal_cut_off", model=name, at=recovered.cut_off)
 
 
 def check_memory(definition: Definition) -> None:

@@ -98,3 +98,11 @@ async def created(registry: Registry) -> tuple[str, int, list[float]]:
 async def looked(registry: Registry) -> tuple[tuple[str, int, list[float]], Any]:
     """Return what `look` does, and how the model came back."""
     return await look(registry), registry.get("m").recovered
+
+
+def damage_newest_checkpoint(path: Path) -> None:
+    """Flip a bit of the parameters in the newest checkpoint of model "m"."""
+    newest = sorted((path / "m" / "checkpoints").iterdir())[-1] / "parameters.safetensors"
+    content = bytearray(newest.read_bytes())
+    content[-1] ^= 1
+    newest.write_bytes(content)

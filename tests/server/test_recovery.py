@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import threading
 from dataclasses import replace
 
 import pytest
@@ -20,8 +21,10 @@ from stepwell_core.optimizers import Adam
 from stepwell_core.push import Push
 from stepwell_server import recovery
 from stepwell_server.checkpoints import Schedule
+from stepwell_server.registry import Registry
 from stepwell_server.storage import disk, journal
 from stepwell_server.storage.archive import CheckpointArchive
+from stepwell_server.storage.folders import ModelFolder
 
 from tests.server.registries import LAYOUT, created, definition, look, push, run, tick
 
@@ -311,7 +314,7 @@ def test_a_journal_that_grows_starts_a_checkpoint(tmp_path):
     assert nbytes < 1 << 19
 
 
-def test_a_proof_needs_the_same_boot_or_always():
+def test_a_proof_needs_always_or_the_same_boot_and_a_disk_that_did_not_fail():
     """The rule alone."""
     here = journal.boot_id()
     last = journal.LastSegment
@@ -319,4 +322,43 @@ def test_a_proof_needs_the_same_boot_or_always():
     assert recovery._is_proven(last("everysec", here))
     assert recovery._is_proven(last("always", "other"))
     assert not recovery._is_proven(last("everysec", "other"))
+    assert not recovery._is_proven(last("everysec", here, has_failed=True))
+    assert recovery._is_proven(last("always", here, has_failed=True))
     assert not recovery._is_proven(None)
+
+
+@pytest.mark.parametrize("durability", ["memory", "always"])
+@pytest.mark.parametrize("place", ["prepare", "_recorder", "_secure"])
+def test_a_start_that_fails_at_one_model_leaves_the_others_as_they_were(
+    tmp_path, monkeypatch, durability, place
+):
+    """Their stop was clean, and still is; no thread and no file of theirs stays open."""
+
+    async def create(registry):
+        for name in "mn":
+            await registry.create(definition(name), None, exist_ok=False)
+            await push(registry.get(name), count=3)
+        return [await look(registry, name) for name in "mn"]
+
+    async def see(registry):
+        return [await look(registry, name) for name in "mn"]
+
+    before = run(tmp_path, create, durability=durability)
+    threads = set(threading.enumerate())
+    owner = ModelFolder if place == "prepare" else Registry
+    with monkeypatch.context() as patch:
+        real, calls = getattr(owner, place), []
+
+        def fail_at_the_second(*arguments):
+            calls.append(arguments)
+            if len(calls) == 2:
+                raise OSError("no room")
+            return real(*arguments)
+
+        patch.setattr(owner, place, fail_at_the_second)
+        with pytest.raises(OSError, match="no room"):
+            run(tmp_path, see, durability=durability)
+    left = {thread.name for thread in set(threading.enumerate()) - threads}
+
+    assert not any(name.startswith(("lane-", "journal-")) for name in left)
+    assert run(tmp_path, see, durability=durability) == before

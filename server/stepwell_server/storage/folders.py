@@ -5,6 +5,7 @@
 <data>/store-owner                   the name that the object store knows this folder by, if any
 <data>/<model>/checkpoints/<id>/     see checkpoint.py; unless there is an object store for them
 <data>/<model>/journal/              see journal/
+<data>/<model>/newest-segment        of the journal; see journal/notes.py
 <data>/<model>/history.sqlite        see history/
 <data>/<model>/clean-stop            the checkpoint that a clean stop ended with
 <data>/<model>/deleted               the model is gone; what its store has is still to be removed
