@@ -22,9 +22,9 @@ demo: $(INSTALLED) ## Train a real classifier with four worker processes through
 	$(BIN)/stepwell demo $(ARGS)
 
 test: $(INSTALLED) ## Run the tests.
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not full" $(ARGS)
 
-# Only those tests: the others are `make test`'s.
+# The rest: what takes long, and what needs more than `make setup` installs.
 test-full: $(INSTALLED_INTEGRATIONS) ## Install what some tests need, frameworks and packages of Debian, and run those tests.
 	.ci/install-test-tools
 	STEPWELL_REQUIRE=strace,tmpfs,Rscript,jax,keras,optax,torch $(BIN)/python -m pytest -m full $(ARGS)

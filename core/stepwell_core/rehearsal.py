@@ -73,7 +73,13 @@ def _miniature(definition: Definition) -> Definition:
     state = set(definition.state)
     dtypes = {tensor.dtype: None for tensor in definition.layout if tensor.name not in state}
     parts = (*_PARTS, *map(str, range(len(definition.groups))))
-    layout = Layout(Tensor(f"{dtype}/{part}", (2,), dtype) for dtype in dtypes for part in parts)
+    values = [
+        Tensor(f"{tensor.dtype}/value", (2,), tensor.dtype)
+        for tensor in definition.layout
+        if tensor.name in state
+    ]
+    optimized = [Tensor(f"{dtype}/{part}", (2,), dtype) for dtype in dtypes for part in parts]
+    layout = Layout([*optimized, *dict.fromkeys(values)])
     groups = tuple(
         replace(group, tensors=tuple(f"{dtype}/{position}" for dtype in dtypes))
         for position, group in enumerate(definition.groups)
@@ -86,7 +92,7 @@ def _miniature(definition: Definition) -> Definition:
         excluded=excluded,
         consistency=definition.consistency.miniature(len(_WORKERS)),
         groups=groups,
-        state=(),
+        state=tuple(name for name in layout.names if name.endswith("value")),
     )
 
 
@@ -104,4 +110,5 @@ def _push(engine: Engine, worker: str, epoch: int, sequence: int, dtype: str) ->
         gradient=Gradient(selection, payload, dtype),
         version=engine.counters.parameters_version,
         hyperparameters=dict.fromkeys(engine.definition.declared_per_push, 0.5),
+        state=engine.definition.state,
     )
