@@ -25,7 +25,7 @@ test: $(INSTALLED) ## Run the tests.
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not full" $(ARGS)
 
 # The rest: what takes long, and what needs more than `make setup` installs.
-test-full: $(INSTALLED_INTEGRATIONS) ## Install what some tests need from Debian's packages, and run those tests.
+test-full: $(INSTALLED_INTEGRATIONS) ## Install what some tests need, frameworks and packages of Debian, and run those tests.
 	.ci/install-test-tools
 	STEPWELL_REQUIRE=strace,tmpfs,Rscript,jax,keras,optax,torch $(BIN)/python -m pytest -m full $(ARGS)
 
@@ -63,7 +63,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  --constraint constraints.txt --editable ".[server,demo,dev]"
 	@touch $@
 
-# torch is 200 MB and more, and only the benchmarks compare with it.
+# torch is 200 MB and more, and only the benchmarks and the tests of its integration need it.
 $(INSTALLED_BENCH): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	@touch $@

@@ -35,23 +35,27 @@ CORE_ARROWS: dict[str, set[str]] = {
     "keras_config": {"optimizers", "schedules", "loss_scale"},
     "kernels": set(),
     "gradient": {"kernels", "layout"},
-    "plan": {"optimizers", "layout"},
+    "groups": {"keras_config", "names", "optimizers"},
+    "plan": {"groups", "optimizers", "layout"},
     "encoding": {"plan", "kernels", "layout"},
     "clipping": {"gradient", "plan", "kernels", "optimizers", "layout"},
     "norms": {"gradient", "kernels", "layout"},
-    "scalars": {"kernels", "optimizers", "schedules", "layout"},
+    "scalars": {"groups", "kernels", "optimizers", "schedules", "layout"},
     "aggregation": {"gradient", "plan", "kernels", "layout"},
     "pipeline": {
-        "gradient", "plan", "clipping", "scalars", "aggregation", "kernels", "optimizers", "layout",
+        "gradient", "groups", "plan", "clipping", "scalars", "aggregation", "kernels", "optimizers",
+        "layout",
     },
     "store": {"layout"},
     "placement": {"layout"},
     "consistency": {"layout"},
     "wire": set(),
-    "definition": {"keras_config", "consistency", "loss_scale", "optimizers", "layout", "names"},
+    "definition": {
+        "groups", "keras_config", "consistency", "loss_scale", "optimizers", "layout", "names",
+    },
     "buffer": {"aggregation", "gradient", "layout", "pipeline", "wire"},
     "state": {"buffer", "definition", "ledger", "loss_scale", "pipeline", "store", "layout"},
-    "push": {"gradient", "ledger", "optimizers", "scalars", "state", "wire"},
+    "push": {"definition", "gradient", "ledger", "scalars", "state", "wire"},
     "record": {
         "consistency", "gradient", "keras_config", "layout", "ledger", "loss_scale", "optimizers",
         "push", "scalars", "state",
@@ -107,7 +111,7 @@ CORE_EXCEPTIONS: dict[str, dict[str, str]] = {
 # The client stays light: these rooms of core work without Numba, and nothing else of core is used.
 CLIENT_CORE_ROOMS = {
     "wire", "errors", "names", "layout", "optimizers", "schedules", "loss_scale", "consistency",
-    "keras_config", "placement",
+    "keras_config", "placement", "groups",
 }  # fmt: skip
 CLIENT_NEVER = {"numba", "fastapi", "pydantic", "uvicorn", "starlette"}
 # The script hands over to the server's command line once it has seen that it is installed.

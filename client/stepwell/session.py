@@ -215,10 +215,13 @@ class Session:
         *,
         pulls: bool = False,
         dtype: str | None = None,
+        state: Mapping[str, Any] | None = None,
         weight: float = 1.0,
         metrics: Mapping[str, float] | None = None,
         hyperparameters: Hyperparameters | None = None,
         kind: Kind = "gradient",
+        version: int | None = None,
+        loss_scale: float | None = None,
     ) -> Flow[PushResult]:
         """Push gradients and wait for what becomes of them.
 
@@ -226,10 +229,18 @@ class Session:
         the old one, are dropped: the session is opened anew and the parameters are pulled.
         """
         yield from self._ensure_open()
+        scale = self.loss_scale if loss_scale is None else float(loss_scale)
+        said = {
+            "version": self.version if version is None else int(version),
+            "kind": kind,
+            "weight": float(weight),
+            "loss_scale": None if kind != "gradient" else scale,
+            "metrics": {name: float(value) for name, value in (metrics or {}).items()},
+        }
         try:
             return (
                 yield from self._push_once(
-                    gradients, weight, metrics, hyperparameters, kind, pulls=pulls, dtype=dtype
+                    gradients, said, hyperparameters, pulls=pulls, dtype=dtype, state=state
                 )
             )
         except StaleIncarnation as error:
@@ -252,10 +263,8 @@ class Session:
     def _push_once(
         self,
         gradients: Mapping[str, Any],
-        weight: float,
-        metrics: Mapping[str, float] | None,
+        said: Mapping[str, Any],
         hyperparameters: Hyperparameters | None,
-        kind: Kind,
         **options: Any,
     ) -> Flow[PushResult]:
         with self._one_at_a_time():
@@ -263,12 +272,8 @@ class Session:
             header = {
                 "worker": self.worker,
                 "incarnation": self.incarnation,
-                "version": self.version,
-                "kind": kind,
-                "weight": float(weight),
-                "loss_scale": self.loss_scale if kind == "gradient" else None,
+                **said,
                 "hyperparameters": values_of({**self._hyperparameters, **(hyperparameters or {})}),
-                "metrics": {name: float(value) for name, value in (metrics or {}).items()},
             }
             result = yield from self._push(gradients, header, **options)
             if result.loss_scale is not None:

@@ -1,8 +1,8 @@
 """What a `Buffered` model has gathered since its last step: a sum that outlives restarts.
 
-Its memory is one of the model's slots, `buffer`, so it is in every checkpoint; its weights and the
-number of gradients in it are in the checkpoint's bookkeeping. A journal has each gradient that was
-added. See `consistency/buffered.py`.
+Its memory is one of the model's slots, `buffer`, so it is in every checkpoint; its weights, the
+names of the state whose values came, and the number of gradients in it are in the checkpoint's
+bookkeeping. A journal has each gradient that was added. See `consistency/buffered.py`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from stepwell_core.aggregation import RunningSum
+from stepwell_core.errors import CheckpointInvalid
 from stepwell_core.gradient import Gradient
 from stepwell_core.layout import Arenas
 from stepwell_core.pipeline import Pipeline
@@ -32,15 +33,23 @@ class Buffer:
     Attributes:
         count: How many gradients are in it.
         kind: What they are, if there are any.
+
+    Raises:
+        CheckpointInvalid: `said` has weights of state, or values of what is none.
+        UnknownTensor: Or names that are not of the model.
     """
 
     def __init__(self, pipeline: Pipeline, arenas: Arenas, said: Mapping[str, Any]) -> None:
         self.count = int(said.get("count", 0))
         self.kind: Kind = "delta" if said.get("kind") == "delta" else "gradient"
         weights = {str(name): float(weight) for name, weight in said.get("weights", {}).items()}
-        if weights:
-            pipeline.layout.select(weights)  # refuses names that are not of the model
-        self._sum: RunningSum = pipeline.new_sum(arenas, weights)
+        values = {str(name) for name in said.get("values", ())}
+        if weights or values:
+            pipeline.layout.select({*weights, *values})  # refuses names that are not of the model
+        if not (values <= pipeline.state and pipeline.state.isdisjoint(weights)):
+            raise CheckpointInvalid("What was gathered has values of the model's state alone.")
+        self._pipeline = pipeline
+        self._sum: RunningSum = pipeline.new_sum(arenas, weights, values)
 
     def add(self, gradient: Gradient, weight: float) -> None:
         """Add a gradient; O(its bytes)."""
@@ -53,6 +62,11 @@ class Buffer:
         names = () if gradient is None else gradient.layout.names
         return self._sum.divisor_with(names, weight or 0.0)
 
+    def assigns_with(self, gradient: Gradient | None) -> bool:
+        """Return whether `take` would return values of state with one more gradient in it."""
+        comes = gradient is not None and self._pipeline.assigns(gradient.layout)
+        return comes or bool(self._sum.values)
+
     def take(self) -> Gradient:
         """Return the mean, and begin anew; see `RunningSum.take`."""
         self.count = 0
@@ -61,11 +75,16 @@ class Buffer:
     def to_json(self) -> dict[str, Any]:
         """Return plain values for the checkpoint."""
         weights = dict(self._sum.weights)
-        return {"count": self.count, "kind": self.kind, "weights": weights}
+        said = {"count": self.count, "kind": self.kind, "weights": weights}
+        # Left out where there are none, so that an older server can read it.
+        return {**said, "values": sorted(self._sum.values)} if self._sum.values else said
 
 
 def discounted(gradient: Gradient, discount: float) -> Gradient:
-    """Return a gradient times a factor, which is applied when it is read; O(1)."""
+    """Return a gradient times a factor, which is applied when it is read; O(1).
+
+    Values of state in it stay as they are.
+    """
     if discount == 1.0:
         return gradient
     return replace(gradient, loss_scale=(gradient.loss_scale or 1.0) / discount)

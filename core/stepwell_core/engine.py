@@ -74,7 +74,13 @@ class Engine:
     @classmethod
     def create(cls, definition: Definition, parameters: Arenas, incarnation: str) -> Engine:
         """Return the engine of a new model; it owns `parameters` from now on."""
-        pipeline = Pipeline(definition.layout, definition.rule, definition.excluded)
+        pipeline = Pipeline(
+            definition.layout,
+            definition.rule,
+            definition.excluded,
+            definition.groups,
+            definition.state,
+        )
         optimizer = definition.optimizer
         scaled = optimizer if isinstance(optimizer, LossScaleOptimizer) else None
         counters = Counters(loss_scale=LossScale.initial(scaled) if scaled else None)
@@ -85,7 +91,13 @@ class Engine:
 
     def _adopt(self, state: State, incarnation: str) -> None:
         definition = state.definition
-        pipeline = Pipeline(definition.layout, definition.rule, definition.excluded)
+        pipeline = Pipeline(
+            definition.layout,
+            definition.rule,
+            definition.excluded,
+            definition.groups,
+            definition.state,
+        )
         check_state(state, pipeline)
         ledger = ledger_of(state)
         reduction = reduction_of(definition, pipeline)
@@ -318,10 +330,22 @@ class Engine:
         gradient = discounted(push.gradient, decided.discount)
         if not decided.completes:
             return self.keep(decision.gathered(push, gradient, before))
-        divisor = self._gathered.divisor_with(gradient, push.weight)
+        return self._stage_gathered_step(push, gradient, push.kind)
+
+    def _stage_gathered_step(
+        self, push: Push | None, gradient: Gradient | None, kind: Kind
+    ) -> Staged:
+        divisor = self._gathered.divisor_with(gradient, None if push is None else push.weight)
         return self.keep(
             decision.gathered_step(
-                push, gradient, divisor, push.kind, before, self.definition, self.pipeline
+                push,
+                gradient,
+                divisor,
+                kind,
+                self._ahead,
+                self.definition,
+                self.pipeline,
+                assigns=self._gathered.assigns_with(gradient),
             )
         )
 
@@ -434,24 +458,14 @@ class Engine:
         assert not self._staged, "what was staged is committed or withdrawn before"
         if self._buffer is None or not self._buffer.count:
             return None
-        declared = self.definition.rule.declared_per_push
+        declared = self.definition.declared_per_push
         if declared:
             raise InvalidInput(
                 f"{self._buffer.count} pushes wait in the buffer for their step, which takes "
-                f"{', '.join(declared)} from the last of them. Change the mode right after a step"
+                f"{', '.join(declared)[:400]} from the last of them. Change the mode right after a "
+                "step"
             )
-        divisor = self._buffer.divisor_with(None, None)
-        return self.keep(
-            decision.gathered_step(
-                None,
-                None,
-                divisor,
-                self._buffer.kind,
-                self.counters,
-                self.definition,
-                self.pipeline,
-            )
-        )
+        return self._stage_gathered_step(None, None, self._buffer.kind)
 
     def adopt_consistency(self, mode: Consistency) -> tuple[Push, ...]:
         """Let pushes become steps by another mode from now on; adds no version.

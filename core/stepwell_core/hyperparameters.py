@@ -33,7 +33,9 @@ def with_hyperparameters(
             "its learning rate is not settable. Create it with a float `learning_rate` instead"
         )
     definition = definition.with_rule(rule.with_values(values))
-    changed = Pipeline(definition.layout, definition.rule, definition.excluded)
+    changed = Pipeline(
+        definition.layout, definition.rule, definition.excluded, definition.groups, definition.state
+    )
     if _fixed(pipeline) != _fixed(changed):
         raise InvalidArgument(
             "These hyperparameters cannot change while training, since the slots, or the values "

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -37,6 +37,8 @@ class LossScaleOptimizer:
         dynamic_growth_steps: Good steps before the scale is doubled.
         name: As in Keras.
     """
+
+    module: ClassVar[str] = "keras.optimizers"
 
     inner_optimizer: Optimizer
     initial_scale: float = 2.0**15

@@ -33,7 +33,7 @@ from stepwell_core.ledger import Result
 from stepwell_core.loss_scale import LossScaleOptimizer
 from stepwell_core.optimizers import Optimizer
 from stepwell_core.push import Push, Staged
-from stepwell_core.scalars import StepScalars
+from stepwell_core.scalars import GroupScalars, StepScalars
 from stepwell_core.state import Counters
 
 
@@ -169,6 +169,14 @@ def _describe_scalars(scalars: StepScalars) -> dict[str, Any]:
         "learning_rate": scalars.learning_rate,
         "updates": scalars.updates,
         "overwrites": scalars.overwrites,
+        "assigns": scalars.assigns,
+        **_describe_numbers(scalars),
+        "groups": [_describe_numbers(group) for group in scalars.groups],
+    }
+
+
+def _describe_numbers(scalars: StepScalars | GroupScalars) -> dict[str, Any]:
+    return {
         "constants": {dtype: array.tobytes() for dtype, array in scalars.constants.items()},
         "rule": {dtype: np.array(v, dtype).tobytes() for dtype, v in scalars.rule.items()},
     }
@@ -203,9 +211,17 @@ def _scalars(said: Mapping[str, Any], layout: Layout) -> StepScalars:
         learning_rate=float(said["learning_rate"]),
         updates=bool(said["updates"]),
         overwrites=bool(said["overwrites"]),
-        constants={d: np.frombuffer(said["constants"][d], d).copy() for d in layout.sizes},
-        rule={d: tuple(np.frombuffer(said["rule"][d], d)) for d in layout.sizes},
+        assigns=bool(said.get("assigns", False)),
+        **_numbers(said, layout),
+        groups=tuple(GroupScalars(**_numbers(group, layout)) for group in said.get("groups", ())),
     )
+
+
+def _numbers(said: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
+    return {
+        "constants": {d: np.frombuffer(said["constants"][d], d).copy() for d in layout.sizes},
+        "rule": {d: tuple(np.frombuffer(said["rule"][d], d)) for d in layout.sizes},
+    }
 
 
 def _arenas(layout: Layout, dtype: str, payload: memoryview) -> Arenas:

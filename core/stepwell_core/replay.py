@@ -51,7 +51,13 @@ def _make(engine: Engine, change: Change) -> None:
             engine.close_session(change.worker, change.epoch)
         case OptimizerChanged():
             definition = engine.definition.with_rule(change.rule)
-            pipeline = Pipeline(definition.layout, definition.rule, definition.excluded)
+            pipeline = Pipeline(
+                definition.layout,
+                definition.rule,
+                definition.excluded,
+                definition.groups,
+                definition.state,
+            )
             engine.adopt_hyperparameters(definition, pipeline)
         case ConsistencyChanged():
             engine.adopt_consistency(change.consistency)

@@ -81,7 +81,9 @@ def _with_buffer(present: State, slots: Mapping[str, Arenas]) -> dict[str, Arena
 
 def _pipeline(state: State) -> Pipeline:
     definition = state.definition
-    return Pipeline(definition.layout, definition.rule, definition.excluded)
+    return Pipeline(
+        definition.layout, definition.rule, definition.excluded, definition.groups, definition.state
+    )
 
 
 def _after(present: Counters, past: Counters) -> Counters:
