@@ -87,7 +87,7 @@ def test_deltas_come_back_with_their_sign_and_their_kind(tmp_path, durability):
 
     async def change(registry):
         model, _ = await registry.create(definition(), None, exist_ok=False)
-        session, _, incarnation, _ = await model.open_session("w0")
+        session, _, incarnation, _ = await model.sessions.open("w0")
         for sequence, value in enumerate((2.0, 0.5)):
             push = Push("w0", session.epoch, sequence, incarnation, tick(value), kind="delta")
             await model.push(push)
