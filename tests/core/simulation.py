@@ -19,11 +19,11 @@ from stepwell_core.push import Push
 
 from tests.core.simulated_server import LAYOUT, NAMES, Answer, Server, Time
 
-LEASE_S, PATIENCE_S = 3.0, 8.0
+LEASE_S, PATIENCE_S = 2.0, 5.0
 TIMEOUT_S = 0.6
 """After which a worker asks again."""
 
-WORK_S = {"slow": 2.0}
+WORK_S = {"slow": 1.5}
 QUICK_WORK_S = 0.6
 
 
@@ -66,7 +66,7 @@ class Plan:
     network: Network = CALM
     switches: Sequence[tuple[float, Consistency | None]] = ()
     seed: int = 0
-    horizon_s: float = 18.0
+    horizon_s: float = 12.0
 
 
 class Worker:
@@ -233,7 +233,7 @@ class World:
         return lambda: self.server.switch(mode)
 
     def _plan_worker(self, name: str, kind: str) -> None:
-        start, at = self.random.uniform(0.0, 0.5), self.random.uniform(1.0, 8.0)
+        start, at = self.random.uniform(0.0, 0.5), self.random.uniform(0.5, 5.0)
         work_s = WORK_S.get(kind, QUICK_WORK_S)
 
         def come() -> None:

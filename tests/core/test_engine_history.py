@@ -29,6 +29,7 @@ from stepwell_core.definition import Definition
 from stepwell_core.engine import Engine
 from stepwell_core.errors import (
     Fenced,
+    InvalidInput,
     PayloadMismatch,
     PushInFlight,
     SequenceGap,
@@ -173,6 +174,9 @@ class HistoryMachine(RuleBasedStateMachine):
             return SessionExpired
         if push.sequence > self.due[push.worker]:
             return PushInFlight if self.waits(push.worker) else SequenceGap
+        needs_version = self.engine.definition.consistency.needs_version
+        if push.sequence == self.due[push.worker] and needs_version and push.version is None:
+            return InvalidInput
         return None
 
     def waits(self, worker: str) -> bool:
@@ -372,7 +376,8 @@ class HistoryMachine(RuleBasedStateMachine):
             if session is None or not session.is_open:
                 continue
             key = (worker, session.epoch, self.due[worker])
-            push = Push(*key, self.engine.incarnation, TICKS[worker])
+            now = self.engine.counters.parameters_version
+            push = Push(*key, self.engine.incarnation, TICKS[worker], version=now)
             if not self.engine.can_stage(push):
                 break
             outcome = self.engine.stage(push)

@@ -41,7 +41,7 @@ MODES = [
 ]
 KINDS = ["fast", "slow", "dies", "hangs", "sleeps", "returns", "late", "leaves", "twin"]
 BRIEF = settings(
-    max_examples=90, deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None
+    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None
 )
 by_mode = pytest.mark.parametrize("mode", MODES, ids=str)
 
@@ -67,7 +67,7 @@ def test_whatever_workers_and_the_network_do_training_goes_on_and_counts_each_pu
     others,
     st.sampled_from([CALM, FAULTY]),
     st.lists(
-        st.tuples(st.floats(1.0, 12.0), st.none() | st.sampled_from(MODES)), min_size=1, max_size=4
+        st.tuples(st.floats(0.5, 8.0), st.none() | st.sampled_from(MODES)), min_size=1, max_size=4
     ),
     seeds,
 )
@@ -97,7 +97,7 @@ CYCLE_S = QUICK_WORK_S + 3 * (2 * CALM.delay_s + CALM.transfer_s)
 @given(seed=seeds)
 def test_a_worker_that_is_gone_delays_one_step_by_its_lease_at_most(mode, kind, gone_s, seed):
     """Whenever it dies; by its patience, if only its trainer hangs. No other step is delayed."""
-    server = World(Plan(mode, ("fast", kind, "fast"), seed=seed)).run()
+    server = World(Plan(mode, ("fast", kind, "fast"), seed=seed, horizon_s=12.0)).run()
 
     pauses = [later - earlier for earlier, later in itertools.pairwise(server.advances)]
     delayed = [pause_s for pause_s in pauses if pause_s > CYCLE_S]
@@ -131,5 +131,5 @@ def test_everything_that_can_happen_happens():
         sessions += server.engine.ledger.last_epoch
 
     assert {"applied", "buffered", "dropped_late", "dropped_stale"} <= told.keys()
-    assert told["applied"] > 200
-    assert sessions > 100
+    assert told["applied"] > 100, told
+    assert sessions > 80
