@@ -231,7 +231,7 @@ def test_every_import_follows_an_arrow():
         ("stepwell_core.engine", "import stepwell_server"),
         ("stepwell_core.engine", "import stepwell"),
         ("stepwell_core.engine", "from stepwell_core import kernels"),
-        ("stepwell_core.engine", "def step():\n    from . import wire"),
+        ("stepwell_core.engine", "def step():\n    from . import record"),
         ("stepwell_core.store", "import time"),
         ("stepwell_core.store", "from os import path"),
         ("stepwell_core.store", "import asyncio as a"),

@@ -13,7 +13,7 @@ Cache Consistency".
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 SILENT = "lease_expired"
@@ -63,6 +63,25 @@ class Membership:
         self.members: dict[str, Member] = {}
         self.lease_s = lease_s
         self.patience_s = patience_s
+
+    def begin_anew(
+        self, sessions: Mapping[str, int], lease_s: float, patience_s: float, now: float
+    ) -> None:
+        """Let all leases begin now; gradients that are being received hold theirs on.
+
+        Args:
+            sessions: The epochs of those that are open, by worker.
+            lease_s: From now on.
+            patience_s: From now on.
+            now: The time.
+        """
+        before = self.members
+        self.lease_s, self.patience_s = lease_s, patience_s
+        self.members = {worker: Member(epoch, now, now) for worker, epoch in sessions.items()}
+        for worker, member in self.members.items():
+            old = before.get(worker)
+            if old is not None and old.epoch == member.epoch:
+                member.sending = old.sending
 
     def joined(self, worker: str, epoch: int, now: float) -> None:
         """Note a new session, in the place of an older one of the worker."""

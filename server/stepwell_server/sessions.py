@@ -160,10 +160,9 @@ class Sessions:
     def renew(self) -> None:
         """Let all leases begin anew, by the model's present mode and ledger."""
         mode, now = self._engine.definition.consistency, self._loop.time()
-        self._membership = Membership(mode.lease_s, mode.patience)
-        for session in list(self._engine.ledger.sessions.values()):
-            if session.is_open:
-                self._membership.joined(session.worker, session.epoch, now)
+        sessions = list(self._engine.ledger.sessions.values())
+        epochs = {session.worker: session.epoch for session in sessions if session.is_open}
+        self._membership.begin_anew(epochs, mode.lease_s, mode.patience, now)
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """Return what is known of the workers that are there, beside the ledger."""

@@ -6,8 +6,17 @@ from typing import Any
 
 import msgpack
 from stepwell_core import record
+from stepwell_core.consistency import Consistency
 from stepwell_core.engine import Engine
-from stepwell_core.record import Change, Finalized, OptimizerChanged, SessionClosed, SessionOpened
+from stepwell_core.push import Push
+from stepwell_core.record import (
+    Change,
+    ConsistencyChanged,
+    Finalized,
+    OptimizerChanged,
+    SessionClosed,
+    SessionOpened,
+)
 from stepwell_core.replay import replay
 from stepwell_core.state import State
 
@@ -60,6 +69,11 @@ class Journaled:
         definition, pipeline = self.engine.prepare_hyperparameters(values)
         self.records.append(written(OptimizerChanged(definition.rule), self.engine))
         self.engine.adopt_hyperparameters(definition, pipeline)
+
+    def switch(self, mode: Consistency) -> tuple[Push, ...]:
+        """Choose another mode; returns the pushes that are to be staged again."""
+        self.records.append(written(ConsistencyChanged(mode), self.engine))
+        return self.engine.adopt_consistency(mode)
 
     def finalize(self) -> None:
         """Write the average into the parameters."""

@@ -7,6 +7,8 @@ number of its pushes that were applied, in every tensor.
 from __future__ import annotations
 
 import contextlib
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -22,11 +24,12 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from stepwell_core.consistency import Async, Consistency, Sync
+from stepwell_core.consistency import Async, Bounded, Buffered, Consistency, Quorum, Sync
 from stepwell_core.definition import Definition
 from stepwell_core.engine import Engine
 from stepwell_core.errors import (
     Fenced,
+    InvalidInput,
     PayloadMismatch,
     PushInFlight,
     SequenceGap,
@@ -50,7 +53,6 @@ from tests.core.models import copied, image, through_json
 T = TypeVar("T")
 WORKERS = ("w0", "w1", "w2")
 LAYOUT = Layout([Tensor("one", (3,), "float32"), Tensor("two", (3,), "float64")])
-SETTLED = {"applied", "dropped_late", "settled_before"}
 
 
 def tick(index: int, value: float = -1.0) -> Gradient:
@@ -75,16 +77,18 @@ class History:
 
     clock: dict[str, float] = field(default_factory=lambda: dict.fromkeys(WORKERS, 0.0))
     steps: int = 0
+    gathered: list[tuple[str, float]] = field(default_factory=list)
     answered: dict[tuple[str, int, int], Result] = field(default_factory=dict)
 
     def copy(self) -> History:
-        return History(dict(self.clock), self.steps, dict(self.answered))
+        return History(dict(self.clock), self.steps, list(self.gathered), dict(self.answered))
 
 
 class HistoryMachine(RuleBasedStateMachine):
     """Workers, a network that repeats, delays and loses, an administrator, and readers."""
 
     consistency: Consistency = Async()
+    others: Sequence[Consistency] = ()
 
     @initialize()
     def begin(self) -> None:
@@ -106,18 +110,41 @@ class HistoryMachine(RuleBasedStateMachine):
 
     # What a step does to the clock
 
-    def made(self, pushes: list[Push]) -> None:
-        for push in pushes:
-            self.history.clock[push.worker] += 1 / len(pushes)
-        self.history.steps += 1
+    def factor(self, staleness: int) -> float:
+        """Return what a gradient counts, beside its share of a mean."""
+        mode = self.engine.definition.consistency
+        if isinstance(mode, Buffered):
+            return 1 / math.sqrt(1 + staleness)
+        if isinstance(mode, Async) and mode.on_stale == "scale" and mode.max_staleness is not None:
+            return 1 / staleness if staleness > mode.max_staleness else 1.0
+        return 1.0
 
-    def settled(self, results: tuple[tuple[Push, Result], ...]) -> None:
-        applied = [push for push, result in results if result.outcome == "applied"]
-        if applied:
-            self.made(applied)
+    def commit(self, staged: Staged) -> None:
+        """Commit, and note what that has to have done."""
+        gathers = self.engine.definition.consistency.gathers
+        results = self.engine.commit(staged)
+        counted = [
+            (push.worker, self.factor(result.staleness))
+            for push, result in results
+            if result.outcome in ("applied", "buffered")
+        ]
+        if gathers:
+            self.history.gathered += counted
+            counted = []
+            if staged.scalars is not None:
+                counted, self.history.gathered = self.history.gathered, []
+        for worker, factor in counted:
+            self.history.clock[worker] += factor / len(counted)
+        self.history.steps += staged.scalars is not None
         for push, result in results:
             assert push.key not in self.history.answered, "a push was settled twice"
             self.history.answered[push.key] = result
+
+    def make_due(self) -> None:
+        """Make the steps that need not wait any more, as a server does after each change."""
+        while (staged := self.engine.stage_due()) is not None:
+            self.commit(staged)
+        self.follow()
 
     def send(self, push: Push) -> StepwellError | Result | Waiting | Staged:
         arenas = copied(push.gradient.arenas)
@@ -131,7 +158,7 @@ class HistoryMachine(RuleBasedStateMachine):
             for array in arenas.values():
                 array.fill(np.nan)
         if isinstance(outcome, Staged):
-            self.settled(self.engine.commit(outcome))
+            self.commit(outcome)
         return outcome
 
     def expected_error(self, push: Push) -> type[StepwellError] | None:
@@ -147,6 +174,9 @@ class HistoryMachine(RuleBasedStateMachine):
             return SessionExpired
         if push.sequence > self.due[push.worker]:
             return PushInFlight if self.waits(push.worker) else SequenceGap
+        needs_version = self.engine.definition.consistency.needs_version
+        if push.sequence == self.due[push.worker] and needs_version and push.version is None:
+            return InvalidInput
         return None
 
     def waits(self, worker: str) -> bool:
@@ -167,7 +197,7 @@ class HistoryMachine(RuleBasedStateMachine):
             assert isinstance(outcome, Waiting)
         else:
             assert isinstance(outcome, Waiting | Staged)
-        self.follow()
+        self.make_due()
 
     def follow(self) -> None:
         """Read from the ledger what is due next; what it says is checked against the history."""
@@ -187,7 +217,7 @@ class HistoryMachine(RuleBasedStateMachine):
         session, _ = self.engine.open_session(worker)
         assert session.epoch not in self.epochs
         self.epochs.add(session.epoch)
-        self.follow()
+        self.make_due()
 
     @rule(worker=st.sampled_from(WORKERS))
     def close_one(self, worker: str) -> None:
@@ -199,8 +229,8 @@ class HistoryMachine(RuleBasedStateMachine):
             return
         staged = self.engine.close_session(worker, session.epoch)
         if staged is not None:
-            self.settled(self.engine.commit(staged))
-        self.follow()
+            self.commit(staged)
+        self.make_due()
 
     @precondition(lambda self: self.engine.policy.waiting)
     @rule(data=st.data(), opens_again=st.booleans())
@@ -321,6 +351,22 @@ class HistoryMachine(RuleBasedStateMachine):
                     self.engine.stage(replace(push, gradient=tick(len(WORKERS) - 1, 7.0)))
             assert image(self.engine) == before
 
+    @precondition(lambda self: self.others)
+    @rule(data=st.data())
+    def switch(self, data: st.DataObject) -> None:
+        """Another mode: what was gathered makes a step, what waits is decided on anew."""
+        mode = pick(data, list(self.others))
+        staged = None if mode.gathers else self.engine.stage_gathered()
+        if staged is not None:
+            self.commit(staged)
+        is_added = self.engine.definition.consistency.adds_on_arrival
+        waited = [push.key for push in self.engine.policy.waiting]
+        pushes = self.journal.switch(mode)
+        assert [push.key for push in pushes] == ([] if is_added else waited)
+        for push in pushes:
+            self.deliver(push)
+        self.make_due()
+
     @rule(order=st.permutations(WORKERS), lost=st.integers(0, 3))
     def push_as_a_group(self, order: list[str], lost: int) -> None:
         """Several are staged before the first is committed; the last may not fit on the disk."""
@@ -330,7 +376,8 @@ class HistoryMachine(RuleBasedStateMachine):
             if session is None or not session.is_open:
                 continue
             key = (worker, session.epoch, self.due[worker])
-            push = Push(*key, self.engine.incarnation, TICKS[worker])
+            now = self.engine.counters.parameters_version
+            push = Push(*key, self.engine.incarnation, TICKS[worker], version=now)
             if not self.engine.can_stage(push):
                 break
             outcome = self.engine.stage(push)
@@ -340,8 +387,8 @@ class HistoryMachine(RuleBasedStateMachine):
         for change in reversed(staged[max(len(staged) - lost, 0) :]):
             self.engine.withdraw(change)
         for change in staged[: max(len(staged) - lost, 0)]:
-            self.settled(self.engine.commit(change))
-        self.follow()
+            self.commit(change)
+        self.make_due()
 
     # Readers
 
@@ -377,6 +424,21 @@ class HistoryMachine(RuleBasedStateMachine):
             assert abs(float(array.sum()) - self.history.steps) < 1e-3
 
     @invariant()
+    def what_was_gathered_is_there(self) -> None:
+        assert self.engine.gathered().get("count", 0) == len(self.history.gathered)
+
+    @invariant()
+    def nobody_is_too_far_ahead(self) -> None:
+        mode, clocks = self.engine.definition.consistency, self.engine.ledger.clocks
+        if isinstance(mode, Bounded) and clocks:
+            ahead = [
+                clock - min(others)
+                for worker, clock in clocks.items()
+                if (others := [c for name, c in clocks.items() if name != worker])
+            ]
+            assert max(ahead, default=0) <= mode.bound
+
+    @invariant()
     def readers_see_what_they_saw(self) -> None:
         for version, held in self.readers:
             assert {dtype: array.tobytes() for dtype, array in version.arenas.items()} == held
@@ -401,17 +463,36 @@ class HistoryMachine(RuleBasedStateMachine):
 
 MODES = [
     Async(),
+    Async(max_staleness=0, on_stale="reject"),
+    Async(max_staleness=0, on_stale="scale"),
     Sync(1),
     Sync(2),
     Sync(3),
+    Sync("all"),
     Sync(2, reduction="arrival"),
     Sync(3, reduction="arrival"),
+    Quorum(workers=3, quorum=2),
+    Buffered(3),
+    Bounded(1),
 ]
+SWITCHED = [Async(), Sync(2), Sync(2, reduction="arrival"), Buffered(2), Buffered(3), Bounded(1)]
+
+
+def run(consistency: Consistency, examples: int, others: Sequence[Consistency] = ()) -> None:
+    """Run the machine from a mode on."""
+    attributes = {"consistency": consistency, "others": others}
+    machine = type("Machine", (HistoryMachine,), attributes)
+    brief = settings(max_examples=examples, stateful_step_count=50)
+    run_state_machine_as_test(machine, settings=brief)
 
 
 @pytest.mark.parametrize("consistency", MODES, ids=str)
 def test_every_push_has_its_effect_once_or_is_refused(consistency):
     """Sum of the clock == steps, and each worker's element counts exactly its applied pushes."""
-    machine = type("Machine", (HistoryMachine,), {"consistency": consistency})
+    run(consistency, 20)
 
-    run_state_machine_as_test(machine, settings=settings(max_examples=60, stateful_step_count=50))
+
+@pytest.mark.parametrize("consistency", SWITCHED[2:4], ids=str)
+def test_so_it_has_when_the_mode_changes_in_between(consistency):
+    """From any mode to any other, and back; a crash finds the same bytes, the buffer's too."""
+    run(consistency, 40, SWITCHED)
