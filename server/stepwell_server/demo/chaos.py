@@ -84,7 +84,7 @@ def plan(seed: int, workers: int) -> list[Blow]:
     """
     assert workers >= LEAST_WORKERS, "one has to go on when another is killed"
     random = np.random.default_rng((seed, workers))
-    living, dead = [f"w{index}" for index in range(workers)], []
+    living, dead = [f"w{index}" for index in range(workers)], list[str]()
     blows: list[Blow] = []
     between = (_LAST - _FIRST) / len(KINDS)
     for place, kind in enumerate(KINDS):

@@ -88,7 +88,7 @@ def consistency(mode: Mode, workers: int, *, lease_s: float | None = None) -> Co
         lease_s: How long one may be silent; given where workers come and go, so that `sync` is of
             all who are there then. None takes the default.
     """
-    lease = {} if lease_s is None else {"lease_s": lease_s}
+    lease: dict[str, Any] = {} if lease_s is None else {"lease_s": lease_s}
     match mode:
         case "async":
             return stepwell.Async(**lease)

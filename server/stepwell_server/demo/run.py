@@ -300,8 +300,8 @@ class _Run:
             optimizer=options.optimizer,
             workers=options.workers,
             seed=options.seed,
-            chaos=self._chaos and self._chaos.counts,
-            chaos_picture=self._chaos and str(self._folder / "chaos.png"),
+            chaos=None if self._chaos is None else self._chaos.counts,
+            chaos_picture=None if self._chaos is None else str(self._folder / "chaos.png"),
         )
         self._draw(outcome)
         (self._folder / "result.json").write_text(json.dumps(outcome.to_json(), indent=1) + "\n")
