@@ -330,7 +330,13 @@ def overwrite(model: str, layout: Layout, parameters: Mapping[str, Any]) -> Call
     layout.check(arrays)
     header = {"protocol": wire.PROTOCOL, "layout": layout.hash}
     payload = in_travel_order(layout, arrays)
-    return Call("PUT", model_path(model, "parameters"), header=header, payload=payload)
+    return Call(
+        "PUT",
+        model_path(model, "parameters"),
+        header=header,
+        payload=payload,
+        can_repeat=False,  # twice would undo what was pushed in between
+    )
 
 
 def set_consistency(name: str, mode: Consistency) -> Call:

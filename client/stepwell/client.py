@@ -181,6 +181,8 @@ class Model(ModelHandle):
 
         Raises:
             LayoutMismatch, ShapeMismatch, DtypeMismatch: They are not of the model's layout.
+            TransportError: No answer came. It may have been done, and is not repeated: that would
+                undo what was pushed in between.
         """
         return self._driver.run(self._flows.overwrite(parameters))
 
@@ -258,7 +260,7 @@ class Model(ModelHandle):
         """Delete a checkpoint.
 
         Raises:
-            Conflict: It is pinned, or the last one that is whole.
+            Conflict: It is pinned, or no newer one is whole; write another first.
         """
         self._driver.run(self._flows.delete_checkpoint(checkpoint))
 

@@ -14,7 +14,7 @@ import numpy as np
 from stepwell_core.errors import DtypeMismatch, InvalidInput, LayoutMismatch, shown
 from stepwell_core.layout import Array, Layout, Tensor
 
-from stepwell.tensors import arrays_of, check_shape
+from stepwell.tensors import check_shape, gradients_of
 
 LOCAL_DTYPES = ("float16", "float32", "float64")
 
@@ -37,7 +37,7 @@ def delta_of(
         LayoutMismatch, ShapeMismatch, DtypeMismatch: `local` is not exactly what was pulled.
         InvalidInput: There is nothing to subtract, or `local` lies in the very memory of `pulled`.
     """
-    arrays = arrays_of(local, skips_none=True)
+    arrays, _ = gradients_of(local)
     _check_names(arrays, pulled, layout)
     for tensor in layout:
         name = tensor.name

@@ -52,6 +52,11 @@ class WorkerHandle:
         return self._session.worker
 
     @property
+    def layout(self) -> Layout:
+        """The model's tensors: names, shapes and dtypes, in order."""
+        return self._session.layout
+
+    @property
     def epoch(self) -> int:
         """The session's number, larger than that of any earlier session; -1 while there is none."""
         return self._session.epoch

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Unpack
 
@@ -73,6 +73,7 @@ class Session:
         version: Of the parameters that were pulled last; None before.
         loss_scale: What to multiply the next loss by, with dynamic loss scaling.
         lease_s: How long this worker may be silent; None if the server is older and does not mind.
+        on_open: Called when a session was opened, by whoever drives the flow.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class Session:
         self.version: int | None = None
         self.loss_scale: float | None = None
         self.lease_s: float | None = None
+        self.on_open: Callable[[], None] = _do_nothing
         self._hyperparameters = dict(hyperparameters)
         self._on_stale = on_stale
         self._patience = patience
@@ -150,6 +152,7 @@ class Session:
         self.epoch, self.sequence = answer["epoch"], 0
         self._pid = os.getpid()
         self.lease_s = answer.fields.get("lease_s")
+        self.on_open()
         return answer
 
     def _result_in(self, opened: Answer) -> PushResult | None:
@@ -377,3 +380,7 @@ class Session:
             yield
         finally:
             self._is_pushing = False
+
+
+def _do_nothing() -> None:
+    """Nobody asked to be told."""

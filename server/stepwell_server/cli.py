@@ -98,6 +98,12 @@ def serve(
     checkpoint_store: Annotated[
         str | None, typer.Option(help="s3://bucket/prefix, gs:// or az:// [the data folder].")
     ] = None,
+    take_over_store: Annotated[
+        bool | None,
+        typer.Option(
+            "--take-over-store", help="Take the store of a server that never runs again [no]."
+        ),
+    ] = None,
     token_file: Annotated[
         Path | None, typer.Option(help="A secret file with tokens, one a line.")
     ] = None,
@@ -133,6 +139,7 @@ def serve(
         "checkpoint_every_s": checkpoint_every_s,
         "keep_checkpoints": keep_checkpoints,
         "checkpoint_store": checkpoint_store,
+        "take_over_store": take_over_store,
         "token_file": token_file,
         "tls_cert": tls_cert,
         "tls_key": tls_key,

@@ -59,6 +59,7 @@ from stepwell_server.sessions import Sessions
 from stepwell_server.shared_memory import RegionArenas, shared_arenas
 from stepwell_server.storage.checkpoint import Manifest
 from stepwell_server.storage.folders import ModelFolder
+from stepwell_server.storage.stores import Unsettled
 
 T = TypeVar("T")
 
@@ -297,13 +298,16 @@ class HostedModel:
             The new incarnation, and the counters.
         """
         self._check_running()
-        async with self.checkpoints.lock:
+
+        async def begin() -> tuple[str, Counters]:
             manifest, counters = await self._submit(
                 lambda: self._succeed(successor, cause, checkpoint, lease), lease
             )
             self.sessions.renew()
             await self.checkpoints.note(manifest)
-        return manifest.incarnation, counters
+            return manifest.incarnation, counters
+
+        return await self.checkpoints.alone(begin)
 
     def _succeed(
         self,
@@ -320,9 +324,11 @@ class HostedModel:
             number = self.recorder.rotate(identity_of(state.definition, incarnation))
             try:
                 manifest = self.checkpoints.save(_snapshot(state, incarnation), number)
-            except BaseException:
+            except BaseException as error:
+                if isinstance(error, Unsettled) and self.recorder.durability != "memory":
+                    self.recorder.give_up(error.message)  # a start may take either history
+                    raise
                 with self.recorder.making():  # what comes next belongs to the old history
-                    self.checkpoints.withdraw(incarnation)
                     self.recorder.rotate(identity_of(engine.definition, engine.incarnation))
                 raise
             failpoints.reach("restore.checkpoint_written")
@@ -410,9 +416,9 @@ class HostedModel:
             self.part = self._reserve(before, self.part)
             raise
 
-    async def checkpoint(self, *, pinned: bool = False) -> Manifest:
-        """Write a checkpoint beside training; returns when it is durable."""
-        return await self.checkpoints.write(pinned=pinned)
+    async def checkpoint(self, *, pinned: bool = False, is_last: bool = False) -> Manifest:
+        """Write a checkpoint beside training; see `Checkpoints.write`."""
+        return await self.checkpoints.write(pinned=pinned, is_last=is_last)
 
     # The end
 
@@ -427,19 +433,30 @@ class HostedModel:
         self._lane.submit(lambda: self.pushes.end(error))
 
     async def stop(self) -> None:
-        """Write a last checkpoint, unless nothing changed; mark the stop as clean; end the lane."""
+        """Write a last checkpoint, unless nothing changed; mark the stop as clean; end the lane.
+
+        If the checkpoint cannot be written the journal is synced and ended all the same.
+
+        Raises:
+            Exception: The checkpoint, or the journal's last sync, failed.
+        """
         self._is_stopping = True
         await self.checkpoints.end()
         await self.sessions.end()
-        is_readable_alone = self.recorder.failure is not None  # what is on its disk has to do
-        if not (is_readable_alone or await self._run(self.checkpoints.has_everything)):
-            await self.checkpoint()
-        await self._lane.close()
-        await asyncio.to_thread(self.recorder.close)
-        await asyncio.to_thread(self.history.close)
+        try:
+            # Where a change was recorded and not made, what is on the disk has to do.
+            is_right = not self.recorder.has_given_up
+            if is_right and not await self._run(self._is_saved):
+                await self.checkpoint(is_last=True)
+        finally:
+            await self._close()
         newest = self.checkpoints.newest_id
-        if newest is not None and not is_readable_alone:
+        if newest is not None and is_right:
             await asyncio.to_thread(self.folder.mark_clean_stop, newest)
+
+    def _is_saved(self) -> bool:
+        """Whether no start needs the journal, which may have what was refused after it failed."""
+        return self.recorder.failure is None and self.checkpoints.has_everything()
 
     async def discard(self) -> None:
         """End the lane without a checkpoint: the model is being deleted."""
@@ -447,12 +464,17 @@ class HostedModel:
         self._end(ModelNotFound(f"The model {name!r} was deleted", model=name))
         await self.checkpoints.end()
         await self.sessions.end()
-        await self._lane.close()
         try:
-            await asyncio.to_thread(self.recorder.close)
+            await self._close()
         except ModelReadOnly as error:  # what could not be written is not wanted any more
             log.warning("journal_not_closed", model=name, reason=error.message)
-        await asyncio.to_thread(self.history.close)
+
+    async def _close(self) -> None:
+        """End the lane, then close what it writes to, whatever fails of it."""
+        async with contextlib.AsyncExitStack() as closing:
+            closing.push_async_callback(asyncio.to_thread, self.history.close)
+            closing.push_async_callback(asyncio.to_thread, self.recorder.close)
+            await self._lane.close()
 
     def _check_running(self) -> None:
         if self._is_stopping:

@@ -31,7 +31,13 @@ SUITES: dict[str, Callable[[], Result]] = {
 }
 
 
-@pytest.mark.parametrize("name", SUITES)
+LONG = {"durability", "federated", "peers", "wire.large", "wire.workers"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.full) if name in LONG else name for name in SUITES],
+)
 def test_a_suite_runs_and_says_what_it_found(name: str) -> None:
     """Whatever checks its work has, they hold; each row has its figure, or says why not."""
     result = SUITES[name]()
@@ -41,7 +47,7 @@ def test_a_suite_runs_and_says_what_it_found(name: str) -> None:
     assert all(value > 0 for value in result.seconds.values())
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_start_of_a_server_is_timed() -> None:
     """With kernels in the cache, and without."""
     result = startup.run(starts=1)

@@ -195,6 +195,9 @@ def test_a_checkpoint_is_verified_pinned_forked_and_deleted(model):
     forked = model.fork(made, f"{model.name}-fork")
     with forked.worker("w0") as worker:
         worker.push(TICK)
+    with pytest.raises(stepwell.errors.Conflict, match="write another first"):
+        model.delete_checkpoint(made)
+    model.checkpoint()
     model.delete_checkpoint(made)
 
     assert pinned == [False, True]

@@ -52,7 +52,7 @@ def test_four_workers_learn_digits_within_a_minute(tmp_path: Path, mode: str) ->
     assert sum(array.size for array in parameters.values()) == 50_826
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(
     "mode",
@@ -82,7 +82,7 @@ def test_the_other_optimizers_learn_too(tmp_path: Path, optimizer: str) -> None:
     assert outcome["accuracy"] >= ACCURACY
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.timeout(240)
 def test_in_sync_mode_one_seed_gives_the_same_bytes_twice(tmp_path: Path) -> None:
     """Gradients are reduced in worker order, so who arrives first leaves no trace."""

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import xxhash
 from stepwell_core.definition import Definition
-from stepwell_core.errors import CheckpointInvalid, StepwellError
+from stepwell_core.errors import CheckpointInvalid, StepwellError, StoreFailed
 from stepwell_core.layout import Arenas, Array, Layout, byte_view
 from stepwell_core.pipeline import Pipeline
 from stepwell_core.state import Counters, Snapshot, State, slot_names
@@ -190,6 +190,7 @@ def read(store: ModelStore, checkpoint_id: str) -> tuple[Manifest, State]:
 
     Raises:
         CheckpointInvalid: Something is missing, misshaped or damaged.
+        StoreFailed: It cannot be read now.
     """
     manifest = read_manifest(store, checkpoint_id)
     layout = manifest.definition.layout
@@ -211,6 +212,7 @@ def verify(store: ModelStore, checkpoint_id: str, progress: Progress) -> Manifes
 
     Raises:
         CheckpointInvalid: Something is missing, misshaped or damaged.
+        StoreFailed: It cannot be read now.
     """
     manifest = read_manifest(store, checkpoint_id)
     note = _counted(progress, "verifying", sum(manifest.files.values()))
@@ -273,17 +275,32 @@ def _read_file(
         file = TensorFile(store.pieces(manifest.id, key), size, places)
         views = {} if into is None else {key: byte_view(array) for key, array in into.items()}
         found = file.read(views.get, note)
-    except (OSError, ValueError) as error:
+    except (FileNotFoundError, ValueError) as error:
         reason = error if type(error) is ValueError else type(error).__name__
         raise CheckpointInvalid(
             f"Checkpoint {manifest.id}: {name} cannot be read: {reason}"
         ) from None
+    except OSError as error:
+        raise _unreadable(manifest.id, name, error) from None
     expected = manifest.hashes.get(name, {})
     for tensor, hashed in found.items():
         if hashed != expected.get(tensor):
             raise CheckpointInvalid(
                 f"Checkpoint {manifest.id}: tensor {tensor!r} in {name} does not match its hash"
             )
+
+
+def _unreadable(checkpoint_id: str, name: str, error: OSError) -> StoreFailed:
+    """Return the error of a file that may be whole: the disk, or this process, did not let it be.
+
+    What may be right the next time is not taken for damaged, nor gone back behind.
+    """
+    return StoreFailed(
+        f"Checkpoint {checkpoint_id}: {name} could not be read now ({error.strerror}), and is not "
+        "known to be damaged. Mend what keeps it from being read and try again; if its disk has "
+        "lost it, move this checkpoint away, and the one before is taken. Nothing changed",
+        checkpoint=checkpoint_id,
+    )
 
 
 def _counted(progress: Progress, phase: str, nbytes: int) -> Note:
@@ -322,10 +339,12 @@ def _unsealed(store: ModelStore, checkpoint_id: str) -> dict[str, Any]:
                 f"Checkpoint {checkpoint_id}: the manifest does not match its hash"
             )
         values = json.loads(text)
-    except (OSError, ValueError, RecursionError) as error:
+    except (FileNotFoundError, ValueError, RecursionError) as error:
         raise CheckpointInvalid(
             f"Checkpoint {checkpoint_id}: the manifest cannot be read ({type(error).__name__})"
         ) from None
+    except OSError as error:
+        raise _unreadable(checkpoint_id, MANIFEST, error) from None
     if not isinstance(values, dict):
         raise CheckpointInvalid(f"Checkpoint {checkpoint_id}: the manifest is not a map")
     return values

@@ -57,6 +57,8 @@ def test_the_files_open_with_plain_safetensors(folder, cut):
         assert slots[f"momentum/{name}"].shape == array.shape
 
 
+@pytest.mark.full
+@pytest.mark.timeout(300)
 def test_every_single_bit_of_the_manifest_counts(folder):
     """Flip each of them in turn: none goes unnoticed."""
     path = folder / MANIFEST
@@ -71,6 +73,8 @@ def test_every_single_bit_of_the_manifest_counts(folder):
                 read_manifest(folder)
 
 
+@pytest.mark.full
+@pytest.mark.timeout(300)
 def test_a_manifest_that_is_cut_anywhere_is_refused(folder):
     """Also one with something behind it."""
     path = folder / MANIFEST
