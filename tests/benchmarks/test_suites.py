@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from benchmarks import checkpoint, durability, metrics, shapes, startup, update
+from benchmarks import workers as many
 from benchmarks.federated import suite as federated
 from benchmarks.measure import Result
 from benchmarks.peers import suite as peers
@@ -21,6 +22,7 @@ SUITES: dict[str, Callable[[], Result]] = {
     "wire.workers": lambda: workers.run(SIZE, counts=(1, 2), rounds=1, window_s=0.01),
     "wire.tls": lambda: tls.run(SIZE, rounds=1),
     "wire.memory": lambda: memory.run(SIZE, workers=2, load_s=0.01),
+    "workers": lambda: many.run(0.5, 1, 2, SIZE, 0.05, 2, SIZE, rounds=1, processes=1),
     "durability": lambda: durability.run({"tiny": SIZE}, rounds=1),
     "checkpoint": lambda: checkpoint.run(SIZE, rounds=1),
     "metrics": lambda: metrics.run(rounds=1, calls=2),
