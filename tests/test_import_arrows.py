@@ -30,8 +30,10 @@ CORE_ARROWS: dict[str, set[str]] = {
     "optimizers": set(),
     "schedules": set(),
     "names": set(),
+    "strict": {"names"},
+    "ledger": {"strict"},
     "layout": {"names"},
-    "loss_scale": {"optimizers"},
+    "loss_scale": {"optimizers", "strict"},
     "keras_config": {"optimizers", "schedules", "loss_scale"},
     "kernels": set(),
     "gradient": {"kernels", "layout"},
@@ -46,20 +48,23 @@ CORE_ARROWS: dict[str, set[str]] = {
     "store": {"layout"},
     "placement": {"layout"},
     "consistency": {"layout"},
+    "buffer": {"aggregation", "gradient", "layout", "pipeline", "strict"},
     "wire": set(),
     "definition": {"keras_config", "consistency", "loss_scale", "optimizers", "layout", "names"},
-    "state": {"definition", "ledger", "loss_scale", "pipeline", "store", "layout"},
+    "state": {
+        "buffer", "definition", "ledger", "loss_scale", "pipeline", "store", "strict", "layout",
+    },
     "push": {"gradient", "ledger", "optimizers", "scalars", "state"},
     "record": {
         "gradient", "keras_config", "layout", "ledger", "loss_scale", "optimizers", "push",
-        "scalars", "state",
+        "scalars", "state", "strict",
     },
     "admission": {"definition", "ledger", "push", "state"},
-    "replay": {"engine", "record", "pipeline", "push"},
+    "replay": {"engine", "hyperparameters", "record", "push"},
     "succession": {"layout", "pipeline", "state"},
     "reduction": {"aggregation", "definition", "gradient", "loss_scale", "pipeline", "push"},
     "decision": {"definition", "gradient", "ledger", "loss_scale", "pipeline", "push", "state"},
-    "hyperparameters": {"definition", "pipeline", "schedules"},
+    "hyperparameters": {"definition", "optimizers", "pipeline", "schedules"},
     "engine": {
         "push", "reduction", "admission", "decision", "state", "succession", "definition", "store",
         "ledger", "consistency",
@@ -101,7 +106,7 @@ CORE_EXCEPTIONS: dict[str, dict[str, str]] = {
 # The client stays light: these rooms of core work without Numba, and nothing else of core is used.
 CLIENT_CORE_ROOMS = {
     "wire", "errors", "names", "layout", "optimizers", "schedules", "loss_scale", "consistency",
-    "keras_config", "placement",
+    "keras_config", "placement", "strict",
 }  # fmt: skip
 CLIENT_NEVER = {"numba", "fastapi", "pydantic", "uvicorn", "starlette"}
 # The script hands over to the server's command line once it has seen that it is installed.

@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from stepwell_core import strict
 from stepwell_core.aggregation import RunningSum
+from stepwell_core.errors import CheckpointInvalid
 from stepwell_core.gradient import Gradient
 from stepwell_core.layout import Arenas
 from stepwell_core.pipeline import Pipeline
@@ -26,16 +28,20 @@ class Buffer:
     Args:
         pipeline: Makes the sum.
         arenas: The slot, used in place.
-        said: What `to_json` returned, if the slot holds something already.
+        said: What `to_json` returned, if the slot holds something already; perhaps a stranger's.
 
     Attributes:
         count: How many gradients are in it.
+
+    Raises:
+        CheckpointInvalid: `said` is not of such a buffer.
+        InvalidInput: It names tensors that the model does not have.
     """
 
     def __init__(self, pipeline: Pipeline, arenas: Arenas, said: Mapping[str, Any]) -> None:
-        self.count = int(said.get("count", 0))
-        weights = {str(name): float(weight) for name, weight in said.get("weights", {}).items()}
-        pipeline.layout.select(weights)  # refuses names that are not of the model
+        self.count, weights = _checked(said) if said else (0, {})
+        if weights:
+            pipeline.layout.select(weights)  # refuses names that are not of the model
         self._sum: RunningSum = pipeline.new_sum(arenas, weights)
 
     def add(self, gradient: Gradient, weight: float) -> None:
@@ -56,6 +62,20 @@ class Buffer:
     def to_json(self) -> dict[str, Any]:
         """Return plain values for the checkpoint."""
         return {"count": self.count, "weights": dict(self._sum.weights)}
+
+
+def _checked(said: Mapping[str, Any]) -> tuple[int, dict[str, float]]:
+    try:
+        values = strict.mapping(said, "count", "weights")
+        weights = strict.mapping(values["weights"])
+        count = strict.integer(values["count"])
+        if bool(count) is not bool(weights):
+            raise ValueError("gradients without weights, or weights without gradients")
+        return count, {name: strict.positive(weight) for name, weight in weights.items()}
+    except ValueError as error:
+        raise CheckpointInvalid(
+            f"What a model has gathered cannot be read ({error}); nothing changed."
+        ) from None
 
 
 def discounted(gradient: Gradient, discount: float) -> Gradient:

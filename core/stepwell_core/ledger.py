@@ -12,9 +12,10 @@ The ledger is saved with the parameters, in one cut, so it is right about them a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from stepwell_core import strict
 from stepwell_core.errors import (
     Fenced,
     InvalidInput,
@@ -65,8 +66,28 @@ class Result:
     loss_scale: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values; `Result(**values)` is the result again."""
+        """Return plain values."""
         return dict(vars(self))
+
+    @classmethod
+    def from_json(cls, value: object) -> Result:
+        """Return the result that `to_json` described; `value` may come from a stranger.
+
+        Raises:
+            ValueError: It is none.
+        """
+        said = strict.mapping(value, *(part.name for part in fields(cls)))
+        if said["outcome"] not in OUTCOMES:
+            raise ValueError("an outcome has another name")
+        scale = said["loss_scale"]
+        return cls(
+            outcome=said["outcome"],
+            version=strict.integer(said["version"]),
+            parameters_version=strict.integer(said["parameters_version"]),
+            staleness=strict.integer(said["staleness"]),
+            duplicate=strict.boolean(said["duplicate"]),
+            loss_scale=None if scale is None else strict.positive(scale),
+        )
 
 
 @dataclass
@@ -121,15 +142,43 @@ class Session:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Session:
-        """Return the session that `to_json` described."""
-        numbers = sorted(map(int, value["results"]))  # whatever order the JSON came in
-        results = {number: Result(**value["results"][str(number)]) for number in numbers}
-        known = value.get("fingerprints", {})  # the first checkpoints had none
-        fingerprints = {int(number): text for number, text in known.items()}
-        previous = None if value["previous"] is None else cls.from_json(value["previous"])
-        return cls(
-            **{**value, "results": results, "fingerprints": fingerprints, "previous": previous}
+        """Return the session that `to_json` described; `value` may come from a stranger.
+
+        Raises:
+            ValueError: It is none.
+        """
+        value = {"fingerprints": {}, "clock_start": 0, **strict.mapping(value)}  # since version 1
+        value = strict.mapping(value, *(part.name for part in fields(cls)))
+        last = strict.integer(value["last_sequence"], -1)
+        said = strict.mapping(value["results"])
+        first = last + 1 - len(said)
+        if len(said) > STORED_RESULTS or first < 0 or (last >= 0 and not said):
+            raise ValueError("a session has the results of its last pushes, and no others")
+        numbers = range(first, last + 1)
+        if said.keys() != set(map(str, numbers)):
+            raise ValueError("a session has the results of its last pushes, in a row")
+        known = strict.mapping(value["fingerprints"])
+        if not known.keys() <= said.keys():
+            raise ValueError("a fingerprint belongs to no result")
+        previous = value["previous"]
+        session = cls(
+            worker=strict.identifier(value["worker"]),
+            epoch=strict.integer(value["epoch"], 1),
+            is_open=strict.boolean(value["is_open"]),
+            last_sequence=last,
+            results={number: Result.from_json(said[str(number)]) for number in numbers},
+            fingerprints={
+                number: strict.text(known[str(number)])
+                for number in numbers
+                if str(number) in known
+            },
+            clock_start=strict.integer(value["clock_start"], -strict.MOST),
         )
+        if previous is not None:
+            if strict.mapping(previous).get("previous") is not None:
+                raise ValueError("a previous session has no previous one")
+            session.previous = cls.from_json(previous)
+        return session
 
     def _last_alone(self) -> Session:
         last = self.last_result
@@ -315,12 +364,21 @@ class Ledger:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Ledger:
-        """Return the ledger that `to_json` described."""
+        """Return the ledger that `to_json` described; `value` may come from a stranger.
+
+        Raises:
+            ValueError: It is none.
+        """
+        value = {"most_open": 0, **strict.mapping(value)}  # the first checkpoints had none
+        value = strict.mapping(value, "last_epoch", "most_open", "sessions")
         ledger = cls()
-        ledger.last_epoch = value["last_epoch"]
-        ledger.most_open = value["most_open"]
-        for entry in value["sessions"]:
+        ledger.last_epoch = strict.integer(value["last_epoch"])
+        ledger.most_open = strict.integer(value["most_open"], 0, MAX_OPEN_SESSIONS)
+        most = MAX_OPEN_SESSIONS + MAX_CLOSED_SESSIONS
+        for entry in strict.sequence(value["sessions"], most):
             session = Session.from_json(entry)
+            if session.worker in ledger.sessions or session.epoch > ledger.last_epoch:
+                raise ValueError("two sessions of one worker, or an epoch that was not given yet")
             ledger.sessions[session.worker] = session
         return ledger
 

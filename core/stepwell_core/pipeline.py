@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from inspect import signature
 
 from stepwell_core import kernels
 from stepwell_core.aggregation import RunningSum
@@ -97,6 +98,23 @@ class Pipeline:
         """
         return step_scalars(
             self.optimizer, self.layout.sizes, iterations, loss_scale, values, scale
+        )
+
+    def takes(self, scalars: StepScalars) -> bool:
+        """Return whether scalars are those of a step of this pipeline: a kernel asks no more."""
+        optimizer = self.optimizer
+        count = len(signature(optimizer.update).parameters) - 2 - len(self._rule_slots)
+        return (
+            all(
+                {dtype: len(held) for dtype, held in values.items()}
+                == dict.fromkeys(self.layout.sizes, wanted)
+                for values, wanted in (
+                    (scalars.constants, kernels.CONSTANTS),
+                    (scalars.rule, count),
+                )
+            )
+            and (scalars.updates or self._accumulates)
+            and (optimizer.use_ema or not scalars.overwrites)
         )
 
     def new_sum(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from stepwell_core import strict
 from stepwell_core.buffer import BUFFER
 from stepwell_core.definition import Definition
 from stepwell_core.errors import CheckpointInvalid
@@ -38,9 +39,18 @@ class Counters:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Counters:
-        """Return the counters that `to_json` described."""
+        """Return the counters that `to_json` described; `value` may come from a stranger.
+
+        Raises:
+            ValueError: It is none.
+        """
+        names = ("version", "parameters_version", "iterations")
+        value = strict.mapping(value, *names, "loss_scale")
+        numbers = {name: strict.integer(value[name]) for name in names}
+        if numbers["parameters_version"] > numbers["version"]:
+            raise ValueError("the parameters are newer than the model")
         scale = value["loss_scale"]
-        return cls(**{**value, "loss_scale": LossScale(**scale) if scale else None})
+        return cls(**numbers, loss_scale=None if scale is None else LossScale.from_json(scale))
 
 
 @dataclass(frozen=True)
@@ -113,7 +123,5 @@ def ledger_of(state: State) -> Ledger:
     """
     try:
         return Ledger.from_json(state.ledger)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointInvalid(
-            f"The ledger cannot be read ({type(error).__name__}); nothing changed."
-        ) from None
+    except ValueError as error:
+        raise CheckpointInvalid(f"The ledger cannot be read ({error}); nothing changed.") from None
