@@ -198,7 +198,7 @@ class Engine:
             InvalidInput: The push breaks a rule of the model; its sequence number is not used up.
         """
         assert self.can_stage(push), "what was staged is committed or withdrawn before"
-        self._check_incarnation(push.worker, push.epoch, push.incarnation)
+        self.check_incarnation(push.worker, push.epoch, push.incarnation)
         if self._is_waiting(push):
             return Waiting(is_added=self._reduction.adds_on_arrival)
         if self.ledger.check(*push.key) is not None:
@@ -292,10 +292,15 @@ class Engine:
         Raises:
             StaleIncarnation, Fenced, UnknownSession, SessionExpired: The session may not push.
         """
-        self._check_incarnation(worker, epoch, incarnation)
+        self.check_incarnation(worker, epoch, incarnation)
         self.ledger.find(worker, epoch)
 
-    def _check_incarnation(self, worker: str, epoch: int, incarnation: str) -> None:
+    def check_incarnation(self, worker: str, epoch: int, incarnation: str) -> None:
+        """Refuse what belongs to another history; may be called from any thread.
+
+        Raises:
+            StaleIncarnation: It does; it says which the model's is.
+        """
         if incarnation != self.incarnation:
             raise admission.stale(
                 self.incarnation, self.counters, self.ledger.sessions.get(worker), epoch

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import xxhash
+from stepwell_core import strict
 from stepwell_core.definition import Definition
 from stepwell_core.errors import CheckpointInvalid, StepwellError
 from stepwell_core.layout import Arenas, Array, Layout, byte_view
@@ -159,7 +160,8 @@ def read_manifest(store: ModelStore, checkpoint_id: str) -> Manifest:
     """
     values = _unsealed(store, checkpoint_id)
     version = values.get("format_version")
-    if values.get("format") != FORMAT or version not in READABLE_VERSIONS:
+    is_known = type(version) is int and version in READABLE_VERSIONS  # 2.0 and true are not
+    if values.get("format") != FORMAT or not is_known:
         raise CheckpointInvalid(
             f"Checkpoint {checkpoint_id} has the format {str(values.get('format'))[:40]!r} "
             f"version {str(version)[:40]}; this server reads {FORMAT!r} up to version "
@@ -167,15 +169,15 @@ def read_manifest(store: ModelStore, checkpoint_id: str) -> Manifest:
         )
     try:
         return Manifest(
-            id=str(values["id"]),
-            created=str(values["created"]),
+            id=_is(values["id"], checkpoint_id),
+            created=strict.text(values["created"]),
             definition=Definition.from_json(values["definition"]),
-            incarnation=str(values["incarnation"]),
+            incarnation=strict.text(values["incarnation"]),
             counters=Counters.from_json(values["counters"]),
             ledger=dict(values["ledger"]),
-            journal_number=0 if version == 1 else int(values["journal_number"]),
+            journal_number=0 if version == 1 else strict.integer(values["journal_number"]),
             prefix="" if version == 1 else check_prefix(values["prefix"]),
-            files={name: int(size) for name, size in values["files"].items()},
+            files={name: strict.integer(size) for name, size in values["files"].items()},
             hashes={name: dict(hashes) for name, hashes in values["hashes"].items()},
             gathered=dict(values.get("gathered", {})),
         )
@@ -192,6 +194,7 @@ def read(store: ModelStore, checkpoint_id: str) -> tuple[Manifest, State]:
         CheckpointInvalid: Something is missing, misshaped or damaged.
     """
     manifest = read_manifest(store, checkpoint_id)
+    _check_room(store, manifest)
     layout = manifest.definition.layout
     parameters = layout.new_arenas(None)
     slots = {name: layout.new_arenas(None) for name in _slots_of(manifest.definition)}
@@ -219,6 +222,26 @@ def verify(store: ModelStore, checkpoint_id: str, progress: Progress) -> Manifes
     return manifest
 
 
+def _check_room(store: ModelStore, manifest: Manifest) -> None:
+    """Refuse files that are smaller than their tensors, before arrays of that size are allocated.
+
+    A file that is not there is the affair of who reads it: nothing is allocated for it either.
+    """
+    for name, places in places_of(manifest.definition).items():
+        least = sum(place.nbytes for place in places.values())
+        said = manifest.files.get(name, 0)
+        try:
+            size = store.size(manifest.id, manifest.prefix + name)
+        except FileNotFoundError:
+            size = -1
+        if not least <= size == said:
+            found = "is missing, so it cannot be read" if size < 0 else f"has {size} bytes"
+            raise CheckpointInvalid(
+                f"Checkpoint {manifest.id}: {name} {found} instead of {said}, and its tensors "
+                f"have {least}"
+            )
+
+
 def places_of(definition: Definition) -> dict[str, dict[str, Place]]:
     """Return the tensors that each file of a model's checkpoint has."""
     places = {tensor.name: Place(tensor.shape, tensor.dtype) for tensor in definition.layout}
@@ -226,6 +249,13 @@ def places_of(definition: Definition) -> dict[str, dict[str, Place]]:
         f"{slot}/{name}": place for slot in _slots_of(definition) for name, place in places.items()
     }
     return {PARAMETERS: places, OPTIMIZER: slots}
+
+
+def _is(value: object, expected: str) -> str:
+    """Return the name of a checkpoint: a folder's, which its manifest says too."""
+    if value != expected:
+        raise ValueError("it says another name than its own")
+    return expected
 
 
 def check_prefix(prefix: object) -> str:
