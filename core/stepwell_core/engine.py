@@ -48,7 +48,7 @@ from stepwell_core.loss_scale import LossScale, LossScaleOptimizer
 from stepwell_core.pipeline import AVERAGE, Gradient, Pipeline, StepScalars
 from stepwell_core.push import Push, Staged, Waiting
 from stepwell_core.reduction import reduction_of
-from stepwell_core.state import Counters, Snapshot, State, check_state, ledger_of
+from stepwell_core.state import Counters, Snapshot, State, check_state
 from stepwell_core.store import Store
 from stepwell_core.succession import replaced, restored
 
@@ -80,13 +80,13 @@ class Engine:
         slots = pipeline.new_slots()
         if definition.consistency.gathers:
             slots[BUFFER] = definition.layout.new_arenas()
-        return cls(State(definition, counters, Ledger().to_json(), parameters, slots), incarnation)
+        return cls(State(definition, counters, Ledger(), parameters, slots), incarnation)
 
     def _adopt(self, state: State, incarnation: str) -> None:
         definition = state.definition
         pipeline = Pipeline(definition.layout, definition.rule, definition.excluded)
         check_state(state, pipeline)
-        ledger = ledger_of(state)
+        ledger = state.ledger.cut()
         reduction = reduction_of(definition, pipeline)
         buffer = None
         if BUFFER in state.slots:
@@ -365,7 +365,7 @@ class Engine:
         return State(
             self.definition,
             self.counters,
-            self.ledger.to_json(),
+            self.ledger.cut(),
             self.store.current,
             self.store.slots,
             self.gathered(),
@@ -486,7 +486,7 @@ class Engine:
             definition=self.definition,
             incarnation=self.incarnation,
             counters=self.counters,
-            ledger=self.ledger.to_json(),
+            ledger=self.ledger.cut(),
             parameters=version,
             slots={name: buffers[name] for name in self.store.slots},
             gathered=self.gathered(),

@@ -180,6 +180,9 @@ class Session:
             session.previous = cls.from_json(previous)
         return session
 
+    def _copied(self) -> Session:
+        return replace(self, results=dict(self.results), fingerprints=dict(self.fingerprints))
+
     def _last_alone(self) -> Session:
         last = self.last_result
         results = {} if last is None else {self.last_sequence: last}
@@ -190,7 +193,7 @@ class Ledger:
     """All sessions of one model. Not thread-safe: the model's writer alone uses it.
 
     Attributes:
-        sessions: The newest one of each worker, in the order in which they were opened.
+        sessions: The newest one of each worker, in the order in which they were opened; only read.
         last_epoch: The largest that was ever given away.
         most_open: How many sessions were open at once since the last time that none was.
     """
@@ -199,6 +202,26 @@ class Ledger:
         self.sessions: dict[str, Session] = {}
         self.last_epoch = 0
         self.most_open = 0
+        self._own: set[str] = set()  # the workers whose sessions no cut has
+
+    def cut(self) -> Ledger:
+        """Return the ledger as it is now; O(sessions), at microseconds for a thousand.
+
+        The two share their sessions: who changes one copies it before. The cut may be read on any
+        thread, as long as nobody changes it.
+        """
+        cut = Ledger()
+        cut.sessions = dict(self.sessions)
+        cut.last_epoch, cut.most_open = self.last_epoch, self.most_open
+        self._own.clear()
+        return cut
+
+    def _to_change(self, worker: str) -> Session:
+        """Return a session that is this ledger's alone."""
+        if worker not in self._own:
+            self.sessions[worker] = self.sessions[worker]._copied()
+            self._own.add(worker)
+        return self.sessions[worker]
 
     @property
     def open_workers(self) -> list[str]:
@@ -214,7 +237,8 @@ class Ledger:
 
     def restart_clocks(self) -> None:
         """Let all clocks begin at 0."""
-        for session in self.sessions.values():
+        for worker in list(self.sessions):
+            session = self._to_change(worker)
             session.clock_start = -(session.last_sequence + 1)
 
     def open(self, worker: str) -> tuple[Session, Session | None]:
@@ -236,6 +260,7 @@ class Ledger:
         slowest = min(self.clocks.values(), default=0)
         session = self.sessions[worker] = Session(worker, self.last_epoch, clock_start=slowest)
         session.previous = None if previous is None else previous._last_alone()
+        self._own.add(worker)
         self.most_open = max(self.most_open, len(self.open_workers))
         return session, previous
 
@@ -256,7 +281,9 @@ class Ledger:
         """Close a session; a session that is closed, fenced or not known stays as it is."""
         session = self.sessions.get(worker)
         if session is not None and session.epoch == epoch:
-            session.is_open = False
+            self._own.add(worker)
+            self.sessions[worker] = closed = session._last_alone()  # nobody asks for the others
+            closed.previous = session.previous
             self.most_open = self.most_open if self.open_workers else 0
             self._forget_oldest()
 
@@ -344,6 +371,7 @@ class Ledger:
         session = self.sessions.get(worker)
         if session is None or session.epoch != epoch:
             return
+        session = self._to_change(worker)
         session.last_sequence = sequence
         session.previous = None
         session.results[sequence] = result
@@ -357,10 +385,13 @@ class Ledger:
     def to_json(self) -> dict[str, Any]:
         """Return plain values for the checkpoint."""
         return {
-            "last_epoch": self.last_epoch,
-            "most_open": self.most_open,
+            **self.numbers(),
             "sessions": [session.to_json() for session in self.sessions.values()],
         }
+
+    def numbers(self) -> dict[str, int]:
+        """Return all plain values but the sessions."""
+        return {"last_epoch": self.last_epoch, "most_open": self.most_open}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Ledger:
@@ -386,6 +417,7 @@ class Ledger:
         closed = [name for name, session in self.sessions.items() if not session.is_open]
         for name in closed[: max(len(closed) - MAX_CLOSED_SESSIONS, 0)]:
             del self.sessions[name]
+            self._own.discard(name)
 
 
 def check_repetition(worker: str, sequence: int, first: str | None, second: str | None) -> None:

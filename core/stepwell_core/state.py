@@ -61,7 +61,7 @@ class Snapshot:
         definition: With the hyperparameters of that moment.
         incarnation: Of the history it belongs to.
         counters: At the cut.
-        ledger: As plain values.
+        ledger: A cut of it.
         parameters: Held; the caller releases it with `Engine.store.release`.
         slots: Copies that the caller owns.
         gathered: What `Buffer.to_json` says; empty without a buffer.
@@ -70,7 +70,7 @@ class Snapshot:
     definition: Definition
     incarnation: str
     counters: Counters
-    ledger: dict[str, Any]
+    ledger: Ledger
     parameters: Version
     slots: dict[str, Arenas]
     gathered: Mapping[str, Any] = field(default_factory=dict)
@@ -85,7 +85,7 @@ class State:
 
     definition: Definition
     counters: Counters
-    ledger: Mapping[str, Any]
+    ledger: Ledger
     parameters: Arenas
     slots: dict[str, Arenas]
     gathered: Mapping[str, Any] = field(default_factory=dict)
@@ -113,15 +113,3 @@ def check_state(state: State, pipeline: Pipeline) -> None:
 def slot_names(definition: Definition, pipeline: Pipeline) -> tuple[str, ...]:
     """Return the names of a model's slots: the optimizer's, and the buffer if there is one."""
     return (*pipeline.slot_values, *((BUFFER,) if definition.consistency.gathers else ()))
-
-
-def ledger_of(state: State) -> Ledger:
-    """Return the ledger of a state.
-
-    Raises:
-        CheckpointInvalid: It is not one.
-    """
-    try:
-        return Ledger.from_json(state.ledger)
-    except ValueError as error:
-        raise CheckpointInvalid(f"The ledger cannot be read ({error}); nothing changed.") from None

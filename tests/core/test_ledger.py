@@ -496,3 +496,48 @@ def test_a_saved_ledger_that_contradicts_itself_is_refused(change):
 
     with pytest.raises(ValueError, match=r"."):
         Ledger.from_json(hostile)
+
+
+def test_a_cut_stays_as_it_is_while_the_ledger_goes_on():
+    """Whatever changes: pushes, sessions that are opened and closed, clocks that begin anew."""
+    ledger = Ledger.from_json(plain())
+    before = json.dumps(ledger.to_json())
+    cut = ledger.cut()
+
+    session = ledger.sessions["b"]
+    admit(ledger, session, 4)
+    admit(ledger, ledger.sessions["b"], 5)
+    ledger.restart_clocks()
+    ledger.close("b", session.epoch)
+    ledger.open("a")
+    ledger.open("c")
+
+    assert json.dumps(cut.to_json()) == before
+    assert json.dumps(ledger.to_json()) != before
+    assert ledger.sessions["b"].last_sequence == 5
+
+
+def test_a_cut_shares_what_does_not_change():
+    """It costs the model's lane a pointer a session, not a copy of 64 results."""
+    ledger = Ledger.from_json(plain())
+
+    first, second = ledger.cut(), ledger.cut()
+    admit(ledger, ledger.sessions["b"], 4)
+
+    assert all(first.sessions[name] is second.sessions[name] for name in "ab")
+    assert ledger.sessions["a"] is first.sessions["a"]
+    assert ledger.sessions["b"] is not first.sessions["b"]
+
+
+def test_a_session_that_was_closed_keeps_its_last_result_alone():
+    """The one that the next session is told; nobody can ask for the others."""
+    ledger = Ledger()
+    session, _ = ledger.open("w0")
+    for sequence in range(5):
+        admit(ledger, session, sequence, version=sequence)
+
+    ledger.close("w0", session.epoch)
+    _, previous = ledger.open("w0")
+
+    assert previous.last_result == result(4)
+    assert list(previous.results) == [4]

@@ -11,7 +11,6 @@ is ever unpickled. docs/checkpoint-format.md is the format for other readers.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -23,9 +22,11 @@ from stepwell_core import strict
 from stepwell_core.definition import Definition
 from stepwell_core.errors import CheckpointInvalid, StepwellError
 from stepwell_core.layout import Arenas, Array, Layout, byte_view
+from stepwell_core.ledger import Ledger
 from stepwell_core.pipeline import Pipeline
 from stepwell_core.state import Counters, Snapshot, State, slot_names
 
+from stepwell_server.storage import ledger_text
 from stepwell_server.storage.stores.base import MANIFEST, ModelStore
 from stepwell_server.storage.tensor_files import Note, Place, TensorFile, write_tensors
 
@@ -56,7 +57,8 @@ class Manifest:
         definition: Of the model.
         incarnation: Of the history it was cut from.
         counters: At the cut.
-        ledger: As plain values.
+        ledger_hash: By which it is known whether a ledger is the one at the cut; the ledger itself
+            is not kept here. Empty if the checkpoint is older than that.
         journal_number: Of the first record of the journal that is not in the checkpoint.
         prefix: Before the files' names in their store.
         files: Size in bytes by file name, without the manifest.
@@ -69,7 +71,7 @@ class Manifest:
     definition: Definition
     incarnation: str
     counters: Counters
-    ledger: Mapping[str, Any]
+    ledger_hash: str
     journal_number: int
     prefix: str
     files: Mapping[str, int]
@@ -77,7 +79,7 @@ class Manifest:
     gathered: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
+        """Return plain values, without the ledger."""
         return {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -86,7 +88,6 @@ class Manifest:
             "incarnation": self.incarnation,
             "definition": self.definition.to_json(),
             "counters": self.counters.to_json(),
-            "ledger": dict(self.ledger),
             "gathered": dict(self.gathered),
             "journal_number": self.journal_number,
             "prefix": self.prefix,
@@ -134,20 +135,21 @@ def write(
         for name, tensors in contents.items():
             with draft.file(name) as file:
                 files[name], hashes[name] = write_tensors(file, tensors, {"format": FORMAT}, note)
+        ledger = ledger_text.encoded(snapshot.ledger)
         manifest = Manifest(
             id=checkpoint_id,
             created=created,
             definition=snapshot.definition,
             incarnation=snapshot.incarnation,
             counters=snapshot.counters,
-            ledger=snapshot.ledger,
+            ledger_hash=ledger_text.hash_of(ledger),
             journal_number=journal_number,
             prefix=draft.prefix,
             files=files,
             hashes=hashes,
             gathered=snapshot.gathered,
         )
-        draft.commit(_sealed(manifest.to_json()))
+        draft.commit(_sealed(ledger_text.joined(manifest.to_json(), ledger)))
     return manifest
 
 
@@ -158,7 +160,10 @@ def read_manifest(store: ModelStore, checkpoint_id: str) -> Manifest:
         CheckpointInvalid: The manifest is missing, damaged, of a newer format, or of another
             program.
     """
-    values = _unsealed(store, checkpoint_id)
+    return _manifest(checkpoint_id, _unsealed(store, checkpoint_id)[0])
+
+
+def _manifest(checkpoint_id: str, values: Mapping[str, Any]) -> Manifest:
     version = values.get("format_version")
     is_known = type(version) is int and version in READABLE_VERSIONS  # 2.0 and true are not
     if values.get("format") != FORMAT or not is_known:
@@ -174,7 +179,7 @@ def read_manifest(store: ModelStore, checkpoint_id: str) -> Manifest:
             definition=Definition.from_json(values["definition"]),
             incarnation=strict.text(values["incarnation"]),
             counters=Counters.from_json(values["counters"]),
-            ledger=dict(values["ledger"]),
+            ledger_hash=values.get("ledger_xxh3_128", ""),
             journal_number=0 if version == 1 else strict.integer(values["journal_number"]),
             prefix="" if version == 1 else check_prefix(values["prefix"]),
             files={name: strict.integer(size) for name, size in values["files"].items()},
@@ -193,7 +198,9 @@ def read(store: ModelStore, checkpoint_id: str) -> tuple[Manifest, State]:
     Raises:
         CheckpointInvalid: Something is missing, misshaped or damaged.
     """
-    manifest = read_manifest(store, checkpoint_id)
+    values, text = _unsealed(store, checkpoint_id)
+    manifest = _manifest(checkpoint_id, values)
+    ledger = _ledger(checkpoint_id, text)
     _check_room(store, manifest)
     layout = manifest.definition.layout
     parameters = layout.new_arenas(None)
@@ -204,8 +211,8 @@ def read(store: ModelStore, checkpoint_id: str) -> tuple[Manifest, State]:
     }
     for name, arrays in tensors.items():
         _read_file(store, manifest, name, arrays, _nothing)
-    counters, ledger = manifest.counters, manifest.ledger
-    state = State(manifest.definition, counters, ledger, parameters, slots, manifest.gathered)
+    counters, gathered = manifest.counters, manifest.gathered
+    state = State(manifest.definition, counters, ledger, parameters, slots, gathered)
     return manifest, state
 
 
@@ -220,6 +227,15 @@ def verify(store: ModelStore, checkpoint_id: str, progress: Progress) -> Manifes
     for name in (PARAMETERS, OPTIMIZER):
         _read_file(store, manifest, name, None, note)
     return manifest
+
+
+def _ledger(checkpoint_id: str, text: bytes) -> Ledger:
+    try:
+        return ledger_text.decoded(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointInvalid(
+            f"Checkpoint {checkpoint_id}: the ledger cannot be read ({error})"
+        ) from None
 
 
 def _check_room(store: ModelStore, manifest: Manifest) -> None:
@@ -335,13 +351,13 @@ def _nothing(*done: object) -> None:
 _SEAL = b'{"xxh3_128":"%s","manifest":'
 
 
-def _sealed(values: Mapping[str, Any]) -> bytes:
+def _sealed(text: bytes) -> bytes:
     """Return the manifest file: JSON whose first value is the hash of the second's exact bytes."""
-    text = json.dumps(values, separators=(",", ":"), ensure_ascii=True).encode()
     return _SEAL % xxhash.xxh3_128_hexdigest(text).encode() + text + b"}\n"
 
 
-def _unsealed(store: ModelStore, checkpoint_id: str) -> dict[str, Any]:
+def _unsealed(store: ModelStore, checkpoint_id: str) -> tuple[dict[str, Any], bytes]:
+    """Return what a manifest says, and the text of its ledger."""
     try:
         if store.size(checkpoint_id, MANIFEST) > MAX_MANIFEST_BYTES:
             raise CheckpointInvalid(f"Checkpoint {checkpoint_id}: the manifest is too large")
@@ -351,11 +367,8 @@ def _unsealed(store: ModelStore, checkpoint_id: str) -> dict[str, Any]:
             raise CheckpointInvalid(
                 f"Checkpoint {checkpoint_id}: the manifest does not match its hash"
             )
-        values = json.loads(text)
+        return ledger_text.split(text)
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointInvalid(
             f"Checkpoint {checkpoint_id}: the manifest cannot be read ({type(error).__name__})"
         ) from None
-    if not isinstance(values, dict):
-        raise CheckpointInvalid(f"Checkpoint {checkpoint_id}: the manifest is not a map")
-    return values
