@@ -30,8 +30,10 @@ CORE_ARROWS: dict[str, set[str]] = {
     "optimizers": set(),
     "schedules": set(),
     "names": set(),
+    "strict": {"names"},
+    "ledger": {"strict"},
     "layout": {"names"},
-    "loss_scale": {"optimizers"},
+    "loss_scale": {"optimizers", "strict"},
     "keras_config": {"optimizers", "schedules", "loss_scale"},
     "kernels": set(),
     "gradient": {"kernels", "layout"},
@@ -49,26 +51,28 @@ CORE_ARROWS: dict[str, set[str]] = {
     "store": {"layout"},
     "placement": {"layout"},
     "consistency": {"layout"},
+    "buffer": {"aggregation", "gradient", "layout", "pipeline", "strict", "wire"},
     "wire": set(),
     "definition": {
         "groups", "keras_config", "consistency", "loss_scale", "optimizers", "layout", "names",
     },
-    "buffer": {"aggregation", "gradient", "layout", "pipeline", "wire"},
-    "state": {"buffer", "definition", "ledger", "loss_scale", "pipeline", "store", "layout"},
+    "state": {
+        "buffer", "definition", "ledger", "loss_scale", "pipeline", "store", "strict", "layout",
+    },
     "push": {"definition", "gradient", "ledger", "scalars", "state", "wire"},
     "record": {
         "consistency", "gradient", "keras_config", "layout", "ledger", "loss_scale", "optimizers",
-        "push", "scalars", "state",
+        "push", "scalars", "state", "strict",
     },
     "admission": {"definition", "gradient", "ledger", "push", "state", "wire"},
-    "replay": {"engine", "record", "pipeline", "push"},
+    "replay": {"engine", "hyperparameters", "record", "push"},
     "succession": {"buffer", "layout", "pipeline", "state"},
     "reduction": {"aggregation", "definition", "gradient", "loss_scale", "pipeline", "push"},
     "decision": {
         "definition", "gradient", "ledger", "loss_scale", "pipeline", "push", "scalars", "state",
         "wire",
     },
-    "hyperparameters": {"definition", "pipeline", "schedules"},
+    "hyperparameters": {"definition", "optimizers", "pipeline", "schedules"},
     "engine": {
         "push", "reduction", "admission", "decision", "state", "succession", "definition", "store",
         "ledger", "consistency", "buffer", "wire",
@@ -111,7 +115,7 @@ CORE_EXCEPTIONS: dict[str, dict[str, str]] = {
 # The client stays light: these rooms of core work without Numba, and nothing else of core is used.
 CLIENT_CORE_ROOMS = {
     "wire", "errors", "names", "layout", "optimizers", "schedules", "loss_scale", "consistency",
-    "keras_config", "placement", "groups",
+    "keras_config", "placement", "groups", "strict",
 }  # fmt: skip
 CLIENT_NEVER = {"numba", "fastapi", "pydantic", "uvicorn", "starlette"}
 # The script hands over to the server's command line once it has seen that it is installed.

@@ -128,7 +128,8 @@ class Session:
         self._pid = None
         self._pulls.buffers.clear()
         path = model_path(self.model, "workers", self.worker)
-        yield Call("DELETE", path, {"epoch": self.epoch}, timeout_s=CLOSE_S)
+        query = {"epoch": self.epoch, "incarnation": self.incarnation}
+        yield Call("DELETE", path, query, timeout_s=CLOSE_S)
 
     def heartbeat(self) -> Flow[None]:
         """Renew the lease; one try."""
@@ -346,7 +347,8 @@ class Session:
     def _asked(self) -> Flow[PushResult]:
         """Ask what became of the present push until it is settled."""
         path = model_path(self.model, "workers", self.worker, "pushes", str(self.sequence))
-        call = Call("GET", path, {"epoch": self.epoch, "wait_s": WAIT_S})
+        query = {"epoch": self.epoch, "incarnation": self.incarnation, "wait_s": WAIT_S}
+        call = Call("GET", path, query)
         while True:
             result = calls.result_of((yield from repeatedly(call, self._patience)))
             if result.outcome != "waiting":
@@ -358,6 +360,8 @@ class Session:
             return
         try:
             self._settle((yield from self._asked()))
+        except StaleIncarnation:  # whatever it did is not in the present history
+            self._settle(None)
         except (PushNotFound, SessionExpired, UnknownSession):
             yield from self._take_new_epoch()
 

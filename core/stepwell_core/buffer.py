@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from stepwell_core import strict
 from stepwell_core.aggregation import RunningSum
 from stepwell_core.errors import CheckpointInvalid
 from stepwell_core.gradient import Gradient
@@ -28,22 +29,20 @@ class Buffer:
     Args:
         pipeline: Makes the sum.
         arenas: The slot, used in place.
-        said: What `to_json` returned, if the slot holds something already.
+        said: What `to_json` returned, if the slot holds something already; perhaps a stranger's.
 
     Attributes:
         count: How many gradients are in it.
         kind: What they are, if there are any.
 
     Raises:
-        CheckpointInvalid: `said` has weights of state, or values of what is none.
-        UnknownTensor: Or names that are not of the model.
+        CheckpointInvalid: `said` is not of such a buffer.
+        UnknownTensor: It names tensors that the model does not have.
     """
 
     def __init__(self, pipeline: Pipeline, arenas: Arenas, said: Mapping[str, Any]) -> None:
-        self.count = int(said.get("count", 0))
         self.kind: Kind = "delta" if said.get("kind") == "delta" else "gradient"
-        weights = {str(name): float(weight) for name, weight in said.get("weights", {}).items()}
-        values = {str(name) for name in said.get("values", ())}
+        self.count, weights, values = _checked(said) if said else (0, {}, set())
         if weights or values:
             pipeline.layout.select({*weights, *values})  # refuses names that are not of the model
         if not (values <= pipeline.state and pipeline.state.isdisjoint(weights)):
@@ -78,6 +77,24 @@ class Buffer:
         said = {"count": self.count, "kind": self.kind, "weights": weights}
         # Left out where there are none, so that an older server can read it.
         return {**said, "values": sorted(self._sum.values)} if self._sum.values else said
+
+
+def _checked(said: Mapping[str, Any]) -> tuple[int, dict[str, float], set[str]]:
+    """Return the count, the weights by tensor, and the names of the values of state."""
+    try:
+        read = strict.mapping(said, "count", "weights")
+        weights = strict.mapping(read["weights"])
+        values = {
+            strict.text(name, 256) for name in strict.sequence(read.get("values", ()), 65_536)
+        }
+        count = strict.integer(read["count"])
+        if bool(count) is not bool(weights or values):
+            raise ValueError("gradients without weights, or weights without gradients")
+        return count, {name: strict.positive(weight) for name, weight in weights.items()}, values
+    except ValueError as error:
+        raise CheckpointInvalid(
+            f"What a model has gathered cannot be read ({error}); nothing changed."
+        ) from None
 
 
 def discounted(gradient: Gradient, discount: float) -> Gradient:

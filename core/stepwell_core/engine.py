@@ -48,7 +48,7 @@ from stepwell_core.loss_scale import LossScale, LossScaleOptimizer
 from stepwell_core.pipeline import AVERAGE, Gradient, Pipeline, StepScalars
 from stepwell_core.push import Push, Staged, Waiting
 from stepwell_core.reduction import reduction_of
-from stepwell_core.state import Counters, Snapshot, State, check_state, ledger_of
+from stepwell_core.state import Counters, Snapshot, State, check_state
 from stepwell_core.store import Store
 from stepwell_core.succession import replaced, restored
 from stepwell_core.wire import Kind
@@ -87,7 +87,7 @@ class Engine:
         slots = pipeline.new_slots()
         if definition.consistency.gathers:
             slots[BUFFER] = definition.layout.new_arenas()
-        return cls(State(definition, counters, Ledger().to_json(), parameters, slots), incarnation)
+        return cls(State(definition, counters, Ledger(), parameters, slots), incarnation)
 
     def _adopt(self, state: State, incarnation: str) -> None:
         definition = state.definition
@@ -99,7 +99,7 @@ class Engine:
             definition.state,
         )
         check_state(state, pipeline)
-        ledger = ledger_of(state)
+        ledger = state.ledger.cut()
         reduction = reduction_of(definition, pipeline)
         buffer = None
         if BUFFER in state.slots:
@@ -211,7 +211,7 @@ class Engine:
             InvalidInput: The push breaks a rule of the model; its sequence number is not used up.
         """
         assert self.can_stage(push), "what was staged is committed or withdrawn before"
-        self._check_incarnation(push.worker, push.epoch, push.incarnation)
+        self.check_incarnation(push.worker, push.epoch, push.incarnation)
         if self._is_waiting(push):
             return Waiting(is_added=self._reduction.adds_on_arrival)
         if self.ledger.check(*push.key) is not None:
@@ -314,10 +314,15 @@ class Engine:
         Raises:
             StaleIncarnation, Fenced, UnknownSession, SessionExpired: The session may not push.
         """
-        self._check_incarnation(worker, epoch, incarnation)
+        self.check_incarnation(worker, epoch, incarnation)
         self.ledger.find(worker, epoch)
 
-    def _check_incarnation(self, worker: str, epoch: int, incarnation: str) -> None:
+    def check_incarnation(self, worker: str, epoch: int, incarnation: str) -> None:
+        """Refuse what belongs to another history; may be called from any thread.
+
+        Raises:
+            StaleIncarnation: It does; it says which the model's is.
+        """
         if incarnation != self.incarnation:
             raise admission.stale(
                 self.incarnation, self.counters, self.ledger.sessions.get(worker), epoch
@@ -396,7 +401,7 @@ class Engine:
         return State(
             self.definition,
             self.counters,
-            self.ledger.to_json(),
+            self.ledger.cut(),
             self.store.current,
             self.store.slots,
             self.gathered(),
@@ -513,7 +518,7 @@ class Engine:
             definition=self.definition,
             incarnation=self.incarnation,
             counters=self.counters,
-            ledger=self.ledger.to_json(),
+            ledger=self.ledger.cut(),
             parameters=version,
             slots={name: buffers[name] for name in self.store.slots},
             gathered=self.gathered(),

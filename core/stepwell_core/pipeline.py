@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from inspect import signature
 
 from stepwell_core import kernels
 from stepwell_core.aggregation import RunningSum
@@ -122,6 +123,23 @@ class Pipeline:
     def assigns(self, selection: Layout) -> bool:
         """Return whether a gradient of these tensors has values of state."""
         return bool(self.state) and not self.state.isdisjoint(selection.segments)
+
+    def takes(self, scalars: StepScalars) -> bool:
+        """Return whether scalars are those of a step of this pipeline: a kernel asks no more."""
+        optimizer = self.optimizer
+        count = len(signature(optimizer.update).parameters) - 2 - len(self._rule_slots)
+        return (
+            all(
+                {dtype: len(held) for dtype, held in values.items()}
+                == dict.fromkeys(self.layout.sizes, wanted)
+                for own in (scalars, *scalars.groups)
+                for values, wanted in ((own.constants, kernels.CONSTANTS), (own.rule, count))
+            )
+            and len(scalars.groups) == len(self.groups)
+            and (bool(self.state) or not scalars.assigns)
+            and (scalars.updates or self._accumulates)
+            and (optimizer.use_ema or not scalars.overwrites)
+        )
 
     def new_sum(
         self,

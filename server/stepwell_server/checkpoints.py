@@ -29,6 +29,7 @@ from stepwell_core.state import Snapshot, State, slot_names
 
 from stepwell_server import failpoints
 from stepwell_server.recorder import Recorder
+from stepwell_server.storage import ledger_text
 from stepwell_server.storage.archive import CheckpointArchive, version_of
 from stepwell_server.storage.checkpoint import Manifest
 from stepwell_server.tallies import CheckpointTally
@@ -349,8 +350,8 @@ class Checkpoints:
             and saved.counters == engine.counters
             and saved.incarnation == engine.incarnation
             and saved.definition == engine.definition
-            and saved.ledger == engine.ledger.to_json()
             and saved.gathered == engine.gathered()
+            and saved.ledger_hash == ledger_text.hash_of(ledger_text.encoded(engine.ledger))
         )
 
     @property

@@ -526,7 +526,7 @@ def _snapshot(state: State, incarnation: str) -> Snapshot:
         definition=state.definition,
         incarnation=incarnation,
         counters=state.counters,
-        ledger=dict(state.ledger),
+        ledger=state.ledger,
         parameters=version,
         slots=state.slots,
         gathered=dict(state.gathered),

@@ -347,22 +347,31 @@ class Pushes:
         self._steps.after(staged, before)
         failpoints.reach("push.committed")
 
-    async def result(self, key: Key, wait_s: float, fingerprint: str | None = None) -> Result:
+    async def result(
+        self,
+        key: Key,
+        wait_s: float,
+        fingerprint: str | None = None,
+        *,
+        incarnation: str | None = None,
+    ) -> Result:
         """Return the result of an earlier push, waiting for it if it waits.
 
         Args:
             key: Of the push.
             wait_s: For how long; at most as long as a push waits.
             fingerprint: Of a repetition's payload; None if only the result is asked for.
+            incarnation: Of the history it was made in; None is any.
 
         Raises:
+            StaleIncarnation: That history is no more.
             PushNotFound: The session neither stores nor awaits such a push.
             PayloadMismatch: The push had other bytes.
         """
         waiter: Waiter = asyncio.get_running_loop().create_future()
         wait_s = min(wait_s, self._wait_s)
         try:
-            await self._submit(partial(self._find, key, waiter, fingerprint))
+            await self._submit(partial(self._find, key, waiter, fingerprint, incarnation))
         except PushNotFound:
             gates = self._engine.definition.consistency.gates
             if fingerprint is None and gates and not await self._turns.ask(key[0], wait_s):
@@ -370,8 +379,12 @@ class Pushes:
             raise
         return await self._settled(waiter, wait_s)
 
-    def _find(self, key: Key, waiter: Waiter, fingerprint: str | None) -> None:
+    def _find(
+        self, key: Key, waiter: Waiter, fingerprint: str | None, incarnation: str | None
+    ) -> None:
         worker, epoch, sequence = key
+        if incarnation is not None:
+            self._engine.check_incarnation(worker, epoch, incarnation)
         session = self._engine.ledger.find(worker, epoch)
         if sequence <= session.last_sequence:
             result = self._engine.ledger.check(*key, fingerprint)

@@ -134,7 +134,7 @@ class Registry:
         async with self._changing[name]:
             if name in self._models:
                 _check_same(self._models[name].definition, definition, exist_ok=False)
-            forked = replace(state, definition=definition, ledger=Ledger().to_json())
+            forked = replace(state, definition=definition, ledger=Ledger())
             return await self._add(definition, lambda: _engine_of(forked))
 
     async def _add(self, definition: Definition, new_engine: Callable[[], Engine]) -> HostedModel:

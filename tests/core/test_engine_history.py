@@ -40,7 +40,7 @@ from stepwell_core.errors import (
     VersionsExhausted,
 )
 from stepwell_core.layout import Layout, Tensor
-from stepwell_core.ledger import Result, Session
+from stepwell_core.ledger import Ledger, Result, Session
 from stepwell_core.optimizers import SGD
 from stepwell_core.pipeline import Gradient
 from stepwell_core.push import Push, Staged, Waiting
@@ -299,7 +299,7 @@ class HistoryMachine(RuleBasedStateMachine):
         state = State(
             snapshot.definition,
             Counters.from_json(through_json(snapshot.counters.to_json())),
-            through_json(snapshot.ledger),
+            Ledger.from_json(through_json(snapshot.ledger.to_json())),
             copied(snapshot.parameters.arenas),
             snapshot.slots,
             through_json(snapshot.gathered),
