@@ -19,6 +19,8 @@ from stepwell_core.layout import Arenas
 from stepwell_core.pipeline import Pipeline
 from stepwell_core.wire import Kind
 
+MAX_TENSORS = 65_536  # of any layout
+
 BUFFER = "buffer"
 """Name of the slot."""
 
@@ -82,11 +84,10 @@ class Buffer:
 def _checked(said: Mapping[str, Any]) -> tuple[int, dict[str, float], set[str]]:
     """Return the count, the weights by tensor, and the names of the values of state."""
     try:
-        read = strict.mapping(said, "count", "weights")
+        whole = {"kind": "gradient", "values": (), **said}
+        read = strict.mapping(whole, "count", "kind", "weights", "values")
         weights = strict.mapping(read["weights"])
-        values = {
-            strict.text(name, 256) for name in strict.sequence(read.get("values", ()), 65_536)
-        }
+        values = set(map(str, strict.sequence(read["values"], MAX_TENSORS)))
         count = strict.integer(read["count"])
         if bool(count) is not bool(weights or values):
             raise ValueError("gradients without weights, or weights without gradients")

@@ -127,12 +127,13 @@ class Pipeline:
     def takes(self, scalars: StepScalars) -> bool:
         """Return whether scalars are those of a step of this pipeline: a kernel asks no more."""
         optimizer = self.optimizer
+        sets: tuple[StepScalars | GroupScalars, ...] = (scalars, *scalars.groups)
         count = len(signature(optimizer.update).parameters) - 2 - len(self._rule_slots)
         return (
             all(
                 {dtype: len(held) for dtype, held in values.items()}
                 == dict.fromkeys(self.layout.sizes, wanted)
-                for own in (scalars, *scalars.groups)
+                for own in sets
                 for values, wanted in ((own.constants, kernels.CONSTANTS), (own.rule, count))
             )
             and len(scalars.groups) == len(self.groups)
