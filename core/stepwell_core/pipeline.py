@@ -32,7 +32,7 @@ from stepwell_core.kernels import Kernel, Stages
 from stepwell_core.layout import Arenas, Array, Layout, Segment
 from stepwell_core.optimizers import Optimizer
 from stepwell_core.plan import Plan, make_plan
-from stepwell_core.scalars import StepScalars, step_scalars
+from stepwell_core.scalars import GroupScalars, StepScalars, step_scalars
 
 __all__ = ["ACCUMULATOR", "AVERAGE", "Gradient", "Pipeline", "StepScalars"]
 
