@@ -12,7 +12,6 @@ from stepwell_core.definition import Definition
 from stepwell_core.engine import Engine
 from stepwell_core.errors import (
     DoesNotFit,
-    ModelDiffers,
     ModelExists,
     ModelNotFound,
     ShuttingDown,
@@ -20,18 +19,23 @@ from stepwell_core.errors import (
 )
 from stepwell_core.layout import Arenas
 from stepwell_core.ledger import Ledger
-from stepwell_core.pipeline import Pipeline
 from stepwell_core.placement import extent
 from stepwell_core.rehearsal import rehearse
-from stepwell_core.state import State
 
-from stepwell_server import failpoints, memory
+from stepwell_server import failpoints
 from stepwell_server.checkpoints import Schedule
+from stepwell_server.creation import (
+    check_memory,
+    check_same,
+    engine_of,
+    new_engine,
+    write_first,
+)
 from stepwell_server.history import History
 from stepwell_server.leases import Part
 from stepwell_server.model import HostedModel
 from stepwell_server.recorder import Recorder
-from stepwell_server.recovery import Recovery, identity_of, new_incarnation, read_model
+from stepwell_server.recovery import Recovery, identity_of, read_model
 from stepwell_server.settings import Durability
 from stepwell_server.staging import Staging
 from stepwell_server.storage import disk, journal
@@ -117,9 +121,9 @@ class Registry:
         async with self._changing[definition.name]:
             existing = self._models.get(definition.name)
             if existing is not None and not self._is_stopping:
-                _check_same(existing.definition, definition, exist_ok=exist_ok)
+                check_same(existing.definition, definition, exist_ok=exist_ok)
                 return existing, False
-            return await self._add(definition, lambda: _new_engine(definition, parameters)), True
+            return await self._add(definition, lambda: new_engine(definition, parameters)), True
 
     async def fork(self, model: HostedModel, checkpoint_id: str, name: str) -> HostedModel:
         """Create a model from a checkpoint of another one: all but its sessions.
@@ -133,9 +137,9 @@ class Registry:
         definition = replace(state.definition, name=name)
         async with self._changing[name]:
             if name in self._models:
-                _check_same(self._models[name].definition, definition, exist_ok=False)
+                check_same(self._models[name].definition, definition, exist_ok=False)
             forked = replace(state, definition=definition, ledger=Ledger())
-            return await self._add(definition, lambda: _engine_of(forked))
+            return await self._add(definition, lambda: engine_of(forked))
 
     async def _add(self, definition: Definition, new_engine: Callable[[], Engine]) -> HostedModel:
         """Create a model that is not there yet; under its lock."""
@@ -168,7 +172,7 @@ class Registry:
         try:
             with disk.needs_room(f"model {definition.name!r}"):
                 await asyncio.to_thread(folder.create)
-                manifest = await asyncio.to_thread(_write_first, engine, folder)
+                manifest = await asyncio.to_thread(write_first, engine, folder)
                 await asyncio.to_thread(folder.show)
                 recorder = await asyncio.to_thread(self._recorder, engine, folder, 0)
                 history = await asyncio.to_thread(History.open, folder.history_path)
@@ -371,66 +375,3 @@ def _tell_recovered(recovery: Recovery) -> None:
     log.info("model_recovered", model=name, **recovered.to_json())
     if recovered.cut_off is not None:
         log.warning("journal_cut_off", model=name, at=recovered.cut_off)
-
-
-def check_memory(definition: Definition) -> None:
-    """Refuse a model that this machine has no memory for.
-
-    Raises:
-        DoesNotFit: With the arithmetic.
-    """
-    layout = definition.layout
-    slots = len(Pipeline(layout, definition.rule).slot_values)
-    mode = definition.consistency
-    sums = int(mode.gathers or mode.most_in_step > 1)
-    needed = layout.nbytes * (2 + slots + sums)
-    available = memory.available_bytes()
-    if needed > available:
-        raise DoesNotFit(
-            f"Parameters of {layout.nbytes} bytes need 2 buffers, {slots} slots and {sums} sums of "
-            f"gradients, together {needed} bytes; {available} are available",
-            needed=needed,
-            available=available,
-        )
-
-
-def _write_first(engine: Engine, folder: ModelFolder) -> Manifest:
-    """Write the first checkpoint of a model that nobody uses yet."""
-    snapshot = engine.snapshot({n: engine.layout.new_arenas(None) for n in engine.store.slots})
-    try:
-        return folder.archive.write(snapshot, 0)
-    finally:
-        engine.store.release(snapshot.parameters)
-
-
-def _engine_of(state: State) -> Engine:
-    engine = Engine(state, new_incarnation())
-    rehearse(engine.definition)
-    return engine
-
-
-def _new_engine(definition: Definition, parameters: Arenas | None) -> Engine:
-    engine = Engine.create(
-        definition,
-        definition.layout.new_arenas() if parameters is None else parameters,
-        new_incarnation(),
-    )
-    rehearse(definition)
-    return engine
-
-
-def _check_same(existing: Definition, wanted: Definition, *, exist_ok: bool) -> None:
-    if not exist_ok:
-        raise ModelExists(
-            f"There is a model {wanted.name!r} already; open it, delete it, or create with "
-            "exist_ok",
-            model=wanted.name,
-        )
-    differences = existing.differences(wanted)
-    if differences:
-        raise ModelDiffers(
-            f"There is a model {wanted.name!r} already, and it was created with other: "
-            f"{', '.join(differences)}. Use its definition, or another name",
-            model=wanted.name,
-            differences=differences,
-        )

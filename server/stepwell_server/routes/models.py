@@ -15,7 +15,7 @@ from stepwell_core.layout import Arenas
 from stepwell_core.placement import extent
 
 from stepwell_server import bodies
-from stepwell_server.registry import check_memory
+from stepwell_server.creation import check_memory
 from stepwell_server.routes.access import (
     PREFIX,
     TheModel,
