@@ -444,7 +444,7 @@ def test_a_push_that_was_refused_after_a_reset_asks_before_the_next(way):
         worker.push(GRADIENT)
 
     asked, pushed = server.requests[4:]
-    assert asked.path == "/v1/models/m/workers/w0/pushes/0?epoch=1&wait_s=20.0"
+    assert asked.path == "/v1/models/m/workers/w0/pushes/0?epoch=1&incarnation=one&wait_s=20.0"
     assert pushed.message["sequence"] == 1
 
 
@@ -476,7 +476,7 @@ def test_leaving_closes_the_session_once(way):
         worker.close()
 
     assert [f"{request.method} {request.path}" for request in server.requests[2:]] == [
-        "DELETE /v1/models/m/workers/w0?epoch=1"
+        "DELETE /v1/models/m/workers/w0?epoch=1&incarnation=one"
     ]
 
 
@@ -674,6 +674,7 @@ def test_a_connection_given_back_to_a_closed_pool_is_closed():
         assert connection._socket.fileno() == -1
 
 
+@pytest.mark.filterwarnings("ignore:os.fork.. was called:RuntimeWarning")  # JAX, if it is there
 @pytest.mark.parametrize("kind", [BlockingClients, HttpxClients])
 def test_a_forked_process_makes_connections_of_its_own(kind):
     """It would read its parent's answers otherwise, and the parent the child's."""
