@@ -73,10 +73,13 @@ CORE_ARROWS: dict[str, set[str]] = {
         "wire",
     },
     "hyperparameters": {"definition", "optimizers", "pipeline", "schedules"},
+    "held_model": {
+        "buffer", "consistency", "definition", "hyperparameters", "layout", "ledger", "loss_scale",
+        "pipeline", "push", "reduction", "state", "store", "succession",
+    },
     "engine": {
-        "push", "reduction", "admission", "decision", "state", "succession", "definition", "store",
-        "ledger", "consistency", "buffer", "wire",
-        "hyperparameters", "pipeline", "loss_scale", "layout",
+        "admission", "buffer", "consistency", "decision", "held_model", "ledger", "pipeline",
+        "push", "wire",
     },
     "rehearsal": {
         "engine", "push", "definition", "consistency", "pipeline", "layout", "ledger", "norms",
@@ -267,7 +270,7 @@ def test_a_seeded_bad_import_is_caught(name, source):
 @pytest.mark.parametrize(
     ("name", "source"),
     [
-        ("stepwell_core.engine", "from .store import Store\nfrom .errors import Fenced"),
+        ("stepwell_core.engine", "from .ledger import Ledger\nfrom .errors import Fenced"),
         ("stepwell_core.optimizers.adam", "from . import base\nfrom .base import Optimizer"),
         ("stepwell_core.optimizers.adam", "from ..errors import DoesNotFit\nimport numpy"),
         ("stepwell_core.kernels.cache", "import os\nimport numba"),
