@@ -34,13 +34,15 @@ class Heartbeat:
         self._session = weakref.ref(session)
         self._send = send
         self._signal = Signal()
-        session.on_open = self._signal.woken.set
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Begin, unless it has begun; cheap. Again in a forked process, where threads end."""
         if self._thread is None or not self._thread.is_alive():
-            self._signal.is_over = False
+            self._signal = Signal()  # in a forked process the old one's lock may be held for ever
+            session = self._session()
+            if session is not None:
+                session.on_open = self._signal.woken.set
             arguments = (self._session, self._send, self._signal)
             self._thread = threading.Thread(
                 target=_beat, args=arguments, name="stepwell-heartbeat", daemon=True

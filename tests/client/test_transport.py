@@ -674,7 +674,6 @@ def test_a_connection_given_back_to_a_closed_pool_is_closed():
         assert connection._socket.fileno() == -1
 
 
-@pytest.mark.filterwarnings("ignore:os.fork.. was called:RuntimeWarning")  # JAX, if it is there
 @pytest.mark.parametrize("kind", [BlockingClients, HttpxClients])
 def test_a_forked_process_makes_connections_of_its_own(kind):
     """It would read its parent's answers otherwise, and the parent the child's."""
