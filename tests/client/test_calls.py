@@ -48,7 +48,8 @@ def test_creating_says_the_whole_definition_and_sends_the_values():
     assert header["name"] == "digits"
     assert header["tensors"] == LAYOUT.to_json()
     assert header["optimizer"]["class_name"] == "SGD"
-    assert header["consistency"] == {"mode": "sync", "workers": 2, "reduction": "arrival"}
+    assert header["consistency"] == stepwell.Sync(2, reduction="arrival").to_json()
+    assert header["consistency"]["reduction"] == "arrival"
     assert (header["on_nonfinite"], header["exist_ok"]) == ("drop", True)
     assert payload_of(call) == b"".join(PARAMETERS[name].tobytes() for name in ("w", "b", "d"))
 
