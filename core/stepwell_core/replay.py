@@ -66,7 +66,7 @@ def _make(engine: Engine, change: Change) -> None:
                 *with_rule(engine.definition, engine.pipeline, change.rule)
             )
         case ConsistencyChanged():
-            if engine.gathered().get("count"):
+            if engine.gathered().get("count") and not change.consistency.gathers:
                 raise JournalInvalid("The mode changes while gradients wait for their step")
             engine.adopt_consistency(change.consistency)
         case Finalized():
