@@ -133,7 +133,9 @@ class HostedModel:
     async def push(self, push: Push, lease: Lease | None = None) -> Result:
         """Make a push; see `Pushes.push`. Compiles before, if such a one has not come yet."""
         self.check_running()
-        await self._warm(push.gradient.dtype, push.kind)
+        if (push.gradient.dtype, push.kind) not in self._warm_pushes:
+            with self.sessions.sending(*push.key[:2]):  # its lease does not end meanwhile
+                await self._warm(push.gradient.dtype, push.kind)
         self.pushes.tally.received_bytes += sum(a.nbytes for a in push.gradient.arenas.values())
         pushed = self.pushes.push(push, lease)
         worker, epoch = push.key[:2]

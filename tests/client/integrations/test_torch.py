@@ -225,7 +225,7 @@ def test_the_gradient_is_read_where_torch_keeps_it(remote, monkeypatch) -> None:
     seen: dict[str, int] = {}
     whole = stepwell.calls.gradients_of  # type: ignore[attr-defined]
 
-    def noted(gradients: Any, dtype: Any) -> Any:
+    def noted(gradients: Any, dtype: Any = None) -> Any:
         arrays, dtypes = whole(gradients, dtype)
         seen.update({key: array.ctypes.data for key, array in arrays.items()})
         return arrays, dtypes
