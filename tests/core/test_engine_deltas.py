@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from stepwell_core import engine as engine_module
+from stepwell_core import held_model as engine_module
 from stepwell_core.consistency import Sync
 from stepwell_core.errors import MixedKinds, NonFiniteGradient, PayloadMismatch
 from stepwell_core.gradient import Gradient
