@@ -312,7 +312,8 @@ class HistoryMachine(RuleBasedStateMachine):
     def restore(self, data: st.DataObject) -> None:
         state, history = pick(data, self.saves)
         steps = self.engine.counters.version
-        self.engine.restore(state, next(self.incarnations))
+        slots = {name: copied(arenas) for name, arenas in state.slots.items()}
+        self.engine.restore(replace(state, slots=slots), next(self.incarnations))  # owns the slots
         self.journal.save()  # a restore is no record: a checkpoint of what comes after is written
         assert self.engine.counters.version > steps
         self.history = history.copy()
