@@ -20,8 +20,10 @@ from stepwell.session import Session
 
 BEATS_IN_LEASE = 3
 LONGEST_PAUSE_S = 60.0
-NOT_OPEN_S = 0.5
-"""How soon to look again whether the session was opened."""
+NOT_OPEN_S = 0.03
+"""How soon to look again whether the session was opened: a third of the shortest lease there is."""
+NO_LEASE_S = 0.5
+"""The same for whether it got a lease; an older server gives none."""
 
 
 class Heartbeat:
@@ -107,6 +109,8 @@ def _pause_s(reference: weakref.ref[Session]) -> float:
     session = reference()
     if session is None:
         return 0.0
-    if not session.is_open or session.lease_s is None:
+    if not session.is_open:
         return NOT_OPEN_S
+    if session.lease_s is None:
+        return NO_LEASE_S
     return min(session.lease_s / BEATS_IN_LEASE, LONGEST_PAUSE_S)

@@ -181,22 +181,28 @@ class Sessions:
 
     async def _watch(self) -> None:
         """End the sessions of those who are gone."""
+        has_failed = False
         while True:
             now = self._loop.time()
-            pause_s = self._pause_s(now)
+            pause_s = self._longest_pause_s if has_failed else self._pause_s(now)
             await asyncio.sleep(pause_s)
             lag_s = self._loop.time() - now - pause_s
             if lag_s > min(LOOK_EVERY_S, self._membership.lease_s / 2):
                 self._membership.forgive(lag_s)  # it was us who slept: a stopped process, say
+            has_failed = False
             for expiry in self._membership.expired(self._loop.time(), self._pushes.waiting_workers):
                 try:
                     await self._expire(expiry)
                 except StepwellError as error:  # a full disk, say: it is tried again
                     log.warning("session_not_ended", worker=expiry.worker, reason=error.message)
-                    self._membership.seen(expiry.worker, expiry.epoch, self._loop.time())
+                    has_failed = True
+
+    @property
+    def _longest_pause_s(self) -> float:
+        return min(LOOK_EVERY_S, self._membership.lease_s / 4)
 
     def _pause_s(self, now: float) -> float:
-        longest_s = min(LOOK_EVERY_S, self._membership.lease_s / 4)
+        longest_s = self._longest_pause_s
         end = self._membership.next_end(self._pushes.waiting_workers)
         return longest_s if end is None else min(max(end - now, SHORTEST_LOOK_S), longest_s)
 
