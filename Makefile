@@ -8,6 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 INSTALLED_BENCH := $(VENV)/.installed-bench
+INSTALLED_INTEGRATIONS := $(VENV)/.installed-integrations
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-full soak check serve bench bench-peers clean
@@ -21,12 +22,12 @@ demo: $(INSTALLED) ## Train a real classifier with four worker processes through
 	$(BIN)/stepwell demo $(ARGS)
 
 test: $(INSTALLED) ## Run the tests.
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not full" $(ARGS)
 
-# Only those tests: the others are `make test`'s.
-test-full: $(INSTALLED) ## Install what some tests need from Debian's packages, and run those tests.
+# The rest: what takes long, and what needs more than `make setup` installs.
+test-full: $(INSTALLED_INTEGRATIONS) ## Install what some tests need, frameworks and packages of Debian, and run those tests.
 	.ci/install-test-tools
-	STEPWELL_REQUIRE=strace,tmpfs $(BIN)/python -m pytest -m full $(ARGS)
+	STEPWELL_REQUIRE=strace,tmpfs,Rscript,jax,keras,optax,torch $(BIN)/python -m pytest -m full $(ARGS)
 
 soak: $(INSTALLED) ## Kill servers for an hour, 1,000 times, and check that nothing was lost.
 	$(BIN)/python -m tests.faults.soak $(ARGS)
@@ -62,7 +63,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  --constraint constraints.txt --editable ".[server,demo,dev]"
 	@touch $@
 
-# torch is 200 MB and more, and only the benchmarks compare with it.
+# torch is 200 MB and more, and only the benchmarks and the tests of its integration need it.
 $(INSTALLED_BENCH): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	@touch $@
+
+# The frameworks that the client is at home in; the tests of these skip where they are missing.
+$(INSTALLED_INTEGRATIONS): $(INSTALLED_BENCH)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint constraints.txt --editable ".[jax,keras]" optax
 	@touch $@

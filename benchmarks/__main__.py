@@ -25,6 +25,7 @@ DEFAULT = {
     "wire.workers": "benchmarks.wire.workers",
     "wire.memory": "benchmarks.wire.memory",
     "wire.tls": "benchmarks.wire.tls",
+    "workers": "benchmarks.workers",
     "durability": "benchmarks.durability",
     "checkpoint": "benchmarks.checkpoint",
 }

@@ -110,6 +110,11 @@ class Program:
         """Let it go on."""
         os.killpg(self._process.pid, signal.SIGCONT)
 
+    def kill(self) -> None:
+        """End it and all that it started as a crash would; `close` is still to be called."""
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
     def close(self) -> None:
         """End it and all that it started."""
         with contextlib.suppress(ProcessLookupError):

@@ -1,16 +1,18 @@
 """What a test needs from the machine: without it the test is skipped, or fails if that is demanded.
 
 `make test` skips, and says why. `make test-full` installs what can be installed, and demands the
-rest: `STEPWELL_REQUIRE=strace,tmpfs`.
+rest: `STEPWELL_REQUIRE=strace,tmpfs,...`.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -28,7 +30,23 @@ def require(name: str, missing: str) -> None:
         return
     if name in os.environ.get(VARIABLE, "").split(","):
         pytest.fail(f"{VARIABLE} demands {name}, and {missing}")
-    pytest.skip(missing)
+    pytest.skip(missing, allow_module_level=True)
+
+
+def require_package(name: str) -> ModuleType:
+    """Need a Python package, as the optional ones of the client's integrations; returns it."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        require(name, f"the Python package {error.name} is not installed")
+        raise
+
+
+def require_program(name: str, package: str) -> str:
+    """Need a program of the system; returns its path."""
+    path = shutil.which(name)
+    require(name, "" if path else f"{name} is not installed (Debian: apt-get install {package})")
+    return str(path)
 
 
 def require_strace() -> None:

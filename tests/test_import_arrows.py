@@ -30,45 +30,56 @@ CORE_ARROWS: dict[str, set[str]] = {
     "optimizers": set(),
     "schedules": set(),
     "names": set(),
+    "strict": {"names"},
+    "ledger": {"strict"},
     "layout": {"names"},
-    "loss_scale": {"optimizers"},
+    "loss_scale": {"optimizers", "strict"},
     "keras_config": {"optimizers", "schedules", "loss_scale"},
     "kernels": set(),
     "gradient": {"kernels", "layout"},
-    "plan": {"optimizers", "layout"},
+    "groups": {"keras_config", "names", "optimizers"},
+    "plan": {"groups", "optimizers", "layout"},
     "encoding": {"plan", "kernels", "layout"},
     "clipping": {"gradient", "plan", "kernels", "optimizers", "layout"},
     "norms": {"gradient", "kernels", "layout"},
-    "scalars": {"kernels", "optimizers", "schedules", "layout"},
+    "scalars": {"groups", "kernels", "optimizers", "schedules", "layout"},
     "aggregation": {"gradient", "plan", "kernels", "layout"},
     "pipeline": {
-        "gradient", "plan", "clipping", "scalars", "aggregation", "kernels", "optimizers", "layout",
+        "gradient", "groups", "plan", "clipping", "scalars", "aggregation", "kernels", "optimizers",
+        "layout",
     },
     "store": {"layout"},
     "placement": {"layout"},
     "consistency": {"layout"},
+    "buffer": {"aggregation", "gradient", "layout", "pipeline", "strict", "wire"},
     "wire": set(),
-    "definition": {"keras_config", "consistency", "loss_scale", "optimizers", "layout", "names"},
-    "buffer": {"aggregation", "gradient", "layout", "pipeline", "wire"},
-    "state": {"buffer", "definition", "ledger", "loss_scale", "pipeline", "store", "layout"},
-    "push": {"gradient", "ledger", "optimizers", "scalars", "state", "wire"},
+    "definition": {
+        "groups", "keras_config", "consistency", "loss_scale", "optimizers", "layout", "names",
+    },
+    "state": {
+        "buffer", "definition", "ledger", "loss_scale", "pipeline", "store", "strict", "layout",
+    },
+    "push": {"definition", "gradient", "ledger", "scalars", "state", "wire"},
     "record": {
         "consistency", "gradient", "keras_config", "layout", "ledger", "loss_scale", "optimizers",
-        "push", "scalars", "state",
+        "push", "scalars", "state", "strict",
     },
     "admission": {"definition", "gradient", "ledger", "push", "state", "wire"},
-    "replay": {"engine", "record", "pipeline", "push"},
+    "replay": {"engine", "hyperparameters", "record", "push"},
     "succession": {"buffer", "layout", "pipeline", "state"},
     "reduction": {"aggregation", "definition", "gradient", "loss_scale", "pipeline", "push"},
     "decision": {
         "definition", "gradient", "ledger", "loss_scale", "pipeline", "push", "scalars", "state",
         "wire",
     },
-    "hyperparameters": {"definition", "pipeline", "schedules"},
+    "hyperparameters": {"definition", "optimizers", "pipeline", "schedules"},
+    "held_model": {
+        "buffer", "consistency", "definition", "hyperparameters", "layout", "ledger", "loss_scale",
+        "pipeline", "push", "reduction", "state", "store", "succession",
+    },
     "engine": {
-        "push", "reduction", "admission", "decision", "state", "succession", "definition", "store",
-        "ledger", "consistency", "buffer", "wire",
-        "hyperparameters", "pipeline", "loss_scale", "layout",
+        "admission", "buffer", "consistency", "decision", "held_model", "ledger", "pipeline",
+        "push", "wire",
     },
     "rehearsal": {
         "engine", "push", "definition", "consistency", "pipeline", "layout", "ledger", "norms",
@@ -107,7 +118,7 @@ CORE_EXCEPTIONS: dict[str, dict[str, str]] = {
 # The client stays light: these rooms of core work without Numba, and nothing else of core is used.
 CLIENT_CORE_ROOMS = {
     "wire", "errors", "names", "layout", "optimizers", "schedules", "loss_scale", "consistency",
-    "keras_config", "placement",
+    "keras_config", "placement", "groups", "strict",
 }  # fmt: skip
 CLIENT_NEVER = {"numba", "fastapi", "pydantic", "uvicorn", "starlette"}
 # The script hands over to the server's command line once it has seen that it is installed.
@@ -259,7 +270,7 @@ def test_a_seeded_bad_import_is_caught(name, source):
 @pytest.mark.parametrize(
     ("name", "source"),
     [
-        ("stepwell_core.engine", "from .store import Store\nfrom .errors import Fenced"),
+        ("stepwell_core.engine", "from .ledger import Ledger\nfrom .errors import Fenced"),
         ("stepwell_core.optimizers.adam", "from . import base\nfrom .base import Optimizer"),
         ("stepwell_core.optimizers.adam", "from ..errors import DoesNotFit\nimport numpy"),
         ("stepwell_core.kernels.cache", "import os\nimport numba"),

@@ -14,8 +14,9 @@ package computes nothing itself, and needs NumPy, msgpack and httpx alone.
 
 from stepwell_core.consistency import Async, Bounded, Buffered, Quorum, Sync
 from stepwell_core.errors import StepwellError
+from stepwell_core.groups import ParameterGroup
 from stepwell_core.loss_scale import LossScaleOptimizer
-from stepwell_core.optimizers import SGD, Adagrad, Adam
+from stepwell_core.optimizers import SGD, Adagrad, Adam, PerPush, TorchAdagrad, TorchAdam, TorchSGD
 
 from stepwell import errors, schedules
 from stepwell.async_client import AsyncClient, AsyncModel
@@ -46,13 +47,18 @@ __all__ = [
     "LossScaleOptimizer",
     "Model",
     "ModelHistory",
+    "ParameterGroup",
     "Parameters",
+    "PerPush",
     "PullOptions",
     "PushResult",
     "Quorum",
     "StepwellError",
     "Sync",
     "Timeout",
+    "TorchAdagrad",
+    "TorchAdam",
+    "TorchSGD",
     "Worker",
     "__version__",
     "errors",

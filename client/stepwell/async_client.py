@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, Literal, Self, Unpack
 
 from stepwell_core.consistency import Consistency
+from stepwell_core.groups import ParameterGroup
 from stepwell_core.keras_config import AnyOptimizer
 
 from stepwell.async_driver import AsyncDriver
@@ -51,11 +52,13 @@ class AsyncClient:
         optimizer: Any,
         consistency: Consistency | None = None,
         on_nonfinite: str = "reject",
+        groups: Sequence[ParameterGroup] = (),
+        state: Mapping[str, Any] | None = None,
         exist_ok: bool = False,
     ) -> AsyncModel:
         """See `Client.create_model`."""
         flow = self._flows.create_model(
-            name, parameters, optimizer, consistency, on_nonfinite, exist_ok=exist_ok
+            name, parameters, optimizer, consistency, on_nonfinite, groups, state, exist_ok=exist_ok
         )
         return AsyncModel(self._driver, await self._driver.run(flow))
 

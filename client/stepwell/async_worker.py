@@ -55,6 +55,9 @@ class AsyncWorker(WorkerHandle):
         metrics: Mapping[str, float] | None = None,
         hyperparameters: Hyperparameters | None = None,
         kind: Kind = "gradient",
+        version: int | None = None,
+        loss_scale: float | None = None,
+        state: Mapping[str, Any] | None = None,
     ) -> PushResult:
         """See `Worker.push`."""
         flow = self._session.push(
@@ -64,6 +67,9 @@ class AsyncWorker(WorkerHandle):
             metrics=metrics,
             hyperparameters=hyperparameters,
             kind=kind,
+            version=version,
+            loss_scale=loss_scale,
+            state=state,
         )
         return await self._run(flow)
 
@@ -76,6 +82,9 @@ class AsyncWorker(WorkerHandle):
         metrics: Mapping[str, float] | None = None,
         hyperparameters: Hyperparameters | None = None,
         kind: Kind = "gradient",
+        version: int | None = None,
+        loss_scale: float | None = None,
+        state: Mapping[str, Any] | None = None,
     ) -> Parameters:
         """See `Worker.push_pull`."""
         flow = self._session.push_pull(
@@ -85,6 +94,9 @@ class AsyncWorker(WorkerHandle):
             metrics=metrics,
             hyperparameters=hyperparameters,
             kind=kind,
+            version=version,
+            loss_scale=loss_scale,
+            state=state,
         )
         self._forget_pulled()
         return self._note_pulled(await self._run(flow))
@@ -96,12 +108,13 @@ class AsyncWorker(WorkerHandle):
         weight: float = 1.0,
         metrics: Mapping[str, float] | None = None,
         hyperparameters: Hyperparameters | None = None,
+        state: Mapping[str, Any] | None = None,
     ) -> PushResult:
         """See `Worker.push_delta`; the subtraction is made in another thread."""
         with self._making_delta():
             buffer = await self.gradient_buffer()
             delta = await self._driver.in_thread(
-                self._memory, lambda: self._delta(parameters, buffer)
+                self._memory, lambda: self._delta(parameters, buffer, state)
             )
             return await self.push(
                 delta,
@@ -109,6 +122,7 @@ class AsyncWorker(WorkerHandle):
                 metrics=metrics,
                 hyperparameters=hyperparameters,
                 kind="delta",
+                state=state,
             )
 
     async def gradient_buffer(self) -> dict[str, Array]:

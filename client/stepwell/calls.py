@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from functools import cached_property
@@ -14,6 +14,7 @@ import numpy as np
 from stepwell_core import keras_config, wire
 from stepwell_core.consistency import Async, Consistency
 from stepwell_core.errors import InvalidArgument, InvalidInput, LayoutMismatch, shown
+from stepwell_core.groups import ParameterGroup, check_groups
 from stepwell_core.keras_config import AnyOptimizer
 from stepwell_core.layout import Array, Layout
 from stepwell_core.schedules import LearningRateSchedule
@@ -163,6 +164,8 @@ def create_model(
     optimizer: AnyOptimizer,
     consistency: Consistency | None,
     on_nonfinite: str,
+    groups: Sequence[ParameterGroup] = (),
+    state: Mapping[str, Any] | None = None,
     *,
     exist_ok: bool,
 ) -> Call:
@@ -177,9 +180,13 @@ def create_model(
             "`consistency` is a mode such as stepwell.Sync(workers=4). Received: "
             f"{type(consistency).__name__}"
         )
-    arrays = arrays_of(parameters)
-    layout = Layout.of(arrays)
-    header = {
+    arrays, values = arrays_of(parameters), arrays_of(state or {})
+    if both := arrays.keys() & values.keys():
+        raise InvalidArgument(
+            f"A tensor is a parameter or state. Received as both: {shown(min(both))}"
+        )
+    layout = Layout.of({**arrays, **values})  # state behind, so that parameters are neighbours
+    header: dict[str, Any] = {
         "protocol": wire.PROTOCOL,
         "name": name,
         "tensors": layout.to_json(),
@@ -191,7 +198,12 @@ def create_model(
         "on_nonfinite": on_nonfinite,
         "exist_ok": bool(exist_ok),
     }
-    payload = in_travel_order(layout, arrays)
+    if groups:  # an older server knows no such field
+        check_groups(groups, arrays, rule_of(optimizer))
+        header["groups"] = [group.to_json() for group in groups]
+    if values:
+        header["state"] = list(values)
+    payload = in_travel_order(layout, {**arrays, **values})
     return Call("POST", "/v1/models", header=header, payload=payload, can_repeat=exist_ok)
 
 
@@ -273,6 +285,7 @@ def push(
     *,
     pulls: bool,
     dtype: str | None = None,
+    state: Mapping[str, Any] | None = None,
     destination: Destination | None = None,
 ) -> Call:
     """Push gradients; those that are None are left out.
@@ -283,6 +296,7 @@ def push(
         gradients: By name; read until the call is answered, not copied.
         header: Who pushes, and what it says beside the gradients, such as that they are deltas.
         pulls: Whether the answer is to have the new parameters.
+        state: Values of tensors that are not optimized; in their own dtypes.
         dtype: What gradients of uint16 hold the bits of: "bfloat16" or "float16".
         destination: Where the new parameters go.
 
@@ -297,6 +311,14 @@ def push(
     arrays, dtypes = gradients_of(gradients, dtype)
     if not arrays:
         raise InvalidInput("A push has a gradient of at least one tensor. Received: none")
+    values, value_dtypes = gradients_of(state or {})
+    if both := arrays.keys() & values.keys():
+        raise InvalidInput(
+            f"A tensor has a gradient or a value. Received both: {shown(min(both))}",
+            tensor=shown(min(both)),
+        )
+    arrays |= values
+    dtypes |= value_dtypes
     selection = layout.select(arrays)
     for tensor in selection:
         check_shape(arrays[tensor.name], tensor)
@@ -306,6 +328,8 @@ def push(
         "layout": layout.hash,
         "dtype": common_dtype(dtypes, selection),
     }
+    if values:  # an older server knows no such field
+        said["state"] = list(values)
     if selection is not layout:
         said["tensors"] = list(selection.names)
     return Call(
@@ -330,7 +354,13 @@ def overwrite(model: str, layout: Layout, parameters: Mapping[str, Any]) -> Call
     layout.check(arrays)
     header = {"protocol": wire.PROTOCOL, "layout": layout.hash}
     payload = in_travel_order(layout, arrays)
-    return Call("PUT", model_path(model, "parameters"), header=header, payload=payload)
+    return Call(
+        "PUT",
+        model_path(model, "parameters"),
+        header=header,
+        payload=payload,
+        can_repeat=False,  # twice would undo what was pushed in between
+    )
 
 
 def set_consistency(name: str, mode: Consistency) -> Call:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Self, Unpack
 
 from stepwell_core.consistency import Consistency
+from stepwell_core.groups import ParameterGroup
 from stepwell_core.keras_config import AnyOptimizer
 
 from stepwell.driver import Driver
@@ -63,6 +64,8 @@ class Client:
         optimizer: Any,
         consistency: Consistency | None = None,
         on_nonfinite: str = "reject",
+        groups: Sequence[ParameterGroup] = (),
+        state: Mapping[str, Any] | None = None,
         exist_ok: bool = False,
     ) -> Model:
         """Create a model on the server; it is durable there when this returns.
@@ -75,6 +78,9 @@ class Client:
                 hyperparameter is evaluated at each push of workers of the returned model.
             consistency: When pushes become a step; default `Async()`.
             on_nonfinite: What happens to a gradient with NaN: "reject", "drop" or "allow".
+            groups: Tensors with hyperparameters of their own; the others take the optimizer's.
+            state: Initial values of tensors that are pulled and saved with the parameters, but not
+                optimized: pushes set them. Such as the statistics of a batch normalization.
             exist_ok: Open the model if it exists with the same definition; its values stay.
 
         Raises:
@@ -85,7 +91,7 @@ class Client:
             DoesNotFit: The server has not enough memory.
         """
         flow = self._flows.create_model(
-            name, parameters, optimizer, consistency, on_nonfinite, exist_ok=exist_ok
+            name, parameters, optimizer, consistency, on_nonfinite, groups, state, exist_ok=exist_ok
         )
         return Model(self._driver, self._driver.run(flow))
 
@@ -181,6 +187,8 @@ class Model(ModelHandle):
 
         Raises:
             LayoutMismatch, ShapeMismatch, DtypeMismatch: They are not of the model's layout.
+            TransportError: No answer came. It may have been done, and is not repeated: that would
+                undo what was pushed in between.
         """
         return self._driver.run(self._flows.overwrite(parameters))
 
@@ -258,7 +266,7 @@ class Model(ModelHandle):
         """Delete a checkpoint.
 
         Raises:
-            Conflict: It is pinned, or the last one that is whole.
+            Conflict: It is pinned, or no newer one is whole; write another first.
         """
         self._driver.run(self._flows.delete_checkpoint(checkpoint))
 

@@ -7,14 +7,14 @@ optimizer may be any.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 from stepwell_core.errors import DtypeMismatch, InvalidInput, LayoutMismatch, shown
 from stepwell_core.layout import Array, Layout, Tensor
 
-from stepwell.tensors import arrays_of, check_shape
+from stepwell.tensors import check_shape, gradients_of
 
 LOCAL_DTYPES = ("float16", "float32", "float64")
 
@@ -24,6 +24,7 @@ def delta_of(
     pulled: Mapping[str, Array],
     layout: Layout,
     out: Mapping[str, Array],
+    state: Collection[str] = (),
 ) -> Mapping[str, Array]:
     """Write `local - pulled` into `out`, and return that; O(elements), no other array is made.
 
@@ -32,14 +33,19 @@ def delta_of(
         pulled: The parameters before them, as they were pulled; only read.
         layout: Of the model.
         out: An array for each tensor, in its parameter's shape and dtype; undefined after an error.
+        state: Names of tensors that are not optimized, and of which there is no delta.
+
+    Returns:
+        The arrays of `out` that were written.
 
     Raises:
         LayoutMismatch, ShapeMismatch, DtypeMismatch: `local` is not exactly what was pulled.
         InvalidInput: There is nothing to subtract, or `local` lies in the very memory of `pulled`.
     """
-    arrays = arrays_of(local, skips_none=True)
-    _check_names(arrays, pulled, layout)
-    for tensor in layout:
+    arrays, _ = gradients_of(local)
+    _check_names(arrays, pulled, layout, state)
+    selection = layout.select(arrays) if state else layout
+    for tensor in selection:
         name = tensor.name
         check_shape(arrays[name], tensor, "local parameter")
         _check_dtypes(tensor, arrays[name], pulled[name])
@@ -51,19 +57,24 @@ def delta_of(
                 tensor=name,
             )
     with np.errstate(all="ignore"):  # NaN and infinity are the server's to judge
-        for name in layout.names:
+        for name in selection.names:
             np.subtract(arrays[name], pulled[name], out=out[name], casting="same_kind")
-    return out
+    return {name: out[name] for name in selection.names} if state else out
 
 
-def _check_names(arrays: Mapping[str, Array], pulled: Mapping[str, Array], layout: Layout) -> None:
+def _check_names(
+    arrays: Mapping[str, Array],
+    pulled: Mapping[str, Array],
+    layout: Layout,
+    state: Collection[str],
+) -> None:
     if pulled.keys() != layout.segments.keys():
         raise InvalidInput(
             "A delta needs the arrays that were pulled. Received after a pull with `into`, which "
             "leaves none; push `local - pulled` with kind='delta'"
         )
-    if arrays.keys() != pulled.keys():
-        missing = [name for name in layout.names if name not in arrays]
+    if arrays.keys() != pulled.keys() - set(state):
+        missing = [name for name in layout.names if name not in arrays and name not in state]
         unknown = [shown(name) for name in arrays if name not in layout.segments]
         raise LayoutMismatch(
             "Local parameters have the names of those that were pulled, and no others. Missing: "

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from stepwell_core import keras_config
 from stepwell_core.consistency import Consistency, from_json
+from stepwell_core.groups import ParameterGroup
 from stepwell_core.keras_config import AnyOptimizer
 from stepwell_core.layout import Layout
 from stepwell_core.names import check_identifier
@@ -36,6 +37,8 @@ class ServerFlows:
         optimizer: Any,
         consistency: Consistency | None,
         on_nonfinite: str,
+        groups: Sequence[ParameterGroup] = (),
+        state: Mapping[str, Any] | None = None,
         *,
         exist_ok: bool,
     ) -> Flow[ModelFlows]:
@@ -43,7 +46,7 @@ class ServerFlows:
         check_identifier(name, "model")
         chosen = as_optimizer(optimizer)
         call = calls.create_model(
-            name, parameters, chosen, consistency, on_nonfinite, exist_ok=exist_ok
+            name, parameters, chosen, consistency, on_nonfinite, groups, state, exist_ok=exist_ok
         )
         answer = yield from repeatedly(call, self.patience)
         return self._model(answer, callables_of(chosen))

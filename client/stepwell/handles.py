@@ -52,6 +52,11 @@ class WorkerHandle:
         return self._session.worker
 
     @property
+    def layout(self) -> Layout:
+        """The model's tensors: names, shapes and dtypes, in order."""
+        return self._session.layout
+
+    @property
     def epoch(self) -> int:
         """The session's number, larger than that of any earlier session; -1 while there is none."""
         return self._session.epoch
@@ -90,10 +95,13 @@ class WorkerHandle:
             self._is_making_delta = False
 
     def _delta(
-        self, parameters: Mapping[str, Any], buffer: Mapping[str, Array]
+        self,
+        parameters: Mapping[str, Any],
+        buffer: Mapping[str, Array],
+        state: Mapping[str, Any] | None,
     ) -> Mapping[str, Array]:
         """Write `parameters - pulled` into a buffer, and return it; see `delta_of`."""
-        return delta_of(parameters, self._last_pulled(), self._session.layout, buffer)
+        return delta_of(parameters, self._last_pulled(), self._session.layout, buffer, state or ())
 
     def _last_pulled(self) -> Parameters:
         """Return what the session counts as pulled last.

@@ -20,10 +20,6 @@ from stepwell.session import Session
 
 BEATS_IN_LEASE = 3
 LONGEST_PAUSE_S = 60.0
-NOT_OPEN_S = 0.03
-"""How soon to look again whether the session was opened: a third of the shortest lease there is."""
-NO_LEASE_S = 0.5
-"""The same for whether it got a lease; an older server gives none."""
 
 
 class Heartbeat:
@@ -37,14 +33,17 @@ class Heartbeat:
     def __init__(self, session: Session, send: Callable[[Flow[None]], None]) -> None:
         self._session = weakref.ref(session)
         self._send = send
-        self._stopped = threading.Event()
+        self._signal = Signal()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Begin, unless it has begun; cheap. Again in a forked process, where threads end."""
         if self._thread is None or not self._thread.is_alive():
-            self._stopped = threading.Event()
-            arguments = (self._session, self._send, self._stopped)
+            self._signal = Signal()  # in a forked process the old one's lock may be held for ever
+            session = self._session()
+            if session is not None:
+                session.on_open = self._signal.woken.set
+            arguments = (self._session, self._send, self._signal)
             self._thread = threading.Thread(
                 target=_beat, args=arguments, name="stepwell-heartbeat", daemon=True
             )
@@ -52,8 +51,17 @@ class Heartbeat:
 
     def stop(self) -> None:
         """Beat no more; does not wait."""
-        self._stopped.set()
+        self._signal.is_over = True
+        self._signal.woken.set()
         self._thread = None
+
+
+class Signal:
+    """What wakes a heartbeat's thread, and whether that is to end."""
+
+    def __init__(self) -> None:
+        self.woken = threading.Event()
+        self.is_over = False
 
 
 class AsyncHeartbeat:
@@ -62,12 +70,15 @@ class AsyncHeartbeat:
     def __init__(self, session: Session, send: Callable[[Flow[None]], Awaitable[None]]) -> None:
         self._session = weakref.ref(session)
         self._send = send
+        self._woken = asyncio.Event()
+        session.on_open = self._woken.set
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Begin, unless it has begun."""
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(_beat_async(self._session, self._send))
+            beating = _beat_async(self._session, self._send, self._woken)
+            self._task = asyncio.create_task(beating)
 
     def stop(self) -> None:
         """Beat no more."""
@@ -77,40 +88,48 @@ class AsyncHeartbeat:
 
 
 def _beat(
-    reference: weakref.ref[Session],
-    send: Callable[[Flow[None]], None],
-    stopped: threading.Event,
+    reference: weakref.ref[Session], send: Callable[[Flow[None]], None], signal: Signal
 ) -> None:
-    while not stopped.wait(_pause_s(reference)):
-        session = reference()
-        if session is None:
+    while reference() is not None:
+        was_woken = signal.woken.wait(_pause_s(reference))
+        signal.woken.clear()
+        if signal.is_over:
             return
-        if session.is_open:
-            with contextlib.suppress(StepwellError):  # the next push tells
+        session = reference()
+        if session is not None and session.is_open and not was_woken:
+            try:
                 send(session.heartbeat())
+            except StepwellError:
+                pass  # the next push tells
+            except RuntimeError:
+                return  # the client was closed, and nothing can be sent any more
         del session
 
 
 async def _beat_async(
-    reference: weakref.ref[Session], send: Callable[[Flow[None]], Awaitable[None]]
+    reference: weakref.ref[Session],
+    send: Callable[[Flow[None]], Awaitable[None]],
+    woken: asyncio.Event,
 ) -> None:
-    while True:
-        await asyncio.sleep(_pause_s(reference))
+    while reference() is not None:
+        was_woken = True
+        try:
+            await asyncio.wait_for(woken.wait(), _pause_s(reference))
+        except TimeoutError:
+            was_woken = False
+        woken.clear()
         session = reference()
-        if session is None:
-            return
-        if session.is_open:
+        if session is not None and session.is_open and not was_woken:
             with contextlib.suppress(StepwellError):  # the next push tells
                 await send(session.heartbeat())
         del session
 
 
 def _pause_s(reference: weakref.ref[Session]) -> float:
+    """Return how long to wait for the next beat, or until a session is opened."""
     session = reference()
     if session is None:
         return 0.0
-    if not session.is_open:
-        return NOT_OPEN_S
-    if session.lease_s is None:
-        return NO_LEASE_S
+    if not session.is_open or session.lease_s is None:
+        return LONGEST_PAUSE_S
     return min(session.lease_s / BEATS_IN_LEASE, LONGEST_PAUSE_S)

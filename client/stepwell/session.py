@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Unpack
 
@@ -73,6 +73,7 @@ class Session:
         version: Of the parameters that were pulled last; None before.
         loss_scale: What to multiply the next loss by, with dynamic loss scaling.
         lease_s: How long this worker may be silent; None if the server is older and does not mind.
+        on_open: Called when a session was opened, by whoever drives the flow.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class Session:
         self.version: int | None = None
         self.loss_scale: float | None = None
         self.lease_s: float | None = None
+        self.on_open: Callable[[], None] = _do_nothing
         self._hyperparameters = dict(hyperparameters)
         self._on_stale = on_stale
         self._patience = patience
@@ -126,7 +128,8 @@ class Session:
         self._pid = None
         self._pulls.buffers.clear()
         path = model_path(self.model, "workers", self.worker)
-        yield Call("DELETE", path, {"epoch": self.epoch}, timeout_s=CLOSE_S)
+        query = {"epoch": self.epoch, "incarnation": self.incarnation}
+        yield Call("DELETE", path, query, timeout_s=CLOSE_S)
 
     def heartbeat(self) -> Flow[None]:
         """Renew the lease; one try."""
@@ -150,6 +153,7 @@ class Session:
         self.epoch, self.sequence = answer["epoch"], 0
         self._pid = os.getpid()
         self.lease_s = answer.fields.get("lease_s")
+        self.on_open()
         return answer
 
     def _result_in(self, opened: Answer) -> PushResult | None:
@@ -212,10 +216,13 @@ class Session:
         *,
         pulls: bool = False,
         dtype: str | None = None,
+        state: Mapping[str, Any] | None = None,
         weight: float = 1.0,
         metrics: Mapping[str, float] | None = None,
         hyperparameters: Hyperparameters | None = None,
         kind: Kind = "gradient",
+        version: int | None = None,
+        loss_scale: float | None = None,
     ) -> Flow[PushResult]:
         """Push gradients and wait for what becomes of them.
 
@@ -223,10 +230,18 @@ class Session:
         the old one, are dropped: the session is opened anew and the parameters are pulled.
         """
         yield from self._ensure_open()
+        scale = self.loss_scale if loss_scale is None else float(loss_scale)
+        said = {
+            "version": self.version if version is None else int(version),
+            "kind": kind,
+            "weight": float(weight),
+            "loss_scale": None if kind != "gradient" else scale,
+            "metrics": {name: float(value) for name, value in (metrics or {}).items()},
+        }
         try:
             return (
                 yield from self._push_once(
-                    gradients, weight, metrics, hyperparameters, kind, pulls=pulls, dtype=dtype
+                    gradients, said, hyperparameters, pulls=pulls, dtype=dtype, state=state
                 )
             )
         except StaleIncarnation as error:
@@ -249,10 +264,8 @@ class Session:
     def _push_once(
         self,
         gradients: Mapping[str, Any],
-        weight: float,
-        metrics: Mapping[str, float] | None,
+        said: Mapping[str, Any],
         hyperparameters: Hyperparameters | None,
-        kind: Kind,
         **options: Any,
     ) -> Flow[PushResult]:
         with self._one_at_a_time():
@@ -260,12 +273,8 @@ class Session:
             header = {
                 "worker": self.worker,
                 "incarnation": self.incarnation,
-                "version": self.version,
-                "kind": kind,
-                "weight": float(weight),
-                "loss_scale": self.loss_scale if kind == "gradient" else None,
+                **said,
                 "hyperparameters": values_of({**self._hyperparameters, **(hyperparameters or {})}),
-                "metrics": {name: float(value) for name, value in (metrics or {}).items()},
             }
             result = yield from self._push(gradients, header, **options)
             if result.loss_scale is not None:
@@ -338,7 +347,8 @@ class Session:
     def _asked(self) -> Flow[PushResult]:
         """Ask what became of the present push until it is settled."""
         path = model_path(self.model, "workers", self.worker, "pushes", str(self.sequence))
-        call = Call("GET", path, {"epoch": self.epoch, "wait_s": WAIT_S})
+        query = {"epoch": self.epoch, "incarnation": self.incarnation, "wait_s": WAIT_S}
+        call = Call("GET", path, query)
         while True:
             result = calls.result_of((yield from repeatedly(call, self._patience)))
             if result.outcome != "waiting":
@@ -350,6 +360,8 @@ class Session:
             return
         try:
             self._settle((yield from self._asked()))
+        except StaleIncarnation:  # whatever it did is not in the present history
+            self._settle(None)
         except (PushNotFound, SessionExpired, UnknownSession):
             yield from self._take_new_epoch()
 
@@ -377,3 +389,7 @@ class Session:
             yield
         finally:
             self._is_pushing = False
+
+
+def _do_nothing() -> None:
+    """Nobody asked to be told."""

@@ -2,40 +2,50 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
-from functools import cache
 from typing import Any
 
-import numpy as np
 from stepwell_core.errors import DtypeMismatch, InvalidArgument, ShapeMismatch, shown
-from stepwell_core.layout import PAYLOAD_DTYPES, Array, Layout, Tensor, byte_view
+from stepwell_core.layout import (
+    ARENA_DTYPES,
+    PAYLOAD_DTYPES,
+    Array,
+    Layout,
+    Tensor,
+    byte_view,
+)
+
+from stepwell.arrays import BITS, as_array
 
 HALF_DTYPES = ("float16", "bfloat16")
 
 _GRADIENT_DTYPES = frozenset(PAYLOAD_DTYPES) - {"native"}
 
 
-def arrays_of(values: Mapping[str, Any], *, skips_none: bool = False) -> dict[str, Array]:
-    """Return the arrays in a mapping.
+def arrays_of(values: Mapping[str, Any]) -> dict[str, Array]:
+    """Return the parameters in a mapping as arrays.
 
     Args:
-        values: By name: arrays, torch tensors, or anything that NumPy can view as one. An array
-            in C order and of this machine's byte order is not copied.
-        skips_none: Whether values that are None are left out.
+        values: By name, each float32 or float64; whatever `stepwell.arrays` can view. An array in C
+            order and of this machine's byte order is not copied.
 
     Raises:
-        InvalidArgument: It is not a mapping.
+        InvalidArgument: It is not a mapping, or a value cannot be viewed.
+        DtypeMismatch: A value is of another dtype.
     """
-    if not isinstance(values, Mapping):
-        raise InvalidArgument(
-            f"Tensors come by name, as in {{'kernel': array}}. Received: {type(values).__name__}"
-        )
-    return {
-        name: _as_array(value)
-        for name, value in values.items()
-        if not (skips_none and value is None)
-    }
+    _check_named(values)
+    arrays = {}
+    for name, value in values.items():
+        arrays[name], dtype = as_array(name, value)
+        if dtype not in ARENA_DTYPES:
+            raise DtypeMismatch(
+                f"Parameters are {' or '.join(ARENA_DTYPES)}. Received: {dtype} for {name!r}; "
+                "convert it to float32, in which the optimizer works, and pull with "
+                "dtype='bfloat16' if you need that",
+                tensor=name,
+                received=dtype,
+            )
+    return arrays
 
 
 def gradients_of(
@@ -44,37 +54,37 @@ def gradients_of(
     """Return the arrays of gradients and the name of the dtype of each; None is left out.
 
     Args:
-        gradients: By name; see `arrays_of`.
+        gradients: By name; whatever `stepwell.arrays` can view.
         declared: What arrays of uint16 or int16 hold the bits of: "bfloat16" or "float16".
 
     Raises:
-        InvalidArgument: They are not a mapping.
-        DtypeMismatch: An array is neither of the declared dtype nor of 16 bits.
+        InvalidArgument: They are not a mapping, or one cannot be viewed.
+        DtypeMismatch: One is no float, or neither of the declared dtype nor of 16 bits.
     """
     if declared is not None and declared not in HALF_DTYPES:
         raise InvalidArgument(
             f"`dtype` says what arrays of uint16 hold: {' or '.join(HALF_DTYPES)}. Received: "
             f"{shown(declared)}"
         )
-    arrays = arrays_of(gradients, skips_none=True)
-    dtypes = {name: _dtype_of(gradients[name], array) for name, array in arrays.items()}
-    if declared is not None:
-        dtypes = {name: _as_declared(name, dtype, declared) for name, dtype in dtypes.items()}
+    _check_named(gradients)
+    arrays, dtypes = {}, {}
+    for name, value in gradients.items():
+        if value is None:
+            continue
+        arrays[name], dtype = as_array(name, value)
+        dtypes[name] = dtype if declared is None else _as_declared(name, dtype, declared)
     return arrays, dtypes
 
 
-def _dtype_of(value: Any, array: Array) -> str:
-    # Without ml_dtypes, NumPy has no bfloat16, and `array` is the bits.
-    return "bfloat16" if _is_bfloat16_of_torch(value) else _name_of(array.dtype)
-
-
-@cache
-def _name_of(dtype: np.dtype[Any]) -> str:
-    return dtype.name  # NumPy makes it anew each time, in microseconds
+def _check_named(values: Any) -> None:
+    if not isinstance(values, Mapping):
+        raise InvalidArgument(
+            f"Tensors come by name, as in {{'kernel': array}}. Received: {type(values).__name__}"
+        )
 
 
 def _as_declared(name: str, dtype: str, declared: str) -> str:
-    if dtype not in (declared, "uint16", "int16"):
+    if dtype not in (declared, *BITS):
         raise DtypeMismatch(
             f"With dtype={declared!r} gradients are {declared}, or its bits as uint16. Received: "
             f"{dtype} for {name!r}; convert it, or leave `dtype` out",
@@ -83,42 +93,6 @@ def _as_declared(name: str, dtype: str, declared: str) -> str:
             received=dtype,
         )
     return declared
-
-
-def _as_array(value: Any) -> Array:
-    array = _of_torch(value) if _is_of_torch(value) else np.asarray(value)
-    if not array.dtype.isnative:
-        array = array.astype(array.dtype.newbyteorder("="))
-    return array if array.flags.c_contiguous else np.ascontiguousarray(array)
-
-
-def _is_of_torch(value: Any) -> bool:
-    """Whether a value is a torch tensor, which is told without importing torch."""
-    is_array = isinstance(value, np.ndarray)
-    return not is_array and hasattr(value, "detach") and hasattr(value, "cpu")
-
-
-def _is_bfloat16_of_torch(value: Any) -> bool:
-    return _is_of_torch(value) and str(value.dtype) == "torch.bfloat16"
-
-
-def _of_torch(tensor: Any) -> Array:
-    """Return a tensor as NumPy sees it: without its graph, on the CPU; bfloat16 as its bits.
-
-    Raises:
-        InvalidArgument: It is one that NumPy cannot view, such as a sparse one.
-    """
-    plain = tensor.detach().cpu()
-    try:
-        if not _is_bfloat16_of_torch(plain):
-            return np.asarray(plain.numpy())
-        bits = plain.view(sys.modules["torch"].int16)  # it is loaded, or there were no tensor
-        return np.asarray(bits.numpy()).view(np.uint16)
-    except (TypeError, RuntimeError) as error:
-        raise InvalidArgument(
-            "A tensor is dense, as tensor.to_dense() makes it, so that NumPy can view it. "
-            f"Received: {plain.layout}, {plain.dtype} ({error})"
-        ) from None
 
 
 def in_travel_order(layout: Layout, arrays: Mapping[str, Array]) -> tuple[memoryview, ...]:

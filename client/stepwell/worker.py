@@ -68,6 +68,9 @@ class Worker(WorkerHandle):
         metrics: Mapping[str, float] | None = None,
         hyperparameters: Hyperparameters | None = None,
         kind: Kind = "gradient",
+        version: int | None = None,
+        loss_scale: float | None = None,
+        state: Mapping[str, Any] | None = None,
     ) -> PushResult:
         """Push gradients; they have their effect once, however often the network fails.
 
@@ -79,8 +82,16 @@ class Worker(WorkerHandle):
             dtype: "bfloat16" or "float16", if gradients are the bits of that as uint16.
             weight: In an aggregate, such as the number of examples; finite and > 0.
             metrics: Numbers for the history, such as the loss.
-            hyperparameters: Values for those that were declared to come with each push.
+            hyperparameters: Values for those that were declared to come with each push; those of a
+                group are `group/name`.
             kind: "delta" says that they are `local - pulled` after local steps; see `push_delta`.
+            version: Of the parameters that the gradients were computed at; default: those that
+                were pulled last.
+            loss_scale: What the loss was multiplied by; default: `self.loss_scale`. Of a delta it
+                has no meaning.
+            state: Values of tensors that are not optimized, in their own dtypes; they replace the
+                old ones in the same step. Of several workers at a barrier the last by name counts,
+                of those whose pushes are gathered the last that came.
 
         Returns:
             What became of it. In synchronous mode this comes when the step is made.
@@ -102,6 +113,9 @@ class Worker(WorkerHandle):
             metrics=metrics,
             hyperparameters=hyperparameters,
             kind=kind,
+            version=version,
+            loss_scale=loss_scale,
+            state=state,
         )
         return self._run(flow)
 
@@ -114,6 +128,9 @@ class Worker(WorkerHandle):
         metrics: Mapping[str, float] | None = None,
         hyperparameters: Hyperparameters | None = None,
         kind: Kind = "gradient",
+        version: int | None = None,
+        loss_scale: float | None = None,
+        state: Mapping[str, Any] | None = None,
     ) -> Parameters:
         """Push gradients and get the new parameters, in one round trip; see `push` and `pull`."""
         flow = self._session.push_pull(
@@ -123,6 +140,9 @@ class Worker(WorkerHandle):
             metrics=metrics,
             hyperparameters=hyperparameters,
             kind=kind,
+            version=version,
+            loss_scale=loss_scale,
+            state=state,
         )
         self._forget_pulled()
         return self._note_pulled(self._run(flow))
@@ -134,6 +154,7 @@ class Worker(WorkerHandle):
         weight: float = 1.0,
         metrics: Mapping[str, float] | None = None,
         hyperparameters: Hyperparameters | None = None,
+        state: Mapping[str, Any] | None = None,
     ) -> PushResult:
         """Push what local steps have added to the parameters that were pulled last.
 
@@ -148,6 +169,8 @@ class Worker(WorkerHandle):
                 returned is what is subtracted from them. The worker keeps those arrays until the
                 next pull, and nobody may write to them before this returns.
             weight, metrics, hyperparameters: See `push`.
+            state: Values of tensors that are not optimized, which are sent as they are; None for
+                one that is to stay as it is. These names are then not in `parameters`.
 
         Returns:
             What became of it; see `push`. Then pull, for the next local steps.
@@ -158,13 +181,14 @@ class Worker(WorkerHandle):
             StepwellError: As `push`.
         """
         with self._making_delta():
-            delta = self._delta(parameters, self.gradient_buffer())
+            delta = self._delta(parameters, self.gradient_buffer(), state)
             return self.push(
                 delta,
                 weight=weight,
                 metrics=metrics,
                 hyperparameters=hyperparameters,
                 kind="delta",
+                state=state,
             )
 
     def gradient_buffer(self) -> dict[str, Array]:

@@ -52,7 +52,7 @@ def check_push(push: Push, definition: Definition, newest_version: int) -> None:
             "This model limits how stale a gradient may be, so each push says at which `version` "
             "of the parameters it was computed. Pull first. Received: version=None"
         )
-    check(push, definition.rule, newest_version)
+    check(push, definition, newest_version)
 
 
 def with_loss_scale(push: Push, definition: Definition, counters: Counters) -> Push:

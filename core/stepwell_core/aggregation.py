@@ -29,6 +29,8 @@ class RunningSum:
         layout: The model's tensors.
         total: Its memory, if the caller has some; used in place.
         weights: What is in that already; see `weights`.
+        state: Names of those that are not summed: the last value counts.
+        values: Of the state, what is in the memory already; see `values`.
         compiled: False runs the same loops as plain Python, for tests.
     """
 
@@ -38,34 +40,45 @@ class RunningSum:
         total: Arenas | None = None,
         weights: Mapping[str, float] | None = None,
         *,
+        state: Collection[str] = (),
+        values: Collection[str] = (),
         compiled: bool = True,
     ) -> None:
         self._layout = layout
         self._compiled = compiled
         self._total = layout.new_arenas(None) if total is None else total
         self._weights = dict(weights or {})
+        self._state = frozenset(state)
+        self._values = set(values)
         self._loss_scale: float | None = None  # what the sum has still to be divided by
 
     @property
     def weights(self) -> Mapping[str, float]:
-        """The sum of the weights by tensor; those that nobody sent have none."""
+        """The sum of the weights by tensor; those that nobody sent have none, nor has state."""
         return self._weights
+
+    @property
+    def values(self) -> Collection[str]:
+        """The names of the state's tensors that somebody sent."""
+        return self._values
 
     def divisor_with(self, names: Iterable[str], weight: float) -> float:
         """Return the loss scale of the mean with one more gradient in it, whose own is taken out.
 
         Args:
-            names: Of the tensors that it would have.
+            names: Of the tensors that it would have; those of the state do not count.
             weight: Its own.
         """
         weights = dict(self._weights)
         for name in names:
-            weights[name] = weights.get(name, 0.0) + weight
+            if name not in self._state:
+                weights[name] = weights.get(name, 0.0) + weight
         return _divisor(weights)
 
     def clear(self) -> None:
         """Begin a new sum; O(1), the memory is kept."""
         self._weights = {}
+        self._values = set()
 
     def add(self, gradient: Gradient, weight: float, *, keeps_scale: bool = False) -> None:
         """Add one gradient; O(its bytes).
@@ -75,6 +88,12 @@ class RunningSum:
             weight: Finite and > 0.
             keeps_scale: Leave the loss scale in the sum, as long as all have the same.
         """
+        summed = [name for name in gradient.layout.names if name not in self._state]
+        for name in self._state.intersection(gradient.layout.names):
+            segment = gradient.layout.segments[name]
+            place = self._layout.segments[name]
+            self._total[place.tensor.dtype][place.start : place.stop] = gradient.values(segment)
+            self._values.add(name)
         scale = gradient.loss_scale if keeps_scale else None
         if not self._weights:
             self._loss_scale = scale
@@ -83,9 +102,9 @@ class RunningSum:
                 self._divide(dict.fromkeys(self._weights, self._loss_scale))
             self._loss_scale = scale = None
         for is_first in (True, False):
-            names = {n for n in gradient.layout.names if (n not in self._weights) is is_first}
+            names = {n for n in summed if (n not in self._weights) is is_first}
             self._add(gradient, names, weight, is_first=is_first, unscales=scale is None)
-        for name in gradient.layout.names:
+        for name in summed:
             self._weights[name] = self._weights.get(name, 0.0) + weight
 
     def take(self) -> Gradient:
@@ -95,7 +114,9 @@ class RunningSum:
         kept, or by the sum of the weights, if that is one for all tensors; so the step's pass does
         it. Its arenas are the sum's own memory, which the next `add` overwrites.
         """
-        layout = self._layout.select(name for name in self._layout.names if name in self._weights)
+        layout = self._layout.select(
+            name for name in self._layout.names if name in self._weights or name in self._values
+        )
         divisor = _divisor(self._weights)
         if self._loss_scale is not None or len(set(self._weights.values())) != 1:
             self._divide(self._weights)

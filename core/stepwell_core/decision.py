@@ -34,8 +34,13 @@ def step(
         pipeline: Of the model.
         scale: What the learning rate is multiplied by.
     """
-    values = pushes[0].hyperparameters
-    scalars = pipeline.scalars(before.iterations, gradient.loss_scale, values, scale)
+    scalars = pipeline.scalars(
+        before.iterations,
+        gradient.loss_scale,
+        pushes[0].hyperparameters,
+        scale,
+        assigns=pipeline.assigns(gradient.layout),
+    )
     after = _after_step(before, scalars, definition, pushes[0].kind)
     return Staged(_results(pushes, _outcome(scalars), before, after), after, gradient, scalars)
 
@@ -60,6 +65,8 @@ def gathered_step(
     before: Counters,
     definition: Definition,
     pipeline: Pipeline,
+    *,
+    assigns: bool = False,
 ) -> Staged:
     """Return the step of all that was gathered.
 
@@ -71,10 +78,11 @@ def gathered_step(
         before: The model's counters now.
         definition: Of the model.
         pipeline: Of the model.
+        assigns: Whether values of state come with them.
     """
     pushes = () if push is None else (push,)
     values = {} if push is None else push.hyperparameters
-    scalars = pipeline.scalars(before.iterations, divisor, values)
+    scalars = pipeline.scalars(before.iterations, divisor, values, assigns=assigns)
     after = _after_step(before, scalars, definition, kind)
     results = _results(pushes, _outcome(scalars), before, after)
     return Staged(results, after, gradient, scalars, None if push is None else push.weight)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from stepwell_core import consistency, keras_config
 from stepwell_core.consistency import Async, Consistency
-from stepwell_core.errors import InvalidArgument, InvalidInput
+from stepwell_core.errors import InvalidArgument, InvalidInput, shown
+from stepwell_core.groups import ParameterGroup, check_groups, check_same_rule, groups_from_json
 from stepwell_core.keras_config import AnyOptimizer
 from stepwell_core.layout import Layout
 from stepwell_core.loss_scale import LossScaleOptimizer
@@ -25,6 +26,8 @@ _FIELDS = {
     "tensors",
     "optimizer",
     "exclude_from_weight_decay",
+    "groups",
+    "state",
     "consistency",
     "on_nonfinite",
     "created_with",
@@ -44,6 +47,9 @@ class Definition:
         consistency: When pushes become a step.
         on_nonfinite: One of `ON_NONFINITE`; a dynamic loss scale skips such a step whatever this
             says.
+        groups: Tensors with hyperparameters of their own.
+        state: Names of tensors that are not optimized but set by pushes, such as the statistics of
+            a batch normalization; in layout order.
         created_with: The optimizer at creation, if hyperparameters were changed since.
         created_consistency: The mode at creation, if it was changed since.
     """
@@ -56,6 +62,8 @@ class Definition:
     on_nonfinite: str = "reject"
     created_with: AnyOptimizer | None = None
     created_consistency: Consistency | None = None
+    groups: tuple[ParameterGroup, ...] = ()
+    state: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
@@ -68,12 +76,81 @@ class Definition:
         if self.excluded:
             selection = self.layout.select(self.excluded)
             object.__setattr__(self, "excluded", selection.names)
+        if self.state:
+            object.__setattr__(self, "state", self.layout.select(self.state).names)
+            if len(self.state) == len(self.layout):
+                raise InvalidArgument(
+                    "A model has at least one tensor that is optimized. Received: all in `state`"
+                )
+        if self.groups:
+            check_groups(self.groups, self.optimized, self.rule)
 
     @property
     def rule(self) -> Optimizer:
         """The optimizer that makes the steps, without a loss scale around it."""
-        optimizer = self.optimizer
-        return optimizer.inner_optimizer if isinstance(optimizer, LossScaleOptimizer) else optimizer
+        return rule_of(self.optimizer)
+
+    @property
+    def optimized(self) -> tuple[str, ...]:
+        """The names of the tensors that are no state, in layout order."""
+        state = set(self.state)
+        return tuple(name for name in self.layout.names if name not in state)
+
+    def check_tensors(self, names: Collection[str], state: Collection[str]) -> None:
+        """Refuse a push that has values where gradients belong, or gradients where values do.
+
+        Args:
+            names: Of all tensors of the push.
+            state: Of those that it says have values.
+
+        Raises:
+            InvalidInput: They are not exactly those of the model's state, or there is no gradient.
+        """
+        if not self.state and not state:
+            return
+        expected = set(self.state).intersection(names)
+        wrong = sorted(expected.symmetric_difference(state))
+        if wrong:
+            is_value = wrong[0] in expected
+            raise InvalidInput(
+                f"Tensor {shown(wrong[0])} is {'state: it' if is_value else 'optimized: it'} takes "
+                f"{'a value, in `state`' if is_value else 'a gradient'}. Received: "
+                f"{'a gradient' if is_value else 'a value'}",
+                tensor=shown(wrong[0]),
+            )
+        if len(expected) == len(names):
+            raise InvalidInput(
+                "A push has a gradient of at least one tensor. Received: state alone"
+            )
+
+    @property
+    def declared_per_push(self) -> tuple[str, ...]:
+        """The names of all values that come with each push."""
+        own = (name for group in self.groups for name in group.declared_per_push)
+        return (*self.rule.declared_per_push, *own)
+
+    def check_values(self, values: Mapping[str, float]) -> None:
+        """Refuse values of a push that are not those declared, or break a rule.
+
+        Raises:
+            InvalidInput: Others were declared.
+            InvalidArgument: A value is not allowed.
+        """
+        declared = set(self.declared_per_push)
+        if values.keys() != declared:
+            raise InvalidInput(
+                f"With each push come values for: {', '.join(sorted(declared))[:400] or 'none'}. "
+                f"Received: {', '.join(sorted(values))[:200] or 'none'}",
+                expected=sorted(declared)[:64],
+            )
+        if not declared:
+            return
+        common = {name: value for name, value in values.items() if "/" not in name}
+        rule = self.rule.with_values(common)
+        check_same_rule(rule, self.rule, "a value that came with a push")
+        for group in self.groups:
+            own = group.rule(rule, values)
+            check_same_rule(own, self.rule, f"a value of group {group.name!r}")
 
     def with_rule(self, rule: Optimizer) -> Definition:
         """Return the definition with other hyperparameters."""
@@ -93,7 +170,7 @@ class Definition:
         Names of optimizers do not count, since Keras numbers them: adam, adam_1, ...
         """
         mine, theirs = self._as_created(), other._as_created()
-        return [field for field in mine if mine[field] != theirs[field]]
+        return [field for field in {**mine, **theirs} if mine.get(field) != theirs.get(field)]
 
     def _as_created(self) -> dict[str, Any]:
         optimizer = _without_names(keras_config.serialize(self.created_with or self.optimizer))
@@ -117,6 +194,9 @@ class Definition:
             "on_nonfinite": self.on_nonfinite,
             "created_with": self.created_with and keras_config.serialize(self.created_with),
             "created_consistency": self.created_consistency and self.created_consistency.to_json(),
+            # Left out where there are none, so that an older server can read it.
+            **({"state": list(self.state)} if self.state else {}),
+            **({"groups": [group.to_json() for group in self.groups]} if self.groups else {}),
         }
 
     @classmethod
@@ -143,10 +223,14 @@ class Definition:
                 "`exclude_from_weight_decay` is a list of tensor names. Received: "
                 f"{repr(excluded)[:80]}"
             )
+        state = given.get("state", ())
+        if not isinstance(state, list | tuple) or not all(isinstance(n, str) for n in state):
+            raise InvalidInput(f"`state` is a list of tensor names. Received: {shown(state)}")
+        optimizer = keras_config.deserialize(value["optimizer"])
         return cls(
             name=value["name"],
             layout=Layout.from_json(value["tensors"]),
-            optimizer=keras_config.deserialize(value["optimizer"]),
+            optimizer=optimizer,
             excluded=tuple(excluded),
             consistency=consistency.from_json(given.get("consistency", "async")),
             on_nonfinite=given.get("on_nonfinite", "reject"),
@@ -156,7 +240,14 @@ class Definition:
             created_consistency=consistency.from_json(given["created_consistency"])
             if "created_consistency" in given
             else None,
+            groups=groups_from_json(given.get("groups", ()), rule_of(optimizer)),
+            state=tuple(state),
         )
+
+
+def rule_of(optimizer: AnyOptimizer) -> Optimizer:
+    """Return the optimizer that makes the steps, without a loss scale around it."""
+    return optimizer.inner_optimizer if isinstance(optimizer, LossScaleOptimizer) else optimizer
 
 
 def _without_names(value: Any) -> Any:

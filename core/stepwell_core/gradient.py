@@ -9,7 +9,7 @@ import numpy as np
 import xxhash
 
 from stepwell_core import kernels
-from stepwell_core.layout import Arenas, Array, Layout, byte_views
+from stepwell_core.layout import Arenas, Array, Layout, Segment, byte_views
 
 _INFINITY: dict[str, np.signedinteger[Any]] = {
     "float16": np.int16(0x7C00),
@@ -45,6 +45,13 @@ class Gradient:
         array = self.arenas[arena_dtype]
         payload = arena_dtype if self.dtype == "native" else self.dtype
         return (array.view(np.uint16) if array.itemsize == 2 else array), payload
+
+    def values(self, segment: Segment) -> Array:
+        """Return one tensor's elements as numbers, flat; of state, which is taken as it is."""
+        array = self.arenas[segment.tensor.dtype][segment.start : segment.stop]
+        if self.dtype == "bfloat16":
+            return (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+        return array
 
     def fingerprint(self) -> str:
         """Return the xxh3_64 of the payload's bytes, in hexadecimal.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from stepwell_core.definition import Definition
 from stepwell_core.errors import InvalidArgument
+from stepwell_core.optimizers import Optimizer
 from stepwell_core.pipeline import Pipeline
 from stepwell_core.schedules import LearningRateSchedule
 
@@ -32,14 +34,36 @@ def with_hyperparameters(
             "This optimizer was created with a LearningRateSchedule as its `learning_rate`, hence "
             "its learning rate is not settable. Create it with a float `learning_rate` instead"
         )
-    definition = definition.with_rule(rule.with_values(values))
-    changed = Pipeline(definition.layout, definition.rule, definition.excluded)
-    if _fixed(pipeline) != _fixed(changed):
+    return with_rule(definition, pipeline, rule.with_values(values))
+
+
+def with_rule(
+    definition: Definition, pipeline: Pipeline, rule: Optimizer
+) -> tuple[Definition, Pipeline]:
+    """Return the definition and the pipeline of a model with another rule of the same kind.
+
+    Raises:
+        InvalidArgument: The slots, or which values come with each push, would change.
+    """
+    before = definition.rule
+    definition = definition.with_rule(rule)
+    changed = Pipeline(
+        definition.layout, definition.rule, definition.excluded, definition.groups, definition.state
+    )
+    if type(rule) is not type(before) or _fixed(pipeline) != _fixed(changed):
         raise InvalidArgument(
             "These hyperparameters cannot change while training, since the slots, or the values "
-            f"that come with each push, would: {', '.join(sorted(values))}. Create another model"
+            f"that come with each push, would: {', '.join(_differing(before, rule))}. Create "
+            "another model"
         )
     return definition, changed
+
+
+def _differing(before: Optimizer, after: Optimizer) -> list[str]:
+    if type(before) is not type(after):
+        return ["the optimizer itself"]
+    names = sorted(part.name for part in fields(before))
+    return [name for name in names if getattr(before, name) != getattr(after, name)]
 
 
 def _fixed(pipeline: Pipeline) -> tuple[Any, ...]:

@@ -44,9 +44,9 @@ def serialize(optimizer: AnyOptimizer) -> dict[str, Any]:
         InvalidArgument: A hyperparameter is a callable, which has no JSON form.
     """
     return {
-        "module": "keras.optimizers",
+        "module": optimizer.module,
         "class_name": type(optimizer).__name__,
-        "config": {name: _plain(value) for name, value in optimizer.get_config().items()},
+        "config": {name: plain(value) for name, value in optimizer.get_config().items()},
         "registered_name": None,
     }
 
@@ -129,7 +129,12 @@ def _hyperparameter(name: str, value: Any) -> Any:
     return schedules.deserialize(value)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return a hyperparameter's JSON form.
+
+    Raises:
+        InvalidArgument: It is a callable, which has none.
+    """
     if isinstance(value, schedules.LearningRateSchedule):
         return value.serialize()
     if isinstance(value, Optimizer):

@@ -12,9 +12,10 @@ The ledger is saved with the parameters, in one cut, so it is right about them a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from stepwell_core import strict
 from stepwell_core.errors import (
     Fenced,
     InvalidInput,
@@ -65,8 +66,28 @@ class Result:
     loss_scale: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values; `Result(**values)` is the result again."""
+        """Return plain values."""
         return dict(vars(self))
+
+    @classmethod
+    def from_json(cls, value: object) -> Result:
+        """Return the result that `to_json` described; `value` may come from a stranger.
+
+        Raises:
+            ValueError: It is none.
+        """
+        said = strict.mapping(value, *(part.name for part in fields(cls)))
+        if said["outcome"] not in OUTCOMES:
+            raise ValueError("an outcome has another name")
+        scale = said["loss_scale"]
+        return cls(
+            outcome=said["outcome"],
+            version=strict.integer(said["version"]),
+            parameters_version=strict.integer(said["parameters_version"]),
+            staleness=strict.integer(said["staleness"]),
+            duplicate=strict.boolean(said["duplicate"]),
+            loss_scale=None if scale is None else strict.positive(scale),
+        )
 
 
 @dataclass
@@ -121,15 +142,46 @@ class Session:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Session:
-        """Return the session that `to_json` described."""
-        numbers = sorted(map(int, value["results"]))  # whatever order the JSON came in
-        results = {number: Result(**value["results"][str(number)]) for number in numbers}
-        known = value.get("fingerprints", {})  # the first checkpoints had none
-        fingerprints = {int(number): text for number, text in known.items()}
-        previous = None if value["previous"] is None else cls.from_json(value["previous"])
-        return cls(
-            **{**value, "results": results, "fingerprints": fingerprints, "previous": previous}
+        """Return the session that `to_json` described; `value` may come from a stranger.
+
+        Raises:
+            ValueError: It is none.
+        """
+        value = {"fingerprints": {}, "clock_start": 0, **strict.mapping(value)}  # since version 1
+        value = strict.mapping(value, *(part.name for part in fields(cls)))
+        last = strict.integer(value["last_sequence"], -1)
+        said = strict.mapping(value["results"])
+        first = last + 1 - len(said)
+        if len(said) > STORED_RESULTS or first < 0 or (last >= 0 and not said):
+            raise ValueError("a session has the results of its last pushes, and no others")
+        numbers = range(first, last + 1)
+        if said.keys() != set(map(str, numbers)):
+            raise ValueError("a session has the results of its last pushes, in a row")
+        known = strict.mapping(value["fingerprints"])
+        if not known.keys() <= said.keys():
+            raise ValueError("a fingerprint belongs to no result")
+        previous = value["previous"]
+        session = cls(
+            worker=strict.identifier(value["worker"]),
+            epoch=strict.integer(value["epoch"], 1),
+            is_open=strict.boolean(value["is_open"]),
+            last_sequence=last,
+            results={number: Result.from_json(said[str(number)]) for number in numbers},
+            fingerprints={
+                number: strict.text(known[str(number)])
+                for number in numbers
+                if str(number) in known
+            },
+            clock_start=strict.integer(value["clock_start"], -strict.MOST),
         )
+        if previous is not None:
+            if strict.mapping(previous).get("previous") is not None:
+                raise ValueError("a previous session has no previous one")
+            session.previous = cls.from_json(previous)
+        return session
+
+    def _copied(self) -> Session:
+        return replace(self, results=dict(self.results), fingerprints=dict(self.fingerprints))
 
     def _last_alone(self) -> Session:
         last = self.last_result
@@ -141,7 +193,7 @@ class Ledger:
     """All sessions of one model. Not thread-safe: the model's writer alone uses it.
 
     Attributes:
-        sessions: The newest one of each worker, in the order in which they were opened.
+        sessions: The newest one of each worker, in the order in which they were opened; only read.
         last_epoch: The largest that was ever given away.
         most_open: How many sessions were open at once since the last time that none was.
     """
@@ -150,6 +202,26 @@ class Ledger:
         self.sessions: dict[str, Session] = {}
         self.last_epoch = 0
         self.most_open = 0
+        self._own: set[str] = set()  # the workers whose sessions no cut has
+
+    def cut(self) -> Ledger:
+        """Return the ledger as it is now; O(sessions), at microseconds for a thousand.
+
+        The two share their sessions: who changes one copies it before. The cut may be read on any
+        thread, as long as nobody changes it.
+        """
+        cut = Ledger()
+        cut.sessions = dict(self.sessions)
+        cut.last_epoch, cut.most_open = self.last_epoch, self.most_open
+        self._own.clear()
+        return cut
+
+    def _to_change(self, worker: str) -> Session:
+        """Return a session that is this ledger's alone."""
+        if worker not in self._own:
+            self.sessions[worker] = self.sessions[worker]._copied()
+            self._own.add(worker)
+        return self.sessions[worker]
 
     @property
     def open_workers(self) -> list[str]:
@@ -165,7 +237,8 @@ class Ledger:
 
     def restart_clocks(self) -> None:
         """Let all clocks begin at 0."""
-        for session in self.sessions.values():
+        for worker in list(self.sessions):
+            session = self._to_change(worker)
             session.clock_start = -(session.last_sequence + 1)
 
     def open(self, worker: str) -> tuple[Session, Session | None]:
@@ -187,6 +260,7 @@ class Ledger:
         slowest = min(self.clocks.values(), default=0)
         session = self.sessions[worker] = Session(worker, self.last_epoch, clock_start=slowest)
         session.previous = None if previous is None else previous._last_alone()
+        self._own.add(worker)
         self.most_open = max(self.most_open, len(self.open_workers))
         return session, previous
 
@@ -207,7 +281,9 @@ class Ledger:
         """Close a session; a session that is closed, fenced or not known stays as it is."""
         session = self.sessions.get(worker)
         if session is not None and session.epoch == epoch:
-            session.is_open = False
+            self._own.add(worker)
+            self.sessions[worker] = closed = session._last_alone()  # nobody asks for the others
+            closed.previous = session.previous
             self.most_open = self.most_open if self.open_workers else 0
             self._forget_oldest()
 
@@ -295,6 +371,7 @@ class Ledger:
         session = self.sessions.get(worker)
         if session is None or session.epoch != epoch:
             return
+        session = self._to_change(worker)
         session.last_sequence = sequence
         session.previous = None
         session.results[sequence] = result
@@ -308,19 +385,31 @@ class Ledger:
     def to_json(self) -> dict[str, Any]:
         """Return plain values for the checkpoint."""
         return {
-            "last_epoch": self.last_epoch,
-            "most_open": self.most_open,
+            **self.numbers(),
             "sessions": [session.to_json() for session in self.sessions.values()],
         }
 
+    def numbers(self) -> dict[str, int]:
+        """Return all plain values but the sessions."""
+        return {"last_epoch": self.last_epoch, "most_open": self.most_open}
+
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Ledger:
-        """Return the ledger that `to_json` described."""
+        """Return the ledger that `to_json` described; `value` may come from a stranger.
+
+        Raises:
+            ValueError: It is none.
+        """
+        value = {"most_open": 0, **strict.mapping(value)}  # the first checkpoints had none
+        value = strict.mapping(value, "last_epoch", "most_open", "sessions")
         ledger = cls()
-        ledger.last_epoch = value["last_epoch"]
-        ledger.most_open = value["most_open"]
-        for entry in value["sessions"]:
+        ledger.last_epoch = strict.integer(value["last_epoch"])
+        ledger.most_open = strict.integer(value["most_open"], 0, MAX_OPEN_SESSIONS)
+        most = MAX_OPEN_SESSIONS + MAX_CLOSED_SESSIONS
+        for entry in strict.sequence(value["sessions"], most):
             session = Session.from_json(entry)
+            if session.worker in ledger.sessions or session.epoch > ledger.last_epoch:
+                raise ValueError("two sessions of one worker, or an epoch that was not given yet")
             ledger.sessions[session.worker] = session
         return ledger
 
@@ -328,6 +417,7 @@ class Ledger:
         closed = [name for name, session in self.sessions.items() if not session.is_open]
         for name in closed[: max(len(closed) - MAX_CLOSED_SESSIONS, 0)]:
             del self.sessions[name]
+            self._own.discard(name)
 
 
 def check_repetition(worker: str, sequence: int, first: str | None, second: str | None) -> None:

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from stepwell_core import strict
 from stepwell_core.errors import InvalidArgument, shown
 from stepwell_core.optimizers import Optimizer
 from stepwell_core.optimizers.base import check_name, snake_case
@@ -37,6 +38,8 @@ class LossScaleOptimizer:
         dynamic_growth_steps: Good steps before the scale is doubled.
         name: As in Keras.
     """
+
+    module: ClassVar[str] = "keras.optimizers"
 
     inner_optimizer: Optimizer
     initial_scale: float = 2.0**15
@@ -99,6 +102,19 @@ class LossScale:
     def initial(cls, optimizer: LossScaleOptimizer) -> LossScale:
         """Return the scale at the beginning."""
         return cls(float(np.float32(optimizer.initial_scale)))
+
+    @classmethod
+    def from_json(cls, value: object) -> LossScale:
+        """Return the scale of plain values, perhaps a stranger's.
+
+        Raises:
+            ValueError: It is none.
+        """
+        said = strict.mapping(value, "scale", "good_steps")
+        scale = strict.positive(said["scale"])
+        if _limited(scale) != scale or float(np.float32(scale)) != scale:
+            raise ValueError("a loss scale is a float32 value between its limits")
+        return cls(scale, strict.integer(said["good_steps"]))
 
     def after_finite(self, dynamic_growth_steps: int) -> LossScale:
         """Return the scale after a step that was made."""

@@ -136,11 +136,11 @@ class Membership:
             now: The time.
             waiting: The workers who have a push that waits for others.
         """
-        return [
-            Expiry(worker, self.members[worker].epoch, reason)
-            for worker, end, reason in self._ends(waiting)
-            if end <= now
-        ]
+        reasons: dict[str, str] = {}
+        for worker, end, reason in self._ends(waiting):
+            if end <= now:
+                reasons.setdefault(worker, reason)
+        return [Expiry(name, self.members[name].epoch, why) for name, why in reasons.items()]
 
     def next_end(self, waiting: Collection[str] = ()) -> float | None:
         """Return when the first session ends if nothing happens until then; None if none does."""

@@ -18,18 +18,21 @@ module has the order.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
+from inspect import signature
 
 from stepwell_core import kernels
 from stepwell_core.aggregation import RunningSum
 from stepwell_core.clipping import Key, clip_scales, squared_norms
 from stepwell_core.gradient import Gradient
+from stepwell_core.groups import ParameterGroup
 from stepwell_core.kernels import Kernel, Stages
 from stepwell_core.layout import Arenas, Array, Layout, Segment
 from stepwell_core.optimizers import Optimizer
 from stepwell_core.plan import Plan, make_plan
-from stepwell_core.scalars import StepScalars, step_scalars
+from stepwell_core.scalars import GroupScalars, StepScalars, step_scalars
 
 __all__ = ["ACCUMULATOR", "AVERAGE", "Gradient", "Pipeline", "StepScalars"]
 
@@ -48,6 +51,8 @@ class Pipeline:
         layout: The model's tensors.
         optimizer: Rule and options.
         excluded: Names of tensors without weight decay.
+        groups: Tensors that take other numbers.
+        state: Names of tensors that are not optimized, but take values as they are.
         compiled: False runs the same loops as plain Python, for tests.
     """
 
@@ -56,17 +61,23 @@ class Pipeline:
         layout: Layout,
         optimizer: Optimizer,
         excluded: Iterable[str] = (),
+        groups: Sequence[ParameterGroup] = (),
+        state: Iterable[str] = (),
         *,
         compiled: bool = True,
     ) -> None:
         self.layout = layout
         self.optimizer = optimizer
         self.excluded = frozenset(excluded)
+        self.groups = tuple(groups)
+        self.state = frozenset(state)
         self._compiled = compiled
         self._rule_slots = tuple(optimizer.slots)
         self._accumulates = bool(optimizer.gradient_accumulation_steps)
         self._plan = lru_cache(maxsize=64)(
-            lambda selection: make_plan(layout, selection, optimizer, self.excluded)
+            lambda selection: make_plan(
+                layout, selection, optimizer, self.excluded, self.groups, self.state
+            )
         )
 
     @property
@@ -89,21 +100,58 @@ class Pipeline:
         loss_scale: float | None = None,
         values: Mapping[str, float] | None = None,
         scale: float = 1.0,
+        *,
+        assigns: bool = False,
     ) -> StepScalars:
         """Return the scalars of the next step; see `step_scalars`.
+
+        Args:
+            iterations: Keras's raw counter.
+            loss_scale: What the gradient is divided by, if anything.
+            values: Hyperparameters that came with the push.
+            scale: What the learning rates are multiplied by.
+            assigns: Whether the gradient has values of state; see `assigns`.
 
         Raises:
             InvalidArgument: A value breaks its hyperparameter's rule.
         """
-        return step_scalars(
-            self.optimizer, self.layout.sizes, iterations, loss_scale, values, scale
+        scalars = step_scalars(
+            self.optimizer, self.layout.sizes, iterations, loss_scale, values, scale, self.groups
+        )
+        return replace(scalars, assigns=True) if assigns else scalars
+
+    def assigns(self, selection: Layout) -> bool:
+        """Return whether a gradient of these tensors has values of state."""
+        return bool(self.state) and not self.state.isdisjoint(selection.segments)
+
+    def takes(self, scalars: StepScalars) -> bool:
+        """Return whether scalars are those of a step of this pipeline: a kernel asks no more."""
+        optimizer = self.optimizer
+        sets: tuple[StepScalars | GroupScalars, ...] = (scalars, *scalars.groups)
+        count = len(signature(optimizer.update).parameters) - 2 - len(self._rule_slots)
+        return (
+            all(
+                {dtype: len(held) for dtype, held in values.items()}
+                == dict.fromkeys(self.layout.sizes, wanted)
+                for own in sets
+                for values, wanted in ((own.constants, kernels.CONSTANTS), (own.rule, count))
+            )
+            and len(scalars.groups) == len(self.groups)
+            and (bool(self.state) or not scalars.assigns)
+            and (scalars.updates or self._accumulates)
+            and (optimizer.use_ema or not scalars.overwrites)
         )
 
     def new_sum(
-        self, total: Arenas | None = None, weights: Mapping[str, float] | None = None
+        self,
+        total: Arenas | None = None,
+        weights: Mapping[str, float] | None = None,
+        values: Collection[str] = (),
     ) -> RunningSum:
         """Return a sum of gradients; see `RunningSum`."""
-        return RunningSum(self.layout, total, weights, compiled=self._compiled)
+        return RunningSum(
+            self.layout, total, weights, state=self.state, values=values, compiled=self._compiled
+        )
 
     def apply(
         self,
@@ -128,6 +176,11 @@ class Pipeline:
             self._update(source, target, slots, gradient, scalars, plan)
         else:
             self._accumulate(source, slots, gradient, scalars, plan)
+            if scalars.assigns:
+                for dtype in (d for d in source if source[d] is not target[d]):
+                    target[dtype][...] = source[dtype]
+        for dtype in source if scalars.assigns else ():
+            self._assign(dtype, target, slots, gradient, plan)
         if scalars.overwrites:
             for dtype, average in slots[AVERAGE].items():
                 target[dtype][...] = average
@@ -157,9 +210,10 @@ class Pipeline:
                 stages = self._stages(payload, gradient, decays=group.decays)
                 kernel = self._step_kernel(stages, in_place=w is out)
                 clips = scales.get((dtype, position), group.clips)
+                numbers = scalars.of(group.own)
                 kernel(
                     w, out, g, rule_slots, accumulator, average, group.runs, clips,
-                    scalars.constants[dtype], scalars.rule[dtype],
+                    numbers.constants[dtype], numbers.rule[dtype],
                 )  # fmt: skip
 
     def _stages(self, payload: str, gradient: Gradient, *, decays: bool) -> Stages:
@@ -173,7 +227,8 @@ class Pipeline:
             unscales=gradient.loss_scale is not None,
             accumulates=self._accumulates,
             clips=clips,
-            decays=decays,
+            decays=decays and not optimizer.couples_weight_decay,
+            couples=decays and optimizer.couples_weight_decay,
             averages=optimizer.use_ema,
         )
 
@@ -199,9 +254,21 @@ class Pipeline:
             target[dtype][place] = w
         if ACCUMULATOR in slots:
             slots[ACCUMULATOR][dtype][place] = 0
-        if AVERAGE in slots:
+        if AVERAGE in slots and segment.tensor.name in self.state:
+            slots[AVERAGE][dtype][place] = w
+        elif AVERAGE in slots:
             kernel = kernels.average_kernel(compiled=self._compiled)
             kernel(w, slots[AVERAGE][dtype][place], scalars.constants[dtype])
+
+    def _assign(
+        self, dtype: str, target: Arenas, slots: Slots, gradient: Gradient, plan: Plan
+    ) -> None:
+        """Take over values of state; its average is the value itself."""
+        for there, here in plan.values[dtype]:
+            place = slice(there.start, there.stop)
+            target[dtype][place] = gradient.values(here)
+            if AVERAGE in slots:
+                slots[AVERAGE][dtype][place] = target[dtype][place]
 
     def _accumulate(
         self,
@@ -221,6 +288,8 @@ class Pipeline:
             kernel = kernels.average_kernel(compiled=self._compiled)
             for dtype, average in slots[AVERAGE].items():
                 kernel(source[dtype], average, scalars.constants[dtype])
+            for segment in (self.layout.segments[name] for name in self.state):
+                segment.view(slots[AVERAGE])[...] = segment.view(source)
 
     def _clip_scales(
         self, slots: Slots, gradient: Gradient, scalars: StepScalars, plan: Plan

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 
+from stepwell_core.definition import Definition
 from stepwell_core.errors import InvalidInput
 from stepwell_core.gradient import Gradient
 from stepwell_core.ledger import Result
-from stepwell_core.optimizers import Optimizer
 from stepwell_core.scalars import StepScalars
 from stepwell_core.state import Counters
 from stepwell_core.wire import Kind
@@ -36,6 +36,8 @@ class Push:
         hyperparameters: Values of those that were declared to come with each push.
         kind: What the tensors are, "gradient" or "delta".
         metrics: Finite numbers by name, such as the loss; for the history, no step reads them.
+        state: Names of the tensors in `gradient` that have values instead, which replace the old;
+            of a delta too.
         fingerprints: Returns the fingerprint of the payload, if somebody works it out elsewhere
             meanwhile; None works it out when it is asked for.
     """
@@ -51,6 +53,7 @@ class Push:
     hyperparameters: Mapping[str, float] = field(default_factory=dict)
     kind: Kind = "gradient"
     metrics: Mapping[str, float] = field(default_factory=dict)
+    state: Collection[str] = ()
     fingerprints: Callable[[], str] | None = field(default=None, compare=False, repr=False)
 
     @cached_property
@@ -129,25 +132,19 @@ MOST_FACTOR = float(np.finfo(np.float32).max)
 """What a float32 gradient can be multiplied or divided by and not be 0 or infinite at once."""
 
 
-def check_push(push: Push, rule: Optimizer, newest_version: int) -> None:
+def check_push(push: Push, definition: Definition, newest_version: int) -> None:
     """Refuse a push that breaks a rule of its model, whatever its gradient holds.
 
     Args:
         push: As it came.
-        rule: The model's optimizer.
+        definition: Of the model.
         newest_version: Of the model's parameters.
 
     Raises:
         InvalidInput: It says something that cannot be.
         InvalidArgument: A hyperparameter that came with it breaks its rule.
     """
-    declared = set(rule.declared_per_push)
-    if push.hyperparameters.keys() != declared:
-        raise InvalidInput(
-            f"With each push come values for: {', '.join(sorted(declared)) or 'none'}. "
-            f"Received: {', '.join(sorted(push.hyperparameters))[:200] or 'none'}",
-            expected=sorted(declared),
-        )
+    definition.check_tensors(push.gradient.layout.segments, push.state)
     for name, factor in (("weight", push.weight), ("loss scale", push.loss_scale)):
         if factor is not None and not LEAST_FACTOR <= factor <= MOST_FACTOR:
             raise InvalidInput(f"A {name} is finite and > 0, as a float32 too. Received: {factor}")
@@ -156,5 +153,4 @@ def check_push(push: Push, rule: Optimizer, newest_version: int) -> None:
             f"The gradient says it was computed at version {push.version}, but the model is at "
             f"{newest_version}"
         )
-    if declared:
-        rule.with_values(push.hyperparameters)
+    definition.check_values(push.hyperparameters)

@@ -18,22 +18,22 @@ Restoring and overwriting have no record: a checkpoint of what comes after is wr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from stepwell_core import consistency, keras_config
+from stepwell_core import consistency, keras_config, strict
 from stepwell_core.consistency import Consistency
 from stepwell_core.errors import JournalInvalid, StepwellError
 from stepwell_core.gradient import Gradient
 from stepwell_core.layout import ARENA_DTYPES, Arenas, Layout, byte_views, payload_dtype
-from stepwell_core.ledger import Result
+from stepwell_core.ledger import MAX_OPEN_SESSIONS, Result
 from stepwell_core.loss_scale import LossScaleOptimizer
 from stepwell_core.optimizers import Optimizer
 from stepwell_core.push import Push, Staged
-from stepwell_core.scalars import StepScalars
+from stepwell_core.scalars import GroupScalars, StepScalars
 from stepwell_core.state import Counters
 
 
@@ -118,9 +118,9 @@ def read(header: Mapping[str, Any], payload: memoryview, layout: Layout) -> Chan
             case "pushes":
                 return _read_pushes(header, payload, layout)
             case "session_opened":
-                return SessionOpened(str(header["worker"]), int(header["epoch"]))
+                return SessionOpened(*_session(header))
             case "session_closed":
-                return SessionClosed(str(header["worker"]), int(header["epoch"]))
+                return SessionClosed(*_session(header))
             case "optimizer":
                 optimizer = keras_config.deserialize(header["rule"])
                 if not isinstance(optimizer, LossScaleOptimizer):
@@ -135,6 +135,10 @@ def read(header: Mapping[str, Any], payload: memoryview, layout: Layout) -> Chan
             f"({type(error).__name__})"
         ) from None
     raise JournalInvalid(f"A record has a kind that this server knows. Received: {str(kind)[:80]}")
+
+
+def _session(header: Mapping[str, Any]) -> tuple[str, int]:
+    return strict.identifier(header["worker"]), strict.integer(header["epoch"], 1)
 
 
 def _describe_pushes(
@@ -169,29 +173,50 @@ def _describe_scalars(scalars: StepScalars) -> dict[str, Any]:
         "learning_rate": scalars.learning_rate,
         "updates": scalars.updates,
         "overwrites": scalars.overwrites,
+        "assigns": scalars.assigns,
+        **_describe_numbers(scalars),
+        "groups": [_describe_numbers(group) for group in scalars.groups],
+    }
+
+
+def _describe_numbers(scalars: StepScalars | GroupScalars) -> dict[str, Any]:
+    return {
         "constants": {dtype: array.tobytes() for dtype, array in scalars.constants.items()},
         "rule": {dtype: np.array(v, dtype).tobytes() for dtype, v in scalars.rule.items()},
     }
 
 
 def _read_pushes(header: Mapping[str, Any], payload: memoryview, layout: Layout) -> Staged:
-    nothing = Gradient(layout, {})
-    results = []
-    for worker, epoch, sequence, fingerprint, *values in header["results"]:
-        push = Push(worker, epoch, sequence, "", nothing, fingerprints=_always(fingerprint))
-        results.append((push, Result(**dict(zip(_RESULT, values, strict=True)))))
+    said = strict.sequence(header["results"], MAX_OPEN_SESSIONS)
+    results = tuple(_read_result(entry, layout) for entry in said)
     counters = Counters.from_json(header["counters"])
     said = header["gradient"]
     scalars = _scalars(header["scalars"], layout) if "scalars" in header else None
     if said is None:
-        return Staged(tuple(results), counters, scalars=scalars)
+        return Staged(results, counters, scalars=scalars)
     names = said["tensors"]
     selection = layout if names is None else layout.select(names)
     selection = layout if selection == layout else selection
     arenas = _arenas(selection, said["dtype"], payload)
-    gradient = Gradient(selection, arenas, said["dtype"], said["loss_scale"])
-    weight = float(header["weight"]) if "weight" in header else None
-    return Staged(tuple(results), counters, gradient, scalars, weight)
+    loss_scale = None if said["loss_scale"] is None else strict.number(said["loss_scale"])
+    gradient = Gradient(selection, arenas, said["dtype"], loss_scale)
+    weight = strict.positive(header["weight"]) if "weight" in header else None
+    if scalars is None and weight is None:
+        raise ValueError("nothing is done with the gradient")
+    return Staged(results, counters, gradient, scalars, weight)
+
+
+def _read_result(said: Sequence[Any], layout: Layout) -> tuple[Push, Result]:
+    worker, epoch, sequence, fingerprint, *values = said
+    push = Push(
+        strict.identifier(worker),
+        strict.integer(epoch, 1),
+        strict.integer(sequence),
+        "",
+        Gradient(layout, {}),
+        fingerprints=_always(strict.text(fingerprint)),
+    )
+    return push, Result.from_json({"duplicate": False, **dict(zip(_RESULT, values, strict=True))})
 
 
 def _always(fingerprint: str) -> Any:
@@ -200,12 +225,20 @@ def _always(fingerprint: str) -> Any:
 
 def _scalars(said: Mapping[str, Any], layout: Layout) -> StepScalars:
     return StepScalars(
-        learning_rate=float(said["learning_rate"]),
-        updates=bool(said["updates"]),
-        overwrites=bool(said["overwrites"]),
-        constants={d: np.frombuffer(said["constants"][d], d).copy() for d in layout.sizes},
-        rule={d: tuple(np.frombuffer(said["rule"][d], d)) for d in layout.sizes},
+        learning_rate=strict.number(said["learning_rate"]),
+        updates=strict.boolean(said["updates"]),
+        overwrites=strict.boolean(said["overwrites"]),
+        assigns=strict.boolean(said.get("assigns", False)),
+        **_numbers(said, layout),
+        groups=tuple(GroupScalars(**_numbers(group, layout)) for group in said.get("groups", ())),
     )
+
+
+def _numbers(said: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
+    return {
+        "constants": {d: np.frombuffer(said["constants"][d], d).copy() for d in layout.sizes},
+        "rule": {d: tuple(np.frombuffer(said["rule"][d], d)) for d in layout.sizes},
+    }
 
 
 def _arenas(layout: Layout, dtype: str, payload: memoryview) -> Arenas:

@@ -70,10 +70,19 @@ def _measure(engine: Engine, staged: Staged) -> None:
 
 def _miniature(definition: Definition) -> Definition:
     """Return a definition with the same rules and two elements of everything."""
-    layout = Layout(
-        Tensor(f"{dtype}/{part}", (2,), dtype)
-        for dtype in definition.layout.sizes
-        for part in _PARTS
+    state = set(definition.state)
+    dtypes = {tensor.dtype: None for tensor in definition.layout if tensor.name not in state}
+    parts = (*_PARTS, *map(str, range(len(definition.groups))))
+    values = [
+        Tensor(f"{tensor.dtype}/value", (2,), tensor.dtype)
+        for tensor in definition.layout
+        if tensor.name in state
+    ]
+    optimized = [Tensor(f"{dtype}/{part}", (2,), dtype) for dtype in dtypes for part in parts]
+    layout = Layout([*optimized, *dict.fromkeys(values)])
+    groups = tuple(
+        replace(group, tensors=tuple(f"{dtype}/{position}" for dtype in dtypes))
+        for position, group in enumerate(definition.groups)
     )
     excluded = tuple(name for name in layout.names if name.endswith("excluded"))
     return replace(
@@ -82,6 +91,8 @@ def _miniature(definition: Definition) -> Definition:
         layout=layout,
         excluded=excluded,
         consistency=definition.consistency.miniature(len(_WORKERS)),
+        groups=groups,
+        state=tuple(name for name in layout.names if name.endswith("value")),
     )
 
 
@@ -98,5 +109,6 @@ def _push(engine: Engine, worker: str, epoch: int, sequence: int, dtype: str) ->
         incarnation=engine.incarnation,
         gradient=Gradient(selection, payload, dtype),
         version=engine.counters.parameters_version,
-        hyperparameters=dict.fromkeys(engine.definition.rule.declared_per_push, 0.5),
+        hyperparameters=dict.fromkeys(engine.definition.declared_per_push, 0.5),
+        state=engine.definition.state,
     )

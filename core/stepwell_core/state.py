@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from stepwell_core import strict
 from stepwell_core.buffer import BUFFER
 from stepwell_core.definition import Definition
 from stepwell_core.errors import CheckpointInvalid
@@ -38,9 +39,18 @@ class Counters:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Counters:
-        """Return the counters that `to_json` described."""
+        """Return the counters that `to_json` described; `value` may come from a stranger.
+
+        Raises:
+            ValueError: It is none.
+        """
+        names = ("version", "parameters_version", "iterations")
+        value = strict.mapping(value, *names, "loss_scale")
+        numbers = {name: strict.integer(value[name]) for name in names}
+        if numbers["parameters_version"] > numbers["version"]:
+            raise ValueError("the parameters are newer than the model")
         scale = value["loss_scale"]
-        return cls(**{**value, "loss_scale": LossScale(**scale) if scale else None})
+        return cls(**numbers, loss_scale=None if scale is None else LossScale.from_json(scale))
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,7 @@ class Snapshot:
         definition: With the hyperparameters of that moment.
         incarnation: Of the history it belongs to.
         counters: At the cut.
-        ledger: As plain values.
+        ledger: A cut of it.
         parameters: Held; the caller releases it with `Engine.store.release`.
         slots: Copies that the caller owns.
         gathered: What `Buffer.to_json` says; empty without a buffer.
@@ -60,7 +70,7 @@ class Snapshot:
     definition: Definition
     incarnation: str
     counters: Counters
-    ledger: dict[str, Any]
+    ledger: Ledger
     parameters: Version
     slots: dict[str, Arenas]
     gathered: Mapping[str, Any] = field(default_factory=dict)
@@ -75,7 +85,7 @@ class State:
 
     definition: Definition
     counters: Counters
-    ledger: Mapping[str, Any]
+    ledger: Ledger
     parameters: Arenas
     slots: dict[str, Arenas]
     gathered: Mapping[str, Any] = field(default_factory=dict)
@@ -103,17 +113,3 @@ def check_state(state: State, pipeline: Pipeline) -> None:
 def slot_names(definition: Definition, pipeline: Pipeline) -> tuple[str, ...]:
     """Return the names of a model's slots: the optimizer's, and the buffer if there is one."""
     return (*pipeline.slot_values, *((BUFFER,) if definition.consistency.gathers else ()))
-
-
-def ledger_of(state: State) -> Ledger:
-    """Return the ledger of a state.
-
-    Raises:
-        CheckpointInvalid: It is not one.
-    """
-    try:
-        return Ledger.from_json(state.ledger)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointInvalid(
-            f"The ledger cannot be read ({type(error).__name__}); nothing changed."
-        ) from None

@@ -13,7 +13,7 @@ from stepwell_core.buffer import BUFFER
 from stepwell_core.errors import CheckpointInvalid, LayoutMismatch
 from stepwell_core.layout import Arenas
 from stepwell_core.pipeline import Pipeline
-from stepwell_core.state import Counters, State, check_state, ledger_of
+from stepwell_core.state import Counters, State, check_state
 
 
 def restored(present: State, past: State) -> State:
@@ -32,11 +32,12 @@ def restored(present: State, past: State) -> State:
     if past.definition.layout != present.definition.layout:
         raise CheckpointInvalid("The checkpoint has another layout than the model.")
     check_state(past, _pipeline(past))
-    last_epoch = max(ledger_of(present).last_epoch, ledger_of(past).last_epoch)
+    ledger = past.ledger.cut()
+    ledger.last_epoch = max(present.ledger.last_epoch, ledger.last_epoch)
     return replace(
         past,
         counters=_after(present.counters, past.counters),
-        ledger={**past.ledger, "last_epoch": last_epoch},
+        ledger=ledger,
     )
 
 
@@ -81,7 +82,9 @@ def _with_buffer(present: State, slots: Mapping[str, Arenas]) -> dict[str, Arena
 
 def _pipeline(state: State) -> Pipeline:
     definition = state.definition
-    return Pipeline(definition.layout, definition.rule, definition.excluded)
+    return Pipeline(
+        definition.layout, definition.rule, definition.excluded, definition.groups, definition.state
+    )
 
 
 def _after(present: Counters, past: Counters) -> Counters:

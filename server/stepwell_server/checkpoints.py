@@ -8,26 +8,41 @@ disk, and was read back, the journal before the cut is let go of.
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import structlog
 from stepwell_core.engine import Engine
-from stepwell_core.errors import CheckpointInvalid, CheckpointNotFound, StepwellError
+from stepwell_core.errors import (
+    CheckpointInvalid,
+    CheckpointNotFound,
+    StepwellError,
+    StoreFailed,
+)
 from stepwell_core.layout import Arenas
 from stepwell_core.state import Snapshot, State, slot_names
 
 from stepwell_server import failpoints
 from stepwell_server.recorder import Recorder
+from stepwell_server.storage import ledger_text
 from stepwell_server.storage.archive import CheckpointArchive, version_of
 from stepwell_server.storage.checkpoint import Manifest
 from stepwell_server.tallies import CheckpointTally
 
 LOOK_EVERY_S = 0.5
 """How often it is asked whether it is time for a checkpoint."""
+
+PAUSE_AFTER_FAILURE_S = 10.0
+"""How long none is written by itself after one that failed: each begins a segment of the journal,
+and may upload everything."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 log = structlog.get_logger("stepwell")
 
@@ -91,9 +106,13 @@ class Checkpoints:
         self._schedule = schedule
         self._saved = saved
         self._saved_at = time.monotonic()
+        self._not_before = self._saved_at  # is none written by itself
         self._progress: Progress | None = None
         self.on_written: Callable[[Manifest], None] = _do_nothing  # called for each, by `write`
         self.tally = CheckpointTally()
+        # One that writes, and one for who asks what there is.
+        self._threads = ThreadPoolExecutor(2, f"checkpoints-{engine.definition.name}")
+        self._alone: asyncio.Task[Any] | None = None  # held: the event loop does not
         self._automatic = asyncio.create_task(self._write_by_itself())
 
     @property
@@ -119,16 +138,46 @@ class Checkpoints:
             return None
         return max(0.0, time.time() - datetime.fromisoformat(created).timestamp())
 
-    async def write(self, *, pinned: bool = False) -> Manifest:
-        """Write a checkpoint; returns when it is durable and was read back."""
-        async with self.lock:
-            buffers = await asyncio.to_thread(self._touched_buffers)
-            snapshot, number = await self._run(lambda: self._cut(buffers))
-            manifest = await asyncio.to_thread(self._write, snapshot, number, pinned=pinned)
-            await self.note(manifest)
+    async def write(self, *, pinned: bool = False, is_last: bool = False) -> Manifest:
+        """Write a checkpoint; returns when it is durable and was read back.
+
+        Args:
+            pinned: Whether it is kept for ever.
+            is_last: Nothing is changed after it. So it may be written where the journal failed.
+        """
+        manifest = await self.alone(lambda: self._write_now(pinned=pinned, is_last=is_last))
         self.on_written(manifest)
         log.info("checkpoint", model=self._engine.definition.name, id=manifest.id)
         return manifest
+
+    async def alone(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Do under `lock` what must not be left half done, even if the caller goes away meanwhile.
+
+        Once the lock is there `work` begins before anything else can happen to the caller.
+        """
+        await self.lock.acquire()
+        self._alone = asyncio.create_task(self._finish(work))
+        return await asyncio.shield(self._alone)
+
+    async def _finish(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        try:
+            return await work()
+        finally:
+            self.lock.release()
+
+    async def _write_now(self, *, pinned: bool, is_last: bool) -> Manifest:
+        buffers = await self._in_thread(self._touched_buffers)
+        snapshot, number = await self._run(lambda: self._cut(buffers, is_last=is_last))
+        manifest = await self._in_thread(self._write, snapshot, number, pinned=pinned)
+        await self.note(manifest)
+        return manifest
+
+    async def _in_thread(
+        self, function: Callable[P, T], *arguments: P.args, **named: P.kwargs
+    ) -> T:
+        """Run what waits for a disk or a store; a store that hangs keeps nobody else waiting."""
+        call = functools.partial(function, *arguments, **named)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
     def _touched_buffers(self) -> dict[str, Arenas]:
         """Return buffers for the slots; their pages are there already, so the cut is short."""
@@ -139,15 +188,23 @@ class Checkpoints:
                 array.fill(0)
         return buffers
 
-    def _cut(self, buffers: dict[str, Arenas]) -> tuple[Snapshot, int]:
-        """The lane's part of a checkpoint."""
-        number = self._recorder.rotate()
+    def _cut(self, buffers: dict[str, Arenas], *, is_last: bool) -> tuple[Snapshot, int]:
+        """The lane's part of a checkpoint; of a half-made change none is made.
+
+        Raises:
+            ModelReadOnly: What is on the disk is all there is to go on from.
+        """
+        if is_last:
+            number = self._recorder.finish()
+        else:
+            self._recorder.check()
+            number = self._recorder.rotate()
         snapshot = self._engine.snapshot(buffers)
         failpoints.reach("checkpoint.cut")
         return snapshot, number
 
     def _write(self, snapshot: Snapshot, number: int, *, pinned: bool) -> Manifest:
-        """Write a cut and release it, in one thread, whatever becomes of who asked for it."""
+        """Write a cut and release it."""
         try:
             return self.save(snapshot, number, pinned=pinned)
         finally:
@@ -169,40 +226,26 @@ class Checkpoints:
         self.tally.seconds.note(time.monotonic() - began)
         return manifest
 
-    def withdraw(self, incarnation: str) -> None:
-        """Remove the checkpoint of a history that did not begin, should it be there after all.
-
-        A disk may fail when a checkpoint has its name already. Were it left, the next start would
-        take it for the newest, and the old history's changes would be lost. Blocks, as `save`.
-
-        Raises:
-            OSError, StepwellError: It may be there.
-        """
-        for checkpoint_id in reversed(self._archive.ids()):
-            try:
-                found = self._archive.manifest(checkpoint_id).incarnation
-            except CheckpointInvalid:
-                continue  # a start does not take it either
-            if found == incarnation:
-                self._archive.remove(checkpoint_id)
-            return
-
     def _note_progress(self, phase: str, done_bytes: int, nbytes: int) -> None:
         self._progress = Progress(phase, done_bytes, nbytes)
 
     async def note(self, manifest: Manifest) -> None:
-        """Let go of what a new whole checkpoint has made unnecessary; under `lock`."""
+        """Let go of what a new whole checkpoint has made unnecessary; under `lock`.
+
+        What cannot be removed is told in the log, and tried again after the next one: the
+        checkpoint, and the history that it may begin, stand.
+        """
         failpoints.reach("checkpoint.verified")
         self._saved, self._saved_at = manifest, time.monotonic()
         try:
-            await asyncio.to_thread(self._recorder.remove_before, manifest.journal_number)
-        except OSError as error:  # the next checkpoint tries again
-            log.warning("journal_not_cut", reason=type(error).__name__)
+            await self._in_thread(self._recorder.remove_before, manifest.journal_number)
+        except (OSError, StepwellError) as error:  # the checkpoint is whole: nothing needs to go
+            log.warning("journal_not_removed", model=self._engine.definition.name, exc_info=error)
         await self._retain()
 
     async def _retain(self) -> None:
         try:
-            removed = await asyncio.to_thread(self._archive.retain, self._schedule.keep)
+            removed = await self._in_thread(self._archive.retain, self._schedule.keep)
         except (OSError, StepwellError) as error:  # the new one is whole: that is what matters
             log.warning("checkpoints_not_removed", reason=type(error).__name__)
         else:
@@ -221,10 +264,12 @@ class Checkpoints:
                 await self.write()
             except Exception as error:
                 log.error("checkpoint_failed", model=self._engine.definition.name, exc_info=error)
-                self._saved_at = time.monotonic()  # not again at once
+                self._not_before = time.monotonic() + PAUSE_AFTER_FAILURE_S
 
     @property
     def _is_due(self) -> bool:
+        if time.monotonic() < self._not_before:
+            return False
         saved, schedule = self._saved, self._schedule
         version = self._engine.counters.version
         new = version - (0 if saved is None else saved.counters.version)
@@ -241,11 +286,15 @@ class Checkpoints:
             self._automatic.cancel()
         await asyncio.gather(self._automatic, return_exceptions=True)
 
+    def close(self) -> None:
+        """Let go of the threads; the last thing that is done, after the model's lane has ended."""
+        self._threads.shutdown(wait=False)
+
     # What there is
 
     async def listed(self) -> list[dict[str, Any]]:
         """Return what lists show of each, oldest first; one that cannot be read says why."""
-        return await asyncio.to_thread(self._list)
+        return await self._in_thread(self._list)
 
     def _list(self) -> list[dict[str, Any]]:
         pinned = self._archive.pinned()
@@ -255,7 +304,7 @@ class Checkpoints:
                 summary = self._archive.manifest(checkpoint_id).summary()
             except CheckpointNotFound:
                 continue  # removed since `ids` was asked
-            except CheckpointInvalid as error:
+            except (CheckpointInvalid, StoreFailed) as error:
                 version = version_of(checkpoint_id)
                 summary = {"id": checkpoint_id, "version": version, "invalid": error.message}
             found.append({**summary, "pinned": checkpoint_id in pinned})
@@ -263,15 +312,15 @@ class Checkpoints:
 
     async def manifest(self, checkpoint_id: str) -> Manifest:
         """Return what a checkpoint says about itself; the tensors are not read."""
-        return await asyncio.to_thread(self._archive.manifest, checkpoint_id)
+        return await self._in_thread(self._archive.manifest, checkpoint_id)
 
     async def open_file(self, checkpoint_id: str, name: str) -> tuple[int, Iterator[memoryview]]:
         """Return the bytes of a file and its content; see `CheckpointArchive.open_file`."""
-        return await asyncio.to_thread(self._archive.open_file, checkpoint_id, name)
+        return await self._in_thread(self._archive.open_file, checkpoint_id, name)
 
     async def read(self, checkpoint_id: str) -> tuple[Manifest, State]:
         """Return a checkpoint, verified."""
-        return await asyncio.to_thread(self._archive.read, checkpoint_id)
+        return await self._in_thread(self._archive.read, checkpoint_id)
 
     async def verify(self, checkpoint_id: str) -> Manifest:
         """Read a checkpoint whole and check every tensor against its hash.
@@ -279,19 +328,17 @@ class Checkpoints:
         Raises:
             CheckpointNotFound, CheckpointInvalid: There is none, or it is damaged.
         """
-        return await asyncio.to_thread(self._archive.verify, checkpoint_id)
+        return await self._in_thread(self._archive.verify, checkpoint_id)
 
     async def pin(self, checkpoint_id: str, pinned: bool) -> None:
         """Keep a checkpoint for ever, or no longer."""
         async with self.lock:
-            await asyncio.to_thread(self._archive.pin, checkpoint_id, pinned)
+            await self._in_thread(self._archive.pin, checkpoint_id, pinned)
 
     async def remove(self, checkpoint_id: str) -> None:
         """Remove a checkpoint; see `CheckpointArchive.remove`."""
         async with self.lock:
-            await asyncio.to_thread(self._archive.remove, checkpoint_id)
-            if self._saved is not None and self._saved.id == checkpoint_id:
-                self._saved = None  # so that a stop writes another
+            await self._in_thread(self._archive.remove, checkpoint_id)
 
     # Does the newest one hold everything?
 
@@ -303,8 +350,8 @@ class Checkpoints:
             and saved.counters == engine.counters
             and saved.incarnation == engine.incarnation
             and saved.definition == engine.definition
-            and saved.ledger == engine.ledger.to_json()
             and saved.gathered == engine.gathered()
+            and saved.ledger_hash == ledger_text.hash_of(ledger_text.encoded(engine.ledger))
         )
 
     @property

@@ -98,6 +98,12 @@ def serve(
     checkpoint_store: Annotated[
         str | None, typer.Option(help="s3://bucket/prefix, gs:// or az:// [the data folder].")
     ] = None,
+    take_over_store: Annotated[
+        bool | None,
+        typer.Option(
+            "--take-over-store", help="Take the store of a server that never runs again [no]."
+        ),
+    ] = None,
     token_file: Annotated[
         Path | None, typer.Option(help="A secret file with tokens, one a line.")
     ] = None,
@@ -133,6 +139,7 @@ def serve(
         "checkpoint_every_s": checkpoint_every_s,
         "keep_checkpoints": keep_checkpoints,
         "checkpoint_store": checkpoint_store,
+        "take_over_store": take_over_store,
         "token_file": token_file,
         "tls_cert": tls_cert,
         "tls_key": tls_key,
@@ -150,7 +157,8 @@ def serve(
 @app.command()
 def demo(
     mode: Annotated[
-        Literal["async", "sync"], typer.Option(help="When pushes become a step.")
+        Literal["async", "sync", "quorum", "buffered", "bounded"],
+        typer.Option(help="When pushes become a step."),
     ] = "async",
     optimizer: Annotated[
         Literal["sgd", "adagrad", "adam"], typer.Option(help="The update rule.")
@@ -166,6 +174,9 @@ def demo(
     own_workers: Annotated[
         bool, typer.Option(help="Start the workers; without, wait for `stepwell demo-worker`.")
     ] = True,
+    chaos: Annotated[
+        bool, typer.Option("--chaos", help="Kill, stop and add workers meanwhile.")
+    ] = False,
     folder: Annotated[
         Path | None, typer.Option(help="Where everything is kept [stepwell-demo/<time>].")
     ] = None,
@@ -185,6 +196,7 @@ def demo(
         has_own_workers=own_workers,
         replaces=replace,
         folder=folder,
+        has_chaos=chaos,
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     try:
@@ -209,6 +221,9 @@ def demo_worker(
     steps: Annotated[int, typer.Option(min=1, help="Pushes to make.")] = 600,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples a push.")] = 64,
     seed: Annotated[int, typer.Option(min=0, help="Of the whole run.")] = 0,
+    until: Annotated[
+        int | None, typer.Option(min=1, help="Version to end at, whatever --steps says.")
+    ] = None,
     report: Annotated[bool, typer.Option("--report", help="A line of JSON a push.")] = False,
 ) -> None:
     """Be one worker of a demo that `stepwell demo --no-own-workers` waits for."""
@@ -219,7 +234,7 @@ def demo_worker(
     from stepwell_server.demo.worker import Task, train, write_to
 
     worker = name or socket.gethostname().lower()
-    task = Task(model, worker, index, steps, batch_size, seed)
+    task = Task(model, worker, index, steps, batch_size, seed, until)
     with stepwell.Client(url) as client:
         train(client, task, write_to(sys.stdout) if report else lambda record: None)
 

@@ -163,7 +163,7 @@ def delete(
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
-    """Delete a checkpoint, unless it is pinned, or the last one that is whole."""
+    """Delete a checkpoint, unless it is pinned, or no newer one is whole."""
     _confirm(f"Checkpoint {checkpoint} of model {model!r} is deleted.", yes)
     _ask(url, model, lambda m: m.delete_checkpoint(checkpoint))
     _tell({"id": checkpoint}, f"{checkpoint} is deleted", as_json)

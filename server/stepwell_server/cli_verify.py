@@ -8,7 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stepwell_core.errors import CheckpointInvalid, CheckpointNotFound, ModelNotFound
+from stepwell_core.errors import (
+    CheckpointInvalid,
+    CheckpointNotFound,
+    ModelNotFound,
+    StoreFailed,
+)
 from stepwell_core.names import check_identifier
 
 if TYPE_CHECKING:  # not needed by a server that starts
@@ -105,6 +110,6 @@ def _verdicts(
 def _reason(check: Callable[[], Any]) -> str | None:
     try:
         check()
-    except CheckpointInvalid as error:
+    except (CheckpointInvalid, StoreFailed) as error:  # damaged, or not to be read now
         return error.message
     return None

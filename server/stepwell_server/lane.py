@@ -40,7 +40,8 @@ class Lane:
         loop: Where the results are awaited.
 
     Attributes:
-        end_group: Called by the thread behind a grouped job, before any other job; may not raise.
+        end_group: Called by the thread behind a grouped job, before any other job. It answers those
+            who wait for the group; what it raises goes to the event loop's exception handler.
     """
 
     def __init__(self, name: str, loop: asyncio.AbstractEventLoop) -> None:
@@ -137,12 +138,19 @@ class Lane:
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             if not job.is_grouped:
-                self.end_group()
+                self._end_group()
             self._do(job)
             del job  # a large gradient must not live until the next job comes
             if self._jobs.empty():
-                self.end_group()
-        self.end_group()
+                self._end_group()
+        self._end_group()
+
+    def _end_group(self) -> None:
+        try:
+            self.end_group()
+        except BaseException as error:  # without its thread the model would hang
+            context = {"message": "A group was not ended", "exception": error}
+            self._loop.call_soon_threadsafe(self._loop.call_exception_handler, context)
 
     def _do(self, job: _Job) -> None:
         """Run one job, in a frame of its own: nor must a large result live until then."""

@@ -31,18 +31,16 @@ from stepwell_core.ledger import Result
 from stepwell_core.push import Push
 from stepwell_core.record import ConsistencyChanged, Finalized, OptimizerChanged
 from stepwell_core.rehearsal import rehearse
-from stepwell_core.state import Counters, Snapshot, State
+from stepwell_core.state import Counters
 from stepwell_core.store import Version
 from stepwell_core.succession import replaced, restored
 from stepwell_core.wire import Kind
 
-from stepwell_server import failpoints
 from stepwell_server.checkpoints import Checkpoints, Schedule
 from stepwell_server.descriptions import describe
 from stepwell_server.history import (
     CheckpointWritten,
     History,
-    HistoryCut,
     Started,
     StepRecorder,
     changed_hyperparameters,
@@ -54,11 +52,12 @@ from stepwell_server.pulls import Pulls
 from stepwell_server.pushes import Pushes
 from stepwell_server.readers import Readers
 from stepwell_server.recorder import Recorder
-from stepwell_server.recovery import Recovered, identity_of, new_incarnation
+from stepwell_server.recovery import Recovered
 from stepwell_server.sessions import Sessions
 from stepwell_server.shared_memory import RegionArenas, shared_arenas
 from stepwell_server.storage.checkpoint import Manifest
 from stepwell_server.storage.folders import ModelFolder
+from stepwell_server.succession import Succession
 
 T = TypeVar("T")
 
@@ -109,7 +108,7 @@ class HostedModel:
             recorder,
             self._lane,
             self._submit,
-            self._check_running,
+            self.check_running,
             push_wait_s,
             StepRecorder(engine, history),
         )
@@ -119,6 +118,7 @@ class HostedModel:
         self._warm_encodings = {"native"}  # of pulls
         self.checkpoints = Checkpoints(engine, folder.archive, recorder, self._run, schedule, saved)
         self.checkpoints.on_written = self._note_checkpoint
+        self._succession = Succession(self, self._submit)
         self._is_stopping = False
         history.add(Started(engine.counters.version, engine.incarnation))
 
@@ -132,8 +132,10 @@ class HostedModel:
 
     async def push(self, push: Push, lease: Lease | None = None) -> Result:
         """Make a push; see `Pushes.push`. Compiles before, if such a one has not come yet."""
-        self._check_running()
-        await self._warm(push.gradient.dtype, push.kind)
+        self.check_running()
+        if (push.gradient.dtype, push.kind) not in self._warm_pushes:
+            with self.sessions.sending(*push.key[:2]):  # its lease does not end meanwhile
+                await self._warm(push.gradient.dtype, push.kind)
         self.pushes.tally.received_bytes += sum(a.nbytes for a in push.gradient.arenas.values())
         pushed = self.pushes.push(push, lease)
         worker, epoch = push.key[:2]
@@ -231,13 +233,13 @@ class HostedModel:
     async def overwrite(
         self, parameters: Arenas, lease: Lease | None = None
     ) -> tuple[str, Counters]:
-        """Replace the parameters and leave slots and sessions; see `_begin_history`.
+        """Replace the parameters and leave slots and sessions; see `Succession`.
 
         Args:
             parameters: Copied.
             lease: Of their memory, if that is staged. Lent from here until they are copied.
         """
-        return await self._begin_history(
+        return await self._succession.begin(
             lambda present: replaced(present, parameters), "overwrite", lease=lease
         )
 
@@ -249,7 +251,7 @@ class HostedModel:
         """
         _, past = await self.checkpoints.read(checkpoint_id)
         with self._room_for(past.definition):
-            begun = await self._begin_history(
+            begun = await self._succession.begin(
                 lambda present: restored(present, past), "restore", checkpoint_id
             )
         self._warm_pushes = set()
@@ -263,7 +265,7 @@ class HostedModel:
         iterations: int | None,
         lease: Lease | None = None,
     ) -> tuple[str, Counters]:
-        """Take over what was trained elsewhere; see `succession.replaced` and `_begin_history`.
+        """Take over what was trained elsewhere; see `succession.replaced` and `Succession`.
 
         Args:
             parameters: Copied; None leaves them.
@@ -271,71 +273,9 @@ class HostedModel:
             iterations: Keras's raw counter; None leaves it.
             lease: Of their memory, if that is staged; lent from here until the end.
         """
-        return await self._begin_history(
+        return await self._succession.begin(
             lambda present: replaced(present, parameters, slots, iterations), "import", lease=lease
         )
-
-    async def _begin_history(
-        self,
-        successor: Callable[[State], State],
-        cause: str,
-        checkpoint: str | None = None,
-        lease: Lease | None = None,
-    ) -> tuple[str, Counters]:
-        """Begin a new history: what comes after is saved, then the model becomes it.
-
-        The lane does nothing else meanwhile. So a crash leaves the one history or the other, and
-        nobody sees the new one before it is durable.
-
-        Args:
-            successor: Returns what the model becomes.
-            cause: See `HistoryCut`.
-            checkpoint: What is restored, if that is the cause.
-            lease: Of memory that the successor is made of; lent from here.
-
-        Returns:
-            The new incarnation, and the counters.
-        """
-        self._check_running()
-        async with self.checkpoints.lock:
-            manifest, counters = await self._submit(
-                lambda: self._succeed(successor, cause, checkpoint, lease), lease
-            )
-            self.sessions.renew()
-            await self.checkpoints.note(manifest)
-        return manifest.incarnation, counters
-
-    def _succeed(
-        self,
-        successor: Callable[[State], State],
-        cause: str,
-        checkpoint: str | None,
-        lease: Lease | None,
-    ) -> tuple[Manifest, Counters]:
-        """The lane's part of `_begin_history`."""
-        engine = self.engine
-        try:
-            self.recorder.check()
-            state, incarnation = successor(engine.state()), new_incarnation()
-            number = self.recorder.rotate(identity_of(state.definition, incarnation))
-            try:
-                manifest = self.checkpoints.save(_snapshot(state, incarnation), number)
-            except BaseException:
-                with self.recorder.making():  # what comes next belongs to the old history
-                    self.checkpoints.withdraw(incarnation)
-                    self.recorder.rotate(identity_of(engine.definition, engine.incarnation))
-                raise
-            failpoints.reach("restore.checkpoint_written")
-            with self.recorder.making():
-                counters = engine.adopt(state, incarnation)
-            self.history.add(HistoryCut(counters.version, cause, incarnation, checkpoint))
-        finally:
-            if lease is not None:
-                lease.release()
-        failpoints.reach("restore.adopted")
-        self.readers.incarnation = incarnation  # after the version is there; see `hold`
-        self.pushes.readmit(())
-        return manifest, counters
 
     async def set_hyperparameters(self, values: Mapping[str, Any], if_match: str | None) -> None:
         """Change hyperparameters from the next step on.
@@ -410,9 +350,9 @@ class HostedModel:
             self.part = self._reserve(before, self.part)
             raise
 
-    async def checkpoint(self, *, pinned: bool = False) -> Manifest:
-        """Write a checkpoint beside training; returns when it is durable."""
-        return await self.checkpoints.write(pinned=pinned)
+    async def checkpoint(self, *, pinned: bool = False, is_last: bool = False) -> Manifest:
+        """Write a checkpoint beside training; see `Checkpoints.write`."""
+        return await self.checkpoints.write(pinned=pinned, is_last=is_last)
 
     # The end
 
@@ -427,19 +367,30 @@ class HostedModel:
         self._lane.submit(lambda: self.pushes.end(error))
 
     async def stop(self) -> None:
-        """Write a last checkpoint, unless nothing changed; mark the stop as clean; end the lane."""
+        """Write a last checkpoint, unless nothing changed; mark the stop as clean; end the lane.
+
+        If the checkpoint cannot be written the journal is synced and ended all the same.
+
+        Raises:
+            Exception: The checkpoint, or the journal's last sync, failed.
+        """
         self._is_stopping = True
         await self.checkpoints.end()
         await self.sessions.end()
-        is_readable_alone = self.recorder.failure is not None  # what is on its disk has to do
-        if not (is_readable_alone or await self._run(self.checkpoints.has_everything)):
-            await self.checkpoint()
-        await self._lane.close()
-        await asyncio.to_thread(self.recorder.close)
-        await asyncio.to_thread(self.history.close)
+        try:
+            # Where a change was recorded and not made, what is on the disk has to do.
+            is_right = not self.recorder.has_given_up
+            if is_right and not await self._run(self._is_saved):
+                await self.checkpoint(is_last=True)
+        finally:
+            await self._close()
         newest = self.checkpoints.newest_id
-        if newest is not None and not is_readable_alone:
+        if newest is not None and is_right:
             await asyncio.to_thread(self.folder.mark_clean_stop, newest)
+
+    def _is_saved(self) -> bool:
+        """Whether no start needs the journal, which may have what was refused after it failed."""
+        return self.recorder.failure is None and self.checkpoints.has_everything()
 
     async def discard(self) -> None:
         """End the lane without a checkpoint: the model is being deleted."""
@@ -447,20 +398,30 @@ class HostedModel:
         self._end(ModelNotFound(f"The model {name!r} was deleted", model=name))
         await self.checkpoints.end()
         await self.sessions.end()
-        await self._lane.close()
         try:
-            await asyncio.to_thread(self.recorder.close)
+            await self._close()
         except ModelReadOnly as error:  # what could not be written is not wanted any more
             log.warning("journal_not_closed", model=name, reason=error.message)
-        await asyncio.to_thread(self.history.close)
 
-    def _check_running(self) -> None:
+    async def _close(self) -> None:
+        """End the lane, then close what it writes to, whatever fails of it."""
+        async with contextlib.AsyncExitStack() as closing:
+            closing.push_async_callback(asyncio.to_thread, self.history.close)
+            closing.push_async_callback(asyncio.to_thread, self.recorder.close)
+            await self._lane.close()
+
+    def check_running(self) -> None:
+        """Refuse changes once the end has begun.
+
+        Raises:
+            ShuttingDown: It has.
+        """
         if self._is_stopping:
             raise ShuttingDown("The model is being closed; send it again")
 
     async def _change(self, function: Callable[[], T]) -> T:
         """Run a change on the lane, unless the end has begun."""
-        self._check_running()
+        self.check_running()
         return await self._run(function)
 
     async def _run(self, function: Callable[[], T]) -> T:
@@ -495,20 +456,6 @@ class HostedModel:
         return await self._lane.run(
             run, is_short=is_short, is_grouped=is_grouped, on_taken=on_taken
         )
-
-
-def _snapshot(state: State, incarnation: str) -> Snapshot:
-    """Return a state as the cut of a model that it is not yet; nothing has to be released."""
-    version = Version(state.counters.parameters_version, state.parameters, move=0)
-    return Snapshot(
-        definition=state.definition,
-        incarnation=incarnation,
-        counters=state.counters,
-        ledger=dict(state.ledger),
-        parameters=version,
-        slots=state.slots,
-        gathered=dict(state.gathered),
-    )
 
 
 def optimizer_tag(definition: Definition) -> str:

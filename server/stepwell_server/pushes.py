@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from time import perf_counter
 from typing import Protocol
@@ -16,6 +16,7 @@ import structlog
 from stepwell_core.engine import Engine
 from stepwell_core.errors import (
     InternalError,
+    ModelReadOnly,
     PushInFlight,
     PushNotFound,
     StepwellError,
@@ -32,6 +33,7 @@ from stepwell_server.leases import Lease
 from stepwell_server.recorder import Recorder
 from stepwell_server.short_steps import is_small
 from stepwell_server.tallies import ModelTally
+from stepwell_server.turns import Turns
 from stepwell_server.waiters import Key, PushWaiters, Waiter
 
 log = structlog.get_logger("stepwell")
@@ -89,7 +91,7 @@ class Pushes:
         self._wait_s = wait_s
         self._steps = steps
         self._waiters = PushWaiters(lane)  # the lane's
-        self._turns: dict[str, list[asyncio.Future[bool]]] = {}  # the lane's
+        self._turns = Turns(engine, lane, self._between_groups)
         self._is_making_due = False
         self._is_small = is_small(engine.definition)
         self.tally = ModelTally()
@@ -97,12 +99,7 @@ class Pushes:
     @property
     def waiting_workers(self) -> frozenset[str]:
         """The workers who wait for others, with a push or for their turn; on any thread."""
-        turns = [
-            worker
-            for worker, futures in list(self._turns.items())
-            if not all(future.done() for future in futures)
-        ]
-        return frozenset([*self._waiters.workers, *turns])
+        return frozenset([*self._waiters.workers, *self._turns.workers])
 
     async def push(self, push: Push, lease: Lease | None = None) -> Result:
         """Make a push: stage, record, sync, commit, publish, answer.
@@ -199,10 +196,8 @@ class Pushes:
                 given_back.push(done)
             try:
                 self._recorder.sync()
-            except StepwellError as error:
-                for staged, _ in reversed(group):
-                    self._engine.withdraw(staged)
-                self._waiters.forget(self._waiting, error)
+            except BaseException as error:  # whatever it is, those who wait are answered
+                self._refuse(group, error)
                 return
             try:
                 for staged, _ in group:
@@ -210,6 +205,16 @@ class Pushes:
             except BaseException:  # no memory: the lane goes on, and tells everyone so
                 log.exception("change_not_made", model=self._engine.definition.name)
                 self._waiters.forget(self._waiting, InternalError("The change was not made"))
+
+    def _refuse(
+        self, group: Sequence[tuple[Staged, contextlib.ExitStack]], error: BaseException
+    ) -> None:
+        """Withdraw what could not be synced, and tell those who wait."""
+        for staged, _ in reversed(group):
+            self._engine.withdraw(staged)
+        if not isinstance(error, StepwellError):
+            error = ModelReadOnly(f"The journal could not be synced ({type(error).__name__})")
+        self._waiters.forget(self._waiting, error)
 
     def _stage(self, push: Push) -> Staged | Waiting | Result:
         try:
@@ -275,7 +280,7 @@ class Pushes:
         try:
             if self._recorder.waits:
                 self._recorder.sync()
-        except StepwellError:
+        except BaseException:
             self._engine.withdraw(staged)
             raise
         self._commit(staged)
@@ -293,7 +298,7 @@ class Pushes:
                 self.commit(staged)
         finally:
             self._is_making_due = False
-        self._serve_turns()
+        self._turns.serve()
 
     def readmit(self, pushes: Iterable[Push]) -> None:
         """Decide anew on pushes that waited under another mode; the lane's."""
@@ -312,44 +317,19 @@ class Pushes:
         self.forget()
         self.make_due()
 
-    # Turns
+    async def _between_groups(self, function: Callable[[], None]) -> None:
+        """Run a function on the lane, while the model takes pushes and no group is open."""
+
+        def run() -> None:
+            self._check_running()
+            self.settle()
+            function()
+
+        await self._submit(run)
 
     async def turn(self, worker: str) -> bool:
-        """Wait until a push of a worker would not have to wait, if the mode says so beforehand.
-
-        So who runs too far ahead sends nothing, and the server keeps nothing of it.
-
-        Returns:
-            False if it would still have to wait.
-
-        Raises:
-            ShuttingDown: The server stops.
-        """
-        return await self._turn(worker, self._wait_s)
-
-    async def _turn(self, worker: str, wait_s: float) -> bool:
-        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        await self._submit(partial(self._ask_turn, worker, future))
-        if not future.done():
-            await asyncio.wait([future], timeout=wait_s)
-        if not future.done():
-            future.cancel()
-            return False
-        return future.result()
-
-    def _ask_turn(self, worker: str, future: asyncio.Future[bool]) -> None:
-        self._check_running()
-        self.settle()
-        if self._engine.policy.must_wait(worker):
-            others = [other for other in self._turns.get(worker, []) if not other.done()]
-            self._turns[worker] = [*others, future]
-        else:
-            self._lane.answer(future, True)
-
-    def _serve_turns(self) -> None:
-        for worker in [name for name in self._turns if not self._engine.policy.must_wait(name)]:
-            for future in self._turns.pop(worker):
-                self._lane.answer(future, True)
+        """Wait until a push of a worker would not have to wait; see `Turns.ask`."""
+        return await self._turns.ask(worker, self._wait_s)
 
     def waiting_result(self) -> Result:
         """Return what a push is answered that waits for too long."""
@@ -367,31 +347,44 @@ class Pushes:
         self._steps.after(staged, before)
         failpoints.reach("push.committed")
 
-    async def result(self, key: Key, wait_s: float, fingerprint: str | None = None) -> Result:
+    async def result(
+        self,
+        key: Key,
+        wait_s: float,
+        fingerprint: str | None = None,
+        *,
+        incarnation: str | None = None,
+    ) -> Result:
         """Return the result of an earlier push, waiting for it if it waits.
 
         Args:
             key: Of the push.
             wait_s: For how long; at most as long as a push waits.
             fingerprint: Of a repetition's payload; None if only the result is asked for.
+            incarnation: Of the history it was made in; None is any.
 
         Raises:
+            StaleIncarnation: That history is no more.
             PushNotFound: The session neither stores nor awaits such a push.
             PayloadMismatch: The push had other bytes.
         """
         waiter: Waiter = asyncio.get_running_loop().create_future()
         wait_s = min(wait_s, self._wait_s)
         try:
-            await self._submit(partial(self._find, key, waiter, fingerprint))
+            await self._submit(partial(self._find, key, waiter, fingerprint, incarnation))
         except PushNotFound:
             gates = self._engine.definition.consistency.gates
-            if fingerprint is None and gates and not await self._turn(key[0], wait_s):
+            if fingerprint is None and gates and not await self._turns.ask(key[0], wait_s):
                 return self.waiting_result()  # it would not be taken yet
             raise
         return await self._settled(waiter, wait_s)
 
-    def _find(self, key: Key, waiter: Waiter, fingerprint: str | None) -> None:
+    def _find(
+        self, key: Key, waiter: Waiter, fingerprint: str | None, incarnation: str | None
+    ) -> None:
         worker, epoch, sequence = key
+        if incarnation is not None:
+            self._engine.check_incarnation(worker, epoch, incarnation)
         session = self._engine.ledger.find(worker, epoch)
         if sequence <= session.last_sequence:
             result = self._engine.ledger.check(*key, fingerprint)
@@ -432,6 +425,4 @@ class Pushes:
     def end(self, error: StepwellError) -> None:
         """Refuse all who wait; the lane's."""
         self._waiters.forget((), error)
-        for future in [future for futures in self._turns.values() for future in futures]:
-            self._lane.refuse(future, error)
-        self._turns.clear()
+        self._turns.end(error)

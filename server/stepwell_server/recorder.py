@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import structlog
 from stepwell_core import record
-from stepwell_core.errors import ModelReadOnly
+from stepwell_core.errors import DiskFull, ModelReadOnly, StepwellError
 from stepwell_core.layout import Layout
 from stepwell_core.push import Staged
 from stepwell_core.record import Change
@@ -78,6 +78,11 @@ class Recorder:
         return None if failure is None else failure.message
 
     @property
+    def has_given_up(self) -> bool:
+        """Whether the model is not what it was said to be, so that only its journal is right."""
+        return self._given_up is not None
+
+    @property
     def _failure(self) -> ModelReadOnly | None:
         return self._given_up or (None if self._journal is None else self._journal.failure)
 
@@ -93,9 +98,10 @@ class Recorder:
 
     def give_up(self, reason: str) -> None:
         """Refuse all changes from now on: the journal and the model do not agree any more."""
+        found = "its last checkpoint" if self._journal is None else "the journal"
         self._given_up = ModelReadOnly(
-            f"{reason}, so the model and its journal do not agree any more and nothing is changed. "
-            "It can be pulled from; start the server again, and it goes on from the journal"
+            f"{reason}, so the model and what is on the disk do not agree any more and nothing is "
+            f"changed. It can be pulled from; start the server again, and it goes on from {found}"
         )
         log.critical("model_read_only", reason=reason)
 
@@ -103,13 +109,14 @@ class Recorder:
     def making(self) -> Iterator[None]:
         """Make a change that was written down, in the block; if that fails all is given up.
 
+        Under `memory` too: what is half made is never saved, nor gone on with.
+
         Making cannot fail, but memory can run out.
         """
         try:
             yield
         except BaseException as error:
-            if self._journal is not None:
-                self.give_up(f"A change could not be made ({type(error).__name__})")
+            self.give_up(f"A change could not be made ({type(error).__name__})")
             raise
 
     def append(self, change: Change) -> None:
@@ -133,9 +140,16 @@ class Recorder:
             ModelReadOnly: It is not known to be; nothing that was appended since the last `sync`
                 may be made.
         """
-        if self._journal is not None:
+        if self._journal is None:
+            return
+        try:
             self._journal.sync()
-            failpoints.reach("journal.synced")
+        except StepwellError:  # it knows that nothing may follow
+            raise
+        except BaseException as error:  # memory, or the log that a failure is told to
+            self.give_up(f"The journal could not be synced ({type(error).__name__})")
+            raise
+        failpoints.reach("journal.synced")
 
     def keep(self, change: Change) -> None:
         """Write down one change, so that it may be made.
@@ -150,10 +164,34 @@ class Recorder:
     def rotate(self, identity: Identity | None = None) -> int:
         """Begin a segment; returns the number of the next record.
 
+        Without a journal there are no records. Numbers are used up all the same, so that no journal
+        that begins later goes on from an earlier checkpoint of this history.
+
         Args:
             identity: Of another history, that begins here; None goes on with the present one.
         """
-        return self._first_number if self._journal is None else self._journal.rotate(identity)
+        if self._journal is not None:
+            return self._journal.rotate(identity)
+        self._first_number += 1
+        return self._first_number
+
+    def finish(self) -> int:
+        """Return the number of the first record that a model's last checkpoint does not have.
+
+        A journal that failed is good enough for that: the model has all that was answered. Its last
+        records may be on the disk or not, and may be of changes that were never made; so a number
+        is left out, and from an earlier checkpoint nobody reads on over them.
+
+        Raises:
+            ModelReadOnly: The model is not what it was said to be.
+        """
+        if self._given_up is not None:
+            raise self._given_up
+        if self._journal is None:
+            return self.rotate()
+        with contextlib.suppress(ModelReadOnly, DiskFull):
+            return self._journal.rotate()
+        return self._journal.next_number + (self._journal.failure is not None)
 
     def remove_before(self, number: int) -> None:
         """Let go of the records that a checkpoint has made unnecessary; on any thread."""

@@ -3,8 +3,9 @@
 All is read before anything is changed: a start that is refused leaves the folder as it was.
 
 The incarnation stays if the history is known to be whole: the stop was clean; or everything that
-was answered was on the disk (`always`), or had at least left the process and the machine has not
-been started again since (`everysec`). Else it is a new one, so that workers are told.
+was answered was on the disk (`always`), or had at least left the process, the machine has not been
+started again since, and the disk never failed (`everysec`). Else it is a new one, so that workers
+are told.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def read_model(folder: ModelFolder) -> Recovery:
 
     Raises:
         CheckpointInvalid: None of its checkpoints is whole.
-        JournalInvalid: A record that was on the disk is missing or damaged.
+        JournalInvalid: A record that was on the disk is missing or damaged, or the newest segment.
         DataFolderInvalid: It is another model's folder.
     """
     manifest, state = folder.archive.newest()
@@ -97,6 +98,10 @@ def read_model(folder: ModelFolder) -> Recovery:
             f"{manifest.definition.name!r}; rename the folder back"
         )
     engine = Engine(state, manifest.incarnation)
+    is_clean = folder.clean_stop() == manifest.id  # then no record is needed
+    if not is_clean:
+        journal.check_newest(folder.journal_path)
+    _sync(folder)
     try:
         made = _make_again(engine, folder, manifest)
     except JournalInvalid as error:
@@ -106,7 +111,7 @@ def read_model(folder: ModelFolder) -> Recovery:
         # The checkpoint that the journal goes on from is damaged: that was complained of already.
         log.error("journal_does_not_join", model=folder.name, reason=error.message)
         made = _Made(0, manifest.journal_number, None, None)
-    is_whole = folder.clean_stop() == manifest.id or _is_proven(made.last)
+    is_whole = is_clean or _is_proven(made.last)
     if not is_whole:
         engine = Engine(engine.state(), new_incarnation())  # the old one is not used any more
     recovered = Recovered(manifest.id, engine.counters.version, made.count, made.torn, is_whole)
@@ -124,10 +129,19 @@ class _Made:
     last: journal.LastSegment | None
 
 
+def _sync(folder: ModelFolder) -> None:
+    """Have the journal read from the disk itself, so that it is there at the next start too."""
+    try:
+        journal.sync_all(folder.journal_path)
+    except OSError as error:
+        raise JournalInvalid(
+            f"{folder.journal_path}: the journal cannot be read from the disk ({error.strerror}). "
+            "Look after the disk, or copy the data folder to another one, and start again"
+        ) from None
+
+
 def _make_again(engine: Engine, folder: ModelFolder, manifest: Manifest) -> _Made:
     """Make the changes of the journal again that the checkpoint does not have."""
-    # They are read from the disk itself, so that they are there at the next start too.
-    journal.sync_all(folder.journal_path)
     reading = journal.read(
         folder.journal_path,
         identity_of(manifest.definition, manifest.incarnation),
@@ -148,4 +162,6 @@ def _is_proven(last: journal.LastSegment | None) -> bool:
     """Return whether all that was answered is in what was read, by the journal's newest segment."""
     if last is None:
         return False
-    return last.durability == "always" or last.boot_id == journal.boot_id()
+    if last.durability == "always":
+        return True
+    return last.boot_id == journal.boot_id() and not last.has_failed

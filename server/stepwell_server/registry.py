@@ -12,25 +12,30 @@ from stepwell_core.definition import Definition
 from stepwell_core.engine import Engine
 from stepwell_core.errors import (
     DoesNotFit,
-    ModelDiffers,
     ModelExists,
     ModelNotFound,
     ShuttingDown,
+    StepwellError,
 )
 from stepwell_core.layout import Arenas
 from stepwell_core.ledger import Ledger
-from stepwell_core.pipeline import Pipeline
 from stepwell_core.placement import extent
 from stepwell_core.rehearsal import rehearse
-from stepwell_core.state import State
 
-from stepwell_server import failpoints, memory
+from stepwell_server import failpoints
 from stepwell_server.checkpoints import Schedule
+from stepwell_server.creation import (
+    check_memory,
+    check_same,
+    engine_of,
+    new_engine,
+    write_first,
+)
 from stepwell_server.history import History
 from stepwell_server.leases import Part
 from stepwell_server.model import HostedModel
 from stepwell_server.recorder import Recorder
-from stepwell_server.recovery import Recovery, identity_of, new_incarnation, read_model
+from stepwell_server.recovery import Recovery, identity_of, read_model
 from stepwell_server.settings import Durability
 from stepwell_server.staging import Staging
 from stepwell_server.storage import disk, journal
@@ -72,8 +77,8 @@ class Registry:
         self._staging = staging
         self._options = options
         self._models: dict[str, HostedModel] = {}
+        self._deleted: dict[str, ModelFolder] = {}  # what is still to be removed of them
         self._changing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._unremoved: dict[str, ModelFolder] = {}  # of models that are gone
         self._is_stopping = False
 
     def __iter__(self) -> Iterator[HostedModel]:
@@ -116,9 +121,9 @@ class Registry:
         async with self._changing[definition.name]:
             existing = self._models.get(definition.name)
             if existing is not None and not self._is_stopping:
-                _check_same(existing.definition, definition, exist_ok=exist_ok)
+                check_same(existing.definition, definition, exist_ok=exist_ok)
                 return existing, False
-            return await self._add(definition, lambda: _new_engine(definition, parameters)), True
+            return await self._add(definition, lambda: new_engine(definition, parameters)), True
 
     async def fork(self, model: HostedModel, checkpoint_id: str, name: str) -> HostedModel:
         """Create a model from a checkpoint of another one: all but its sessions.
@@ -132,14 +137,22 @@ class Registry:
         definition = replace(state.definition, name=name)
         async with self._changing[name]:
             if name in self._models:
-                _check_same(self._models[name].definition, definition, exist_ok=False)
-            forked = replace(state, definition=definition, ledger=Ledger().to_json())
-            return await self._add(definition, lambda: _engine_of(forked))
+                check_same(self._models[name].definition, definition, exist_ok=False)
+            forked = replace(state, definition=definition, ledger=Ledger())
+            return await self._add(definition, lambda: engine_of(forked))
 
     async def _add(self, definition: Definition, new_engine: Callable[[], Engine]) -> HostedModel:
         """Create a model that is not there yet; under its lock."""
         if self._is_stopping:
             raise ShuttingDown("The server is stopping; try again")
+        try:
+            await self._remove(self._deleted.get(definition.name))
+        except (OSError, StepwellError):
+            raise ModelExists(
+                f"The model {definition.name!r} was deleted, and its disk or its checkpoint store "
+                "did not let go of it; delete it again, then create it",
+                model=definition.name,
+            ) from None
         check_memory(definition)
         part = self._reserve(definition)
         try:
@@ -154,13 +167,12 @@ class Registry:
     async def _create(
         self, definition: Definition, new_engine: Callable[[], Engine], part: Part
     ) -> HostedModel:
-        await self._remove(self._unremoved.get(definition.name))
         folder = self._data.new_model(definition.name)
         engine = await asyncio.to_thread(new_engine)
         try:
             with disk.needs_room(f"model {definition.name!r}"):
                 await asyncio.to_thread(folder.create)
-                manifest = await asyncio.to_thread(_write_first, engine, folder)
+                manifest = await asyncio.to_thread(write_first, engine, folder)
                 await asyncio.to_thread(folder.show)
                 recorder = await asyncio.to_thread(self._recorder, engine, folder, 0)
                 history = await asyncio.to_thread(History.open, folder.history_path)
@@ -174,7 +186,6 @@ class Registry:
         options = self._options
         if options.durability == "memory":
             return Recorder(engine.layout, None, first_number)
-        most = options.journal_max_bytes or journal.default_max_bytes(folder.path)
         identity = identity_of(engine.definition, engine.incarnation)
         return Recorder(
             engine.layout,
@@ -183,7 +194,7 @@ class Registry:
                 identity,
                 first_number,
                 options.durability,
-                most,
+                options.journal_max_bytes,
                 on_failure=lambda error: log.critical(
                     "model_read_only", model=engine.definition.name, reason=str(error)
                 ),
@@ -244,25 +255,32 @@ class Registry:
 
         Raises:
             ModelNotFound: There is none of that name.
+            StoreFailed: The store does not remove its checkpoints. The model is gone, also after a
+                restart, and its name is free when this is repeated.
         """
-        if name not in self._unremoved:
+        if name not in self._deleted:
             self.get(name)
         async with self._changing[name]:
-            if name not in self._unremoved:
+            if name not in self._deleted:
                 model = self.get(name)  # two may have asked at once
+                self._deleted[name] = model.folder
                 del self._models[name]
-                self._unremoved[name] = model.folder
-                await model.discard()
-                self._staging.forget(name, model.part)
-            await self._remove(self._unremoved[name])
+                try:
+                    await model.discard()
+                except (OSError, StepwellError) as error:  # its journal goes all the same
+                    log.warning("journal_not_closed", model=name, exc_info=error)
+                finally:
+                    model.checkpoints.close()
+                    self._staging.forget(name, model.part)
+            await self._remove(self._deleted[name])
             log.info("model_deleted", model=name)
 
     async def _remove(self, folder: ModelFolder | None) -> None:
         """Remove the folder of a model that is gone; one that is left is remembered."""
         if folder is not None:
-            self._unremoved[folder.name] = folder
+            self._deleted[folder.name] = folder
             await asyncio.to_thread(folder.remove)
-            del self._unremoved[folder.name]
+            del self._deleted[folder.name]
 
     async def recover(self) -> None:
         """Open every model in the data folder from its newest checkpoint that is whole.
@@ -272,34 +290,58 @@ class Registry:
             JournalInvalid: A journal lacks a record that was on the disk; likewise.
         """
         # All are read before anything is changed: a refused start leaves the folder as it was.
-        found = [await asyncio.to_thread(read_model, folder) for folder in self._data.models()]
-        for recovery in found:
-            self._models[recovery.folder.name] = await self._open(recovery)
-            log.info("model_recovered", model=recovery.folder.name, **recovery.recovered.to_json())
-            if recovery.recovered.cut_off is not None:
-                log.warning(
-                    "journal_cut_off", model=recovery.folder.name, at=recovery.recovered.cut_off
-                )
+        folders = await asyncio.to_thread(self._data.models)
+        kept = [folder for folder in folders if not folder.is_deleted]
+        found = [await asyncio.to_thread(read_model, folder) for folder in kept]
+        for folder in folders:
+            if folder.is_deleted:
+                await asyncio.to_thread(folder.remove)
+                log.info("model_deleted", model=folder.name)
+        opened: dict[str, HostedModel] = {}
+        try:
+            for recovery in found:
+                opened[recovery.folder.name] = await self._open(recovery)
+            for recovery in found:
+                await asyncio.to_thread(recovery.folder.forget_clean_stop)
+        except BaseException:
+            await asyncio.gather(
+                *(model.discard() for model in opened.values()), return_exceptions=True
+            )  # the first error is the one to tell
+            raise
+        self._models.update(opened)
 
     async def _open(self, recovery: Recovery) -> HostedModel:
-        """Go on with a model that was read."""
+        """Go on with a model that was read, whose clean stop is still noted."""
         folder, engine, number = recovery.folder, recovery.engine, recovery.next_number
         await asyncio.to_thread(folder.prepare)
-        await asyncio.to_thread(folder.forget_clean_stop)
+        await asyncio.to_thread(folder.archive.pin_newer, recovery.manifest.id)
         await asyncio.to_thread(rehearse, engine.definition)
-        recorder = await asyncio.to_thread(self._recorder, engine, folder, number)
-        part = self._reserve_what_there_is(engine.definition)
         history = await asyncio.to_thread(History.open, folder.history_path)
+        try:
+            recorder = await asyncio.to_thread(self._recorder, engine, folder, number)
+        except BaseException:
+            await asyncio.to_thread(history.close)
+            raise
+        part = self._reserve_what_there_is(engine.definition)
         model = self._host(engine, folder, recorder, part, history, recovery.manifest, recovery)
+        try:
+            await self._secure(model, recovery)
+        except BaseException:
+            await model.discard()
+            raise
+        _tell_recovered(recovery)
+        failpoints.reach("recovery.replayed")
+        return model
+
+    async def _secure(self, model: HostedModel, recovery: Recovery) -> None:
+        """Write a checkpoint if the one that was read does not do with the journal that begins."""
         is_journaled = self._options.durability != "memory"
         if not recovery.recovered.is_whole and is_journaled:
             await model.checkpoint()  # a journal belongs to a checkpoint of its incarnation
         elif not is_journaled and recovery.recovered.records:
             await model.checkpoint()  # what the journal had is in it, or would be lost
         if not is_journaled:
-            await asyncio.to_thread(journal.remove_all, folder.journal_path)
-        failpoints.reach("recovery.replayed")
-        return model
+            await asyncio.to_thread(journal.remove_all, recovery.folder.journal_path)
 
     def stop_waiting(self) -> None:
         """Answer everyone who waits with 503 and take no more pushes."""
@@ -316,6 +358,8 @@ class Registry:
         self._is_stopping = True
         models = list(self)
         results = await asyncio.gather(*(model.stop() for model in models), return_exceptions=True)
+        for model in models:
+            model.checkpoints.close()
         self._models.clear()
         failures = []
         for model, result in zip(models, results, strict=True):
@@ -326,64 +370,8 @@ class Registry:
             raise failures[0]
 
 
-def check_memory(definition: Definition) -> None:
-    """Refuse a model that this machine has no memory for.
-
-    Raises:
-        DoesNotFit: With the arithmetic.
-    """
-    layout = definition.layout
-    slots = len(Pipeline(layout, definition.rule).slot_values)
-    mode = definition.consistency
-    sums = int(mode.gathers or mode.most_in_step > 1)
-    needed = layout.nbytes * (2 + slots + sums)
-    available = memory.available_bytes()
-    if needed > available:
-        raise DoesNotFit(
-            f"Parameters of {layout.nbytes} bytes need 2 buffers, {slots} slots and {sums} sums of "
-            f"gradients, together {needed} bytes; {available} are available",
-            needed=needed,
-            available=available,
-        )
-
-
-def _write_first(engine: Engine, folder: ModelFolder) -> Manifest:
-    """Write the first checkpoint of a model that nobody uses yet."""
-    snapshot = engine.snapshot({n: engine.layout.new_arenas(None) for n in engine.store.slots})
-    try:
-        return folder.archive.write(snapshot, 0)
-    finally:
-        engine.store.release(snapshot.parameters)
-
-
-def _engine_of(state: State) -> Engine:
-    engine = Engine(state, new_incarnation())
-    rehearse(engine.definition)
-    return engine
-
-
-def _new_engine(definition: Definition, parameters: Arenas | None) -> Engine:
-    engine = Engine.create(
-        definition,
-        definition.layout.new_arenas() if parameters is None else parameters,
-        new_incarnation(),
-    )
-    rehearse(definition)
-    return engine
-
-
-def _check_same(existing: Definition, wanted: Definition, *, exist_ok: bool) -> None:
-    if not exist_ok:
-        raise ModelExists(
-            f"There is a model {wanted.name!r} already; open it, delete it, or create with "
-            "exist_ok",
-            model=wanted.name,
-        )
-    differences = existing.differences(wanted)
-    if differences:
-        raise ModelDiffers(
-            f"There is a model {wanted.name!r} already, and it was created with other: "
-            f"{', '.join(differences)}. Use its definition, or another name",
-            model=wanted.name,
-            differences=differences,
-        )
+def _tell_recovered(recovery: Recovery) -> None:
+    name, recovered = recovery.folder.name, recovery.recovered
+    log.info("model_recovered", model=name, **recovered.to_json())
+    if recovered.cut_off is not None:
+        log.warning("journal_cut_off", model=name, at=recovered.cut_off)

@@ -146,7 +146,7 @@ def open_data(settings: Settings) -> DataFolder:
         DataFolderInvalid, StoreFailed: One of them cannot be used.
     """
     store = None if settings.checkpoint_store is None else open_store(settings.checkpoint_store)
-    return DataFolder(settings.data_dir, store)
+    return DataFolder(settings.data_dir, store, takes_over=settings.take_over_store)
 
 
 def new_server(settings: Settings, data: DataFolder, loop: str = "uvloop") -> Server:

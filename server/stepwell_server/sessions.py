@@ -98,15 +98,23 @@ class Sessions:
         self._membership.joined(worker, opened[0].epoch, self._loop.time())
         return opened
 
-    async def close(self, worker: str, epoch: int | None) -> None:
+    async def close(self, worker: str, epoch: int | None, incarnation: str | None = None) -> None:
         """Close a session; the current one if `epoch` is None.
 
+        Args:
+            worker: Whose.
+            epoch: Of the session.
+            incarnation: Of the history it was opened in; None is any.
+
         Raises:
+            StaleIncarnation: That history is no more.
             WorkerNotFound: There never was a session of that worker.
             Fenced, UnknownSession, SessionExpired: As `Ledger.find`.
         """
 
         def close() -> int:
+            if incarnation is not None:
+                self._engine.check_incarnation(worker, -1 if epoch is None else epoch, incarnation)
             session = self._engine.ledger.sessions.get(worker)
             if session is None:
                 raise WorkerNotFound(f"The model knows no worker {worker!r}", worker=worker)

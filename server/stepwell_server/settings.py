@@ -42,6 +42,7 @@ class Settings(BaseSettings):
     checkpoint_every_s: Annotated[float, Field(gt=0)] | None = 900.0
     keep_checkpoints: Annotated[int, Field(gt=0)] = 3
     checkpoint_store: str | None = None
+    take_over_store: bool = False
     token_file: Path | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None

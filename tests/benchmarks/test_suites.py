@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from benchmarks import checkpoint, durability, metrics, shapes, startup, update
+from benchmarks import workers as many
 from benchmarks.federated import suite as federated
 from benchmarks.measure import Result
 from benchmarks.peers import suite as peers
@@ -21,6 +22,7 @@ SUITES: dict[str, Callable[[], Result]] = {
     "wire.workers": lambda: workers.run(SIZE, counts=(1, 2), rounds=1, window_s=0.01),
     "wire.tls": lambda: tls.run(SIZE, rounds=1),
     "wire.memory": lambda: memory.run(SIZE, workers=2, load_s=0.01),
+    "workers": lambda: many.run(0.5, 1, 2, SIZE, 0.05, 2, SIZE, rounds=1, processes=1),
     "durability": lambda: durability.run({"tiny": SIZE}, rounds=1),
     "checkpoint": lambda: checkpoint.run(SIZE, rounds=1),
     "metrics": lambda: metrics.run(rounds=1, calls=2),
@@ -29,7 +31,13 @@ SUITES: dict[str, Callable[[], Result]] = {
 }
 
 
-@pytest.mark.parametrize("name", SUITES)
+LONG = {"durability", "federated", "peers", "wire.large", "wire.workers"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.full) if name in LONG else name for name in SUITES],
+)
 def test_a_suite_runs_and_says_what_it_found(name: str) -> None:
     """Whatever checks its work has, they hold; each row has its figure, or says why not."""
     result = SUITES[name]()
@@ -39,7 +47,7 @@ def test_a_suite_runs_and_says_what_it_found(name: str) -> None:
     assert all(value > 0 for value in result.seconds.values())
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_start_of_a_server_is_timed() -> None:
     """With kernels in the cache, and without."""
     result = startup.run(starts=1)

@@ -33,13 +33,14 @@ from tests.client.adapter import ADAPTERS, PATIENT
 from tests.client.buffer_contract import BufferContract
 from tests.client.delta_contract import DeltaContract
 from tests.client.flaky_proxy import FlakyProxy
+from tests.client.mode_contract import ModeContract
 from tests.client.models import ONES, PARAMETERS, assert_same, gradients_of
 from tests.servers import served, start
 
 BFLOAT16 = ml_dtypes.bfloat16
 
 
-class ClientContract(BufferContract, DeltaContract):
+class ClientContract(BufferContract, DeltaContract, ModeContract):
     """The scenarios."""
 
     kind: ClassVar[str]

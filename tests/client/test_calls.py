@@ -48,7 +48,8 @@ def test_creating_says_the_whole_definition_and_sends_the_values():
     assert header["name"] == "digits"
     assert header["tensors"] == LAYOUT.to_json()
     assert header["optimizer"]["class_name"] == "SGD"
-    assert header["consistency"] == {"mode": "sync", "workers": 2, "reduction": "arrival"}
+    assert header["consistency"] == stepwell.Sync(2, reduction="arrival").to_json()
+    assert header["consistency"]["reduction"] == "arrival"
     assert (header["on_nonfinite"], header["exist_ok"]) == ("drop", True)
     assert payload_of(call) == b"".join(PARAMETERS[name].tobytes() for name in ("w", "b", "d"))
 
@@ -315,10 +316,10 @@ def test_hyperparameters_without_a_json_form_are_refused_here(value):
 
 
 def test_an_overwrite_has_all_tensors():
-    """Missing ones are named; the call may be repeated."""
+    """Missing ones are named; twice would undo what was pushed in between, so it is sent once."""
     call = calls.overwrite("digits", LAYOUT, PARAMETERS)
 
-    assert (call.method, call.can_repeat) == ("PUT", True)
+    assert (call.method, call.can_repeat) == ("PUT", False)
     assert header_of(call)["layout"] == LAYOUT.hash
     with pytest.raises(LayoutMismatch, match="Missing: 'd', 'b'"):
         calls.overwrite("digits", LAYOUT, {"w": PARAMETERS["w"]})

@@ -15,7 +15,6 @@ from stepwell.errors import ConnectionFailed
 from stepwell.heartbeat import AsyncHeartbeat, Heartbeat
 from stepwell.retry import Patience, Timeout
 from stepwell.session import Session
-from stepwell_core.consistency.base import SHORTEST_LEASE_S
 from stepwell_core.layout import Layout
 
 from tests.client.flow_driver import Script, opened
@@ -101,14 +100,6 @@ def test_beats_go_out_three_times_in_each_lease(lease_s, pause_s):
     session = new_session(lease_s)
 
     assert module._pause_s(lambda: session) == pytest.approx(pause_s)
-
-
-def test_a_session_that_is_not_open_is_looked_at_soon_again():
-    """The first call opens it, and the first beat has to come within the shortest lease."""
-    session = new_session()
-
-    assert module._pause_s(lambda: session) <= SHORTEST_LEASE_S / module.BEATS_IN_LEASE
-    assert module._pause_s(lambda: None) == 0.0
 
 
 def test_a_beat_that_fails_is_followed_by_the_next():

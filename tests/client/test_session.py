@@ -261,7 +261,11 @@ def test_a_push_that_waits_is_asked_for_without_its_body():
 
     assert found.outcome == "applied"
     assert script.asked == [PUSH, ask(), ask(), ask()]
-    assert script.calls[1].query == {"epoch": 1, "wait_s": session_module.WAIT_S}
+    assert script.calls[1].query == {
+        "epoch": 1,
+        "incarnation": "one",
+        "wait_s": session_module.WAIT_S,
+    }
 
 
 def test_a_push_that_waits_says_so(caplog):
@@ -641,7 +645,8 @@ def test_a_session_that_was_closed_is_opened_by_the_next_call():
     script.run(session.push(GRADIENT))
 
     assert closing.asked == [CLOSE]
-    assert (closing.calls[0].query, closing.calls[0].timeout_s) == ({"epoch": 1}, 1.0)
+    assert closing.calls[0].query == {"epoch": 1, "incarnation": "one"}
+    assert closing.calls[0].timeout_s == 1.0
     assert script.header(1)["epoch"] == 2
 
 

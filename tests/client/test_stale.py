@@ -52,6 +52,28 @@ def test_by_default_a_worker_is_told(model):
             worker.push(TICK)
 
 
+def test_a_push_of_another_history_is_not_taken_for_an_unresolved_one(client, model):
+    """The model was created anew, and another process made a push with the same numbers."""
+    worker = model.worker("w0").open()
+    worker.push(TICK)
+    session = worker._session
+    session._is_unresolved, session._last_result = True, None  # push 1 left, and no answer came
+    client.delete_model(model.name)
+    again = client.create_model(model.name, ZEROS, optimizer=stepwell.SGD(1.0))
+    with again.worker("w0") as other:
+        for _ in range(3):
+            other.push(TICK)
+
+        found = worker.resolve()
+        with pytest.raises(StaleIncarnation):
+            worker.push(TICK)
+        worker.close()
+
+        assert found is None
+        assert other.push(TICK).outcome == "applied", "its session was not closed by the other"
+    assert count(again) == 4.0
+
+
 def test_by_choice_it_goes_on_and_the_push_that_met_it_has_no_effect(model, caplog):
     """It belongs to a history that is no more; the next one counts."""
     first = model.checkpoints()[0]
@@ -195,6 +217,9 @@ def test_a_checkpoint_is_verified_pinned_forked_and_deleted(model):
     forked = model.fork(made, f"{model.name}-fork")
     with forked.worker("w0") as worker:
         worker.push(TICK)
+    with pytest.raises(stepwell.errors.Conflict, match="write another first"):
+        model.delete_checkpoint(made)
+    model.checkpoint()
     model.delete_checkpoint(made)
 
     assert pinned == [False, True]

@@ -444,7 +444,7 @@ def test_a_push_that_was_refused_after_a_reset_asks_before_the_next(way):
         worker.push(GRADIENT)
 
     asked, pushed = server.requests[4:]
-    assert asked.path == "/v1/models/m/workers/w0/pushes/0?epoch=1&wait_s=20.0"
+    assert asked.path == "/v1/models/m/workers/w0/pushes/0?epoch=1&incarnation=one&wait_s=20.0"
     assert pushed.message["sequence"] == 1
 
 
@@ -476,7 +476,7 @@ def test_leaving_closes_the_session_once(way):
         worker.close()
 
     assert [f"{request.method} {request.path}" for request in server.requests[2:]] == [
-        "DELETE /v1/models/m/workers/w0?epoch=1"
+        "DELETE /v1/models/m/workers/w0?epoch=1&incarnation=one"
     ]
 
 

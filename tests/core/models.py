@@ -10,7 +10,7 @@ import numpy as np
 from stepwell_core.definition import Definition
 from stepwell_core.engine import Engine
 from stepwell_core.layout import Arenas, Layout, Tensor
-from stepwell_core.ledger import Result
+from stepwell_core.ledger import Ledger, Result
 from stepwell_core.optimizers import SGD
 from stepwell_core.pipeline import Gradient
 from stepwell_core.push import Push, Staged, Waiting
@@ -116,7 +116,7 @@ def saved(engine: Engine) -> State:
     state = State(
         Definition.from_json(through_json(snapshot.definition.to_json())),
         Counters.from_json(through_json(snapshot.counters.to_json())),
-        through_json(snapshot.ledger),
+        Ledger.from_json(through_json(snapshot.ledger.to_json())),
         copied(snapshot.parameters.arenas),
         snapshot.slots,
         through_json(snapshot.gathered),

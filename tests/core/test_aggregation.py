@@ -188,3 +188,24 @@ def test_the_division_is_left_to_the_step_only_where_it_is_one_number() -> None:
     # Assert
     assert [result.loss_scale for result in results] == [3.0, 1.0]
     assert [result.arenas["float32"].tolist() for result in results] == [[6, 0], [2, 0]]
+
+
+def test_a_sum_that_goes_on_in_memory_of_its_own_knows_which_values_it_has() -> None:
+    """Weights and names say what the memory holds; a value has no weight and no divisor."""
+    # Arrange
+    memory = LAYOUT.new_arenas()
+    first = RunningSum(LAYOUT, memory, state=("b",))
+    first.add(gradient(a=[2, 0], b=7), 2)
+    expected = first.divisor_with(["a", "b"], 1)
+
+    # Act
+    total = RunningSum(LAYOUT, memory, first.weights, state=("b",), values=first.values)
+    total.add(gradient(a=[5, 3]), 1)
+    result = total.take()
+
+    # Assert
+    assert (dict(first.weights), set(first.values)) == ({"a": 2.0}, {"b"})
+    assert (result.loss_scale, expected) == (3.0, 3.0)
+    assert result.arenas["float32"].tolist() == [9, 3]
+    assert result.arenas["float64"].tolist() == [7]
+    assert not total.values

@@ -211,14 +211,14 @@ def compare(
             assert difference <= NORM_TOLERANCE * scale[name] + rounding, (name, difference)
 
 
-@settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(run=runs(most_steps=6).filter(lambda run: max(map(np.prod, run["shapes"])) < 1000))
 def test_every_option_equals_keras_as_plain_python(run: dict[str, Any]) -> None:
     """The loops that Numba compiles, run as Python, give Keras's bits for any options at once."""
     train_both(run, compiled=False)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.timeout(600)  # from a cold cache most of it is compilation, two kernels an example
 @settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 @given(run=runs(most_steps=40))

@@ -422,3 +422,122 @@ class LedgerMachine(RuleBasedStateMachine):
 
 TestLedgerMachine = LedgerMachine.TestCase
 TestLedgerMachine.settings = settings(max_examples=80, stateful_step_count=40)
+
+
+def plain():
+    """Return the plain values of a ledger with a session, its results and an earlier one."""
+    ledger = Ledger()
+    for _ in range(2):
+        session, _ = ledger.open("a")
+        if session.epoch == 1:
+            admit(ledger, session, 0)
+    session, _ = ledger.open("b")
+    for sequence in range(3):
+        admit(ledger, session, sequence)
+    ledger.record("b", session.epoch, 3, result(9), "f" * 16)
+    return json.loads(json.dumps(ledger.to_json()))
+
+
+def places(value, path=()):
+    """Yield the place of every value."""
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+        yield (*path, key)
+        if isinstance(item, dict | list):
+            yield from places(item, (*path, key))
+
+
+def test_every_value_of_a_saved_ledger_is_of_its_type_or_refused():
+    """A manifest is a stranger's: what would fail at each push later, or never, is refused now."""
+    strange = [None, "x", -5, 1.5, 1 << 70, 10**400, [], {}, [1], "../../x\n", True]
+    taken = {}
+    for path in places(plain()):
+        for value in strange:
+            hostile = plain()
+            place = hostile
+            for key in path[:-1]:
+                place = place[key]
+            if json.dumps(place[path[-1]]) == json.dumps(value):
+                continue
+            place[path[-1]] = value
+            try:
+                Ledger.from_json(hostile)
+            except ValueError:
+                continue
+            taken.setdefault(path[-1], set()).add(str(value)[:9])
+
+    names = {"worker", "clock_start", "loss_scale", "fingerprints", "previous", "3"}
+    assert taken.keys() <= names | {"is_open", "duplicate", "sessions"}
+    assert taken["worker"] == {"x"}
+    assert taken["clock_start"] == {"-5"}
+    assert taken["loss_scale"] == {"1.5"}
+    assert taken["fingerprints"] == {"{}"}
+    assert taken["3"] == {"x"}, "a fingerprint"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda value: value["sessions"].append(value["sessions"][0]),
+        lambda value: value["sessions"][1].update(results={}),
+        lambda value: value["sessions"][1].update(last_sequence=99),
+        lambda value: value["sessions"][1]["results"].pop("1"),
+        lambda value: value["sessions"][1]["results"].update({"00": value}),
+        lambda value: value["sessions"][1].update(epoch=1000),
+        lambda value: value["sessions"][0]["previous"].update(previous=value["sessions"][1]),
+        lambda value: value.update(other=1),
+        lambda value: value.pop("last_epoch"),
+        lambda value: value.update(sessions=[{}] * 20_001),
+    ],
+)
+def test_a_saved_ledger_that_contradicts_itself_is_refused(change):
+    """Two sessions of one worker, results that are not its last, an epoch of the future."""
+    hostile = plain()
+    change(hostile)
+
+    with pytest.raises(ValueError, match=r"."):
+        Ledger.from_json(hostile)
+
+
+def test_a_cut_stays_as_it_is_while_the_ledger_goes_on():
+    """Whatever changes: pushes, sessions that are opened and closed, clocks that begin anew."""
+    ledger = Ledger.from_json(plain())
+    before = json.dumps(ledger.to_json())
+    cut = ledger.cut()
+
+    session = ledger.sessions["b"]
+    admit(ledger, session, 4)
+    admit(ledger, ledger.sessions["b"], 5)
+    ledger.restart_clocks()
+    ledger.close("b", session.epoch)
+    ledger.open("a")
+    ledger.open("c")
+
+    assert json.dumps(cut.to_json()) == before
+    assert json.dumps(ledger.to_json()) != before
+    assert ledger.sessions["b"].last_sequence == 5
+
+
+def test_a_cut_shares_what_does_not_change():
+    """It costs the model's lane a pointer a session, not a copy of 64 results."""
+    ledger = Ledger.from_json(plain())
+
+    first, second = ledger.cut(), ledger.cut()
+    admit(ledger, ledger.sessions["b"], 4)
+
+    assert all(first.sessions[name] is second.sessions[name] for name in "ab")
+    assert ledger.sessions["a"] is first.sessions["a"]
+    assert ledger.sessions["b"] is not first.sessions["b"]
+
+
+def test_a_session_that_was_closed_keeps_its_last_result_alone():
+    """The one that the next session is told; nobody can ask for the others."""
+    ledger = Ledger()
+    session, _ = ledger.open("w0")
+    for sequence in range(5):
+        admit(ledger, session, sequence, version=sequence)
+
+    ledger.close("w0", session.epoch)
+    _, previous = ledger.open("w0")
+
+    assert previous.last_result == result(4)
+    assert list(previous.results) == [4]

@@ -43,6 +43,35 @@ def test_the_norm_of_a_part_is_that_of_the_part():
     assert norm == pytest.approx(math.sqrt(20))
 
 
+def test_values_of_state_have_no_part_in_a_gradients_norm():
+    """They are in its arenas, before, between and behind what is optimized."""
+    layout = Layout(Tensor(name, (2,), "float32") for name in "abcd")
+    arena = np.float32([9, 9, 2, 2, 9, 9, 1, 1])
+
+    norm = gradient_norm(Gradient(layout, {"float32": arena}, loss_scale=0.5), {"a", "c", "x"})
+
+    assert norm == pytest.approx(math.sqrt(4 * (4 + 4 + 1 + 1)))
+
+
+@pytest.mark.parametrize("most", [1 << 18, 1 << 12])
+def test_values_of_state_have_no_part_in_an_updates_norm(monkeypatch, most):
+    """Of a whole copy and of one in blocks, whose places are worked out."""
+    monkeypatch.setattr(norms, "EXACT_ELEMENTS", most)
+    names = {"a": 5000, "s": 3000, "b": 1, "t": 20_000, "c": 9000}
+    layout = Layout(Tensor(name, (size,), "float32") for name, size in names.items())
+    before = layout.new_arenas(0.0)
+    kept = ParametersBefore(before, layout, ("s", "t"))
+    changed = {"float32": np.full(before["float32"].size, 3, np.float32)}
+    for name in ("s", "t"):
+        segment = layout.segments[name]
+        changed["float32"][segment.start : segment.stop] = 1e6
+
+    kept.keep(before)
+    norm = kept.update_norm(changed)
+
+    assert norm == pytest.approx(3 * math.sqrt(14_001), rel=0.25 if most < 1 << 18 else 1e-6)
+
+
 def test_what_is_not_finite_has_a_norm_that_is_not():
     """A model with on_nonfinite="allow" makes such steps."""
     arenas = LAYOUT.new_arenas(1.0)

@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 from numba.core.dispatcher import Dispatcher
-from stepwell_core.consistency import Async, Consistency, Sync
+from stepwell_core.consistency import Async, Buffered, Consistency, Sync
 from stepwell_core.definition import Definition
 from stepwell_core.engine import Engine
+from stepwell_core.groups import ParameterGroup
 from stepwell_core.keras_config import AnyOptimizer
 from stepwell_core.layout import Layout, Tensor
 from stepwell_core.loss_scale import LossScaleOptimizer
-from stepwell_core.optimizers import SGD, Adam, PerPush
+from stepwell_core.optimizers import SGD, Adam, PerPush, TorchSGD
 from stepwell_core.pipeline import Gradient
 from stepwell_core.push import Push, Staged
 from stepwell_core.rehearsal import rehearse
@@ -64,6 +65,28 @@ def test_after_a_rehearsal_no_delta_compiles(monkeypatch: pytest.MonkeyPatch) ->
     assert (engine.store.current["float32"][:6] == 9.0).all()  # 16 deltas of 1, half of each
 
 
+@pytest.mark.parametrize("consistency", [Async(), Sync(3), Buffered(3)], ids=str)
+def test_after_a_rehearsal_no_push_of_groups_and_state_compiles(
+    consistency: Consistency, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a group alone decays, and a tensor is set and not optimized."""
+    own = {"weight_decay": PerPush(), "learning_rate": PerPush()}
+    groups = (ParameterGroup("g", ("a",), hyperparameters=own),)
+    layout = Layout([*LAYOUT, Tensor("mean", (2,), "float64")])
+    definition = Definition(
+        "m", layout, TorchSGD(0.5), consistency=consistency, groups=groups, state=("mean",)
+    )
+    rehearse(definition)
+    engine = Engine.create(definition, layout.new_arenas(1.0), "now")
+    compiled = compiled_from_now_on(monkeypatch)
+
+    push_from_three(engine, "native")
+
+    assert compiled == []
+    assert engine.counters.version > 0
+    assert engine.store.current["float64"].tolist() == [0.0, 0.0]
+
+
 def compiled_from_now_on(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return a list that grows with each kernel that is compiled, or loaded from the cache."""
     compiled: list[str] = []
@@ -80,10 +103,12 @@ def compiled_from_now_on(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def push_from_three(engine: Engine, dtype: str, kind: Kind = "gradient") -> None:
     """Make eight rounds of pushes, the last four of one worker alone; every other two are read."""
     epochs = {worker: engine.open_session(worker)[0].epoch for worker in ("x", "y", "z")}
-    selection = LAYOUT.select("ab")
+    state = engine.definition.state
+    selection = engine.layout.select(["a", "b", *state])
     payload = selection.new_payload(dtype)
-    payload["float32"][...] = 1
-    values = dict.fromkeys(engine.definition.rule.declared_per_push, 0.5)
+    for arena_dtype, array in payload.items():
+        array[...] = 1 if arena_dtype == "float32" else 0
+    values = dict.fromkeys(engine.definition.declared_per_push, 0.5)
     for sequence in range(8):
         if sequence == 4:
             for worker in ("y", "z"):
@@ -91,7 +116,10 @@ def push_from_three(engine: Engine, dtype: str, kind: Kind = "gradient") -> None
         held = engine.store.hold() if sequence % 4 >= 2 else None
         for worker, epoch in epochs.items():
             gradient = Gradient(selection, payload, dtype)
-            push = Push(worker, epoch, sequence, "now", gradient, hyperparameters=values, kind=kind)
+            push = Push(
+                worker, epoch, sequence, "now", gradient,
+                hyperparameters=values, kind=kind, state=state,
+            )  # fmt: skip
             staged = engine.stage(push)
             if isinstance(staged, Staged):
                 engine.commit(staged)

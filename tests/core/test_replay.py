@@ -4,20 +4,29 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgpack
 import numpy as np
 import pytest
-from stepwell_core.consistency import Sync
+from stepwell_core import record
+from stepwell_core.consistency import Buffered, Sync
+from stepwell_core.engine import Engine
 from stepwell_core.errors import JournalInvalid
 from stepwell_core.gradient import Gradient
 from stepwell_core.layout import Layout, Tensor
 from stepwell_core.loss_scale import LossScaleOptimizer
 from stepwell_core.optimizers import SGD, Adagrad, Adam, PerPush
-from stepwell_core.record import Finalized, SessionClosed, SessionOpened
+from stepwell_core.record import (
+    ConsistencyChanged,
+    Finalized,
+    OptimizerChanged,
+    SessionClosed,
+    SessionOpened,
+)
 from stepwell_core.replay import replay
 from stepwell_core.schedules import ExponentialDecay
 
 from tests.core.journaled import Journaled, lasting
-from tests.core.models import LAYOUT, Worker, new_engine, random_arrays
+from tests.core.models import FIRST, LAYOUT, Worker, image, new_engine, random_arrays
 
 RNG = np.random.default_rng(3)
 GRADIENTS = [random_arrays(RNG) for _ in range(12)]
@@ -140,6 +149,100 @@ def test_a_record_that_does_not_follow_is_refused(change):
 
     with pytest.raises(JournalInvalid):
         replay(engine, change)
+
+
+def two_steps(optimizer=None):
+    """Return an engine at version 0, and records: a session, two steps."""
+    journaled = Journaled(new_engine(optimizer or Adam(0.1)))
+    worker = Worker(journaled.engine)
+    for gradient in GRADIENTS[:2]:
+        worker.push(gradient)
+    return Engine(journaled.state, FIRST), [
+        (msgpack.unpackb(header), bytearray(payload)) for header, payload in journaled.records
+    ]
+
+
+def replay_all(engine, records):
+    """Make records again."""
+    for header, payload in records:
+        replay(engine, record.read(header, memoryview(payload), engine.layout))
+
+
+def value_at(header, path, value):
+    """Put a value deep into a header."""
+    for key in path[:-1]:
+        header = header[key]
+    header[path[-1]] = value
+
+
+@pytest.mark.parametrize("part", ["constants", "rule"])
+@pytest.mark.parametrize("content", [b"", b"\0" * 4, b"\0" * 4 * 40], ids=len)
+def test_scalars_of_another_length_never_reach_a_kernel(part, content):
+    """It would read behind their end: parameters out of the heap, others each time."""
+    engine, records = two_steps()
+    value_at(records[1][0], ("scalars", part, "float32"), content)
+    before = image(engine)
+
+    with pytest.raises(JournalInvalid, match="scalars"):
+        replay_all(engine, records)
+
+    assert image(engine)[0] == before[0]
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("scalars", "updates"), False),
+        (("scalars", "overwrites"), True),
+        (("counters", "version"), 2),
+        (("counters", "version"), 0),
+        (("counters", "parameters_version"), 0),
+        (("counters", "iterations"), 0),
+        (("counters", "loss_scale"), {"scale": 2.0, "good_steps": 0}),
+        (("results", 0, 0), "nobody"),
+        (("results", 0, 1), 2),
+        (("results", 0, 2), 1),
+        (("results", 0), ["w0", 1, 0, "f", "unheard of", 1, 1, 0, None]),
+        (("weight",), 1.0),
+        (("results",), [["w0", 1, 0, "f", "applied", 1, 1, 0, None]] * 2),
+    ],
+    ids=str,
+)
+def test_a_step_that_does_not_come_next_is_refused(path, value):
+    """By its numbers, its workers, or what the optimizer does not have; nothing is written."""
+    engine, records = two_steps()
+    value_at(records[1][0], path, value)
+    before = image(engine)
+
+    with pytest.raises(JournalInvalid):
+        replay_all(engine, records)
+
+    assert (image(engine)[0], engine.counters.version) == (before[0], 0)
+
+
+def test_a_record_that_is_left_out_or_comes_twice_or_early_is_refused():
+    """A journal that goes on from another checkpoint is not made on top of this one."""
+    for wrong in ([0, 2], [0, 1, 1], [0, 2, 1], [1]):
+        engine, records = two_steps()
+        with pytest.raises(JournalInvalid):
+            replay_all(engine, [records[number] for number in wrong])
+
+
+def test_an_optimizer_of_another_kind_is_refused():
+    """Its slots are not the model's; the steps after it could not be made."""
+    for rule in (SGD(0.5), Adam(0.1, use_ema=True), Adam(0.1, amsgrad=True), Adam(PerPush())):
+        engine, _ = two_steps()
+        with pytest.raises(JournalInvalid, match="cannot change"):
+            replay(engine, OptimizerChanged(rule))
+
+
+def test_the_mode_does_not_change_while_gradients_are_gathered():
+    """They would be gone."""
+    journaled = Journaled(new_engine(SGD(0.5), consistency=Buffered(3)))
+    Worker(journaled.engine).push(GRADIENTS[0], version=0)
+
+    with pytest.raises(JournalInvalid, match="wait for their step"):
+        replay(journaled.recovered(), ConsistencyChanged(Sync(2)))
 
 
 def test_the_layout_of_these_tests_has_two_arenas():

@@ -36,7 +36,7 @@ def test_versions_and_epochs_never_go_back():
     assert image(engine) == before
     assert state.counters.version == state.counters.parameters_version == 6
     assert state.counters.iterations == 1
-    assert state.ledger["last_epoch"] == 2
+    assert state.ledger.last_epoch == 2
     engine.adopt(state, SECOND)
     assert engine.counters == state.counters
     assert engine.incarnation == SECOND

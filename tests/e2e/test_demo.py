@@ -52,6 +52,26 @@ def test_four_workers_learn_digits_within_a_minute(tmp_path: Path, mode: str) ->
     assert sum(array.size for array in parameters.values()) == 50_826
 
 
+@pytest.mark.full
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "bounded",
+        *(pytest.param(mode, marks=pytest.mark.full) for mode in ("async", "sync")),
+        *(pytest.param(mode, marks=pytest.mark.full) for mode in ("quorum", "buffered")),
+    ],
+)
+def test_workers_that_are_killed_stopped_and_added_learn_too(tmp_path: Path, mode: str) -> None:
+    """Training neither stops nor gets worse, and a picture says who came and went."""
+    outcome = run_demo(tmp_path, "--mode", mode, "--chaos", "--steps", "400")
+
+    assert outcome["accuracy"] >= ACCURACY
+    assert outcome["chaos"] == {"kill": 2, "add": 2, "stop": 2, "restart": 1}
+    assert outcome["version"] >= (400 if mode in ("sync", "quorum", "buffered") else 1600)
+    assert Path(outcome["chaos_picture"]).read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("optimizer", ["sgd", "adagrad"])
@@ -62,7 +82,7 @@ def test_the_other_optimizers_learn_too(tmp_path: Path, optimizer: str) -> None:
     assert outcome["accuracy"] >= ACCURACY
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.timeout(240)
 def test_in_sync_mode_one_seed_gives_the_same_bytes_twice(tmp_path: Path) -> None:
     """Gradients are reduced in worker order, so who arrives first leaves no trace."""
@@ -74,6 +94,21 @@ def test_in_sync_mode_one_seed_gives_the_same_bytes_twice(tmp_path: Path) -> Non
 
     assert first["parameters_sha256"] == second["parameters_sha256"]
     assert first["parameters_sha256"] != other["parameters_sha256"]
+
+
+@pytest.mark.parametrize("options", [("--workers", "1"), ("--no-own-workers",)])
+def test_chaos_for_nobody_is_refused(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """One worker has to go on when another is killed, and workers of others are left alone."""
+    command = [sys.executable, "-m", "stepwell", "demo", "--folder", str(tmp_path / "none")]
+
+    finished = subprocess.run(
+        [*command, "--chaos", *options], capture_output=True, text=True, timeout=60, check=False
+    )
+
+    assert finished.returncode == 1
+    assert "--chaos" in finished.stderr
+    assert "Traceback" not in finished.stderr
+    assert not (tmp_path / "none").exists()
 
 
 def test_an_option_out_of_range_is_a_usage_error(tmp_path: Path) -> None:

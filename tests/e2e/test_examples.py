@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.requirements import require, require_package, require_program
 from tests.servers import served
 
 ROOT = Path(__file__).parents[2]
@@ -83,6 +84,57 @@ def test_the_curl_example_pushes_once_and_is_told_of_the_repetition(url: str) ->
         assert expected in parameters
 
 
+def require_r() -> str:
+    """Need R with the two packages that the example uses."""
+    rscript = require_program("Rscript", "r-base-core")
+    for package in ("httr2", "jsonlite"):
+        command = [rscript, "-e", f"library({package})"]
+        missing = subprocess.run(command, capture_output=True, check=False).returncode
+        hint = f"R has no package {package} (Debian: apt-get install r-cran-{package})"
+        require("Rscript", hint if missing else "")
+    return rscript
+
+
+@pytest.mark.full
+def test_the_r_example_finds_the_line(url: str) -> None:
+    """With a configuration as keras3 writes it, and packages of Debian; run it twice."""
+    rscript = require_r()
+
+    for version in (200, 400):
+        printed = run(url, rscript, str(ROOT / "examples" / "r" / "line.R"))
+
+        assert printed == f"y = 3.00 x -2.00 at version {version}\n"
+
+
+R_PROGRAM = """
+source(file.path("{folder}", "stepwell.R"))
+url <- Sys.getenv("STEPWELL_URL")
+cube <- array(as.numeric(1:24) / 3, c(2, 3, 4))
+sgd <- list(class_name = "SGD", config = list(learning_rate = 1))
+create_model(url, "cube", list(cube = cube, one = 5), sgd)
+worker <- open_worker(url, "cube", "r0")
+first <- push(worker, list(cube = cube / 2, one = 1))
+again <- push(worker, list(cube = cube / 2, one = 1))
+left <- pull(url, "cube")
+stopifnot(identical(dim(left$cube), c(2L, 3L, 4L)), max(abs(left$cube - cube / 2)) < 1e-6)
+stopifnot(left$one == 4, again$result$duplicate, attr(left, "version") == 1)
+cat(tryCatch(push(first, list(cube = 1)), error = function(e) {{
+  conditionMessage(e)
+}}))
+"""
+
+
+@pytest.mark.full
+def test_an_r_program_sends_arrays_whole_and_is_told_what_is_wrong(url: str) -> None:
+    """Three dimensions keep their order, a repeated push counts once, an error has our sentence."""
+    program = R_PROGRAM.format(folder=ROOT / "examples" / "r")
+
+    printed = run(url, require_r(), "-e", program)
+
+    assert "cube" in printed
+    assert "shape" in printed
+
+
 def test_the_readmes_python_runs(url: str, tmp_path: Path) -> None:
     """What a newcomer pastes works; only the address is another."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
@@ -91,6 +143,24 @@ def test_the_readmes_python_runs(url: str, tmp_path: Path) -> None:
         program = tmp_path / f"block_{number}.py"
         program.write_text(block.replace("http://127.0.0.1:8700", url))
         run(url, sys.executable, str(program))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("framework", ["jax", "keras"])
+def test_the_quick_start_of_a_framework_runs(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, framework: str
+) -> None:
+    """What docs/jax.md and docs/keras.md show trains to the known answer; Keras on JAX."""
+    for package in ("jax", "keras", "optax"):
+        require_package(package)
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    (block,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / f"{framework}.md").read_text(), re.DOTALL
+    )
+    program = tmp_path / "block.py"
+    program.write_text(block.replace("http://127.0.0.1:8700", url))
+
+    assert run(url, sys.executable, str(program)) == "y = 3.00 x -2.00\n"
 
 
 def test_links_in_the_documents_lead_somewhere() -> None:

@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from tests.faults import recording
 from tests.faults.history import Branch, History, Pull, Violation, check
 from tests.faults.plans import (
     CHECKPOINT_POINTS,
+    EXTRA_KILLS,
     RESTORE_POINTS,
     START_POINTS,
     Plan,
@@ -85,6 +87,8 @@ class _Run:
         self._checkpoints: dict[str, tuple[str, int]] = {}  # incarnation and version by id
         self._restoring: str | None = None  # the checkpoint, while the answer is not there
         self._boots = 0
+        self._points = deque(self._rng.sample(plan.points, len(plan.points)))
+        self._missed = ""  # the place that was not reached the last time
         names = tuple(f"w{n}" for n in range(plan.workers))
         self._history = History(list(names), shares=plan.workers if plan.is_sync else 1)
         self._killed_at = 0.0
@@ -105,7 +109,7 @@ class _Run:
             for worker in workers:
                 assert worker.stdout is not None
                 assert worker.stdout.readline() == "open\n", self._log_of(workers.index(worker))
-            while self._report.kills.total() < self._plan.kills:
+            while self._is_to_go_on():
                 self._kill_once()
             if self._server.process.poll() is not None:
                 self._start_surely()
@@ -113,6 +117,18 @@ class _Run:
             self._end(workers)
         self._read()
         return self._report
+
+    def _is_to_go_on(self) -> bool:
+        kills, plan = self._report.kills, self._plan
+        is_any_left = plan.reaches_all and not set(plan.points) <= kills.keys()
+        return kills.total() < plan.kills + (EXTRA_KILLS if is_any_left else 0)
+
+    def _next_point(self) -> str:
+        """Return the named place where the server is killed next; empty at a random moment."""
+        number = self._report.kills.total()
+        if not self._points or not (number % 3 or number >= self._plan.kills):
+            return ""
+        return self._points[0]
 
     # The server
 
@@ -158,13 +174,15 @@ class _Run:
     def _kill_once(self) -> None:
         """Start the server if it is not there, let it work for a moment, and kill it."""
         plan, rng = self._plan, self._rng
-        point = rng.choice(plan.points) if plan.points and rng.random() < 0.5 else ""
+        point = self._next_point()
         if self._server.process.poll() is None:  # the first time
             point = ""
         else:
             count = 1 if point in START_POINTS + RESTORE_POINTS else rng.choice((1, 1, 2, 7, 30))
             if point in CHECKPOINT_POINTS:
                 count = rng.choice((1, 2))
+            if point == self._missed:
+                count = 1
             if self._start(f"{point}:{count}" if point else "") is None:
                 self._count(point)
                 return
@@ -173,9 +191,12 @@ class _Run:
                 self._count(point)
                 return
         self._work(point)
+        self._missed = ""
         if point and self._has_ended():
             self._count(point)
-        elif rng.random() < plan.power_losses:
+            return
+        self._missed = point
+        if rng.random() < plan.power_losses:
             self._server.process.send_signal(signal.SIGUSR1)
             self._boots += 1
             self._count("power")
@@ -224,6 +245,8 @@ class _Run:
         if code != -signal.SIGKILL:
             self._violation("end", f"the server ended with {code}: {self._server.events[-3:]}")
         self._report.kills[kind] += 1
+        if kind in self._plan.points:
+            self._points.rotate(-1)
         for event in self._server.events:
             is_without_power = "the power is off" in str(event.get("reason"))
             is_critical = event.get("level") == "critical" and not is_without_power

@@ -32,6 +32,7 @@ KINDS = (
     Plan(0, KILLS, power_losses=0.7),
     Plan(0, KILLS, durability="everysec", power_losses=0.7, points=()),
     Plan(0, KILLS, restores=True, points=RESTORE_POINTS),
+    Plan(0, KILLS, restores=True, power_losses=0.7, points=RESTORE_POINTS),
     Plan(0, KILLS, durability="everysec", is_sync=True, transport="auto", large_rows=30_000),
     Plan(0, KILLS, restores=True, transport="auto", large_rows=30_000),
     Plan(0, KILLS, workers=5, large_rows=10_000),
@@ -57,6 +58,9 @@ class Totals:
     def add(self, report: Report) -> None:
         """Add a run."""
         self.runs += 1
+        missed = sorted(set(report.plan.points) - report.kills.keys())
+        if missed and report.plan.reaches_all and report.kills.total() >= report.plan.kills:
+            self.violations.append(f"never killed at {', '.join(missed)}: {report.plan}")
         self.kills += report.kills
         self.errors += report.errors
         for name in (

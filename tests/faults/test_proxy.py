@@ -141,7 +141,7 @@ def test_a_server_that_is_not_there_looks_like_one(echo):
     """The client gets a reset, and later connections go through if a server came."""
     with (
         FaultyProxy("http://127.0.0.1:1") as proxy,
-        connect(proxy) as connection,
         pytest.raises(ConnectionResetError),
+        connect(proxy) as connection,
     ):
         connection.recv(1)

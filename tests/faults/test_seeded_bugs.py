@@ -25,9 +25,16 @@ PLANS["answer_before_fsync"] = Plan(
 """The others are seen in a moment of ordinary work, without any kill."""
 
 
+LONG = {"answer_before_fsync", "stale_read", "torn_pull"}
+"""Left to `make test-full`."""
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", SHOWN_BY)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.full) if name in LONG else name for name in SHOWN_BY],
+)
 def test_a_seeded_bug_is_caught(name, runs):
     """By the workers' history alone; and what is caught is the bug."""
     report = runs[name]

@@ -10,10 +10,20 @@ from pathlib import Path
 
 import httpx
 import pytest
+from stepwell_server.storage.journal import notes
 
 from tests import servers
 from tests.server.places import WAYS, Place, place_of
 from tests.servers import ServerThread
+
+
+@pytest.fixture(scope="session", autouse=True)
+def memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A place for marks that no disk keeps, so that failing disks leave none on this machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("memory")
+        patch.setattr(notes, "MEMORY", folder)
+        yield folder
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from stepwell_server.registry import ModelOptions, Registry
 from stepwell_server.settings import Durability
 from stepwell_server.staging import Staging
 from stepwell_server.storage.folders import DataFolder
+from stepwell_server.storage.stores import CheckpointStore
 
 LAYOUT = Layout([Tensor("w", (4,), "float32")])
 
@@ -40,11 +41,12 @@ def run(
     durability: Durability = "memory",
     journal_max_bytes: int | None = None,
     schedule: Schedule | None = None,
+    store: CheckpointStore | None = None,
 ) -> Any:
     """Recover what is in a folder, run `scenario` on it, and stop, cleanly or not at all."""
 
     async def main() -> Any:
-        data = DataFolder(path)
+        data = DataFolder(path, store)
         options = ModelOptions(20.0, durability, journal_max_bytes, schedule or Schedule())
         registry = Registry(data, options, Staging(budget, Counts()))
         try:
@@ -91,3 +93,16 @@ async def created(registry: Registry) -> tuple[str, int, list[float]]:
     model, _ = await registry.create(definition(), None, exist_ok=False)
     await push(model, count=3)
     return await look(registry)
+
+
+async def looked(registry: Registry) -> tuple[tuple[str, int, list[float]], Any]:
+    """Return what `look` does, and how the model came back."""
+    return await look(registry), registry.get("m").recovered
+
+
+def damage_newest_checkpoint(path: Path) -> None:
+    """Flip a bit of the parameters in the newest checkpoint of model "m"."""
+    newest = sorted((path / "m" / "checkpoints").iterdir())[-1] / "parameters.safetensors"
+    content = bytearray(newest.read_bytes())
+    content[-1] ^= 1
+    newest.write_bytes(content)

@@ -94,6 +94,8 @@ def test_a_checkpoint_is_written_listed_verified_pinned_and_deleted(run, model):
     assert run("pin", model.name, made["id"]).returncode == 0
     refused = run("delete", model.name, made["id"], "--yes")
     assert run("unpin", model.name, made["id"]).returncode == 0
+    needed = run("delete", model.name, made["id"], "--yes")
+    assert run("create", model.name).returncode == 0
     asked = run("delete", model.name, made["id"])
     deleted = run("delete", model.name, made["id"], "--yes")
 
@@ -101,6 +103,7 @@ def test_a_checkpoint_is_written_listed_verified_pinned_and_deleted(run, model):
     assert listed[-1] == made
     assert [verdict["invalid"] for verdict in verdicts] == [None, None]
     assert (refused.returncode, "unpin it first" in refused.stderr) == (1, True)
+    assert (needed.returncode, "write another first" in needed.stderr) == (1, True)
     assert (asked.returncode, "--yes" in asked.stderr) == (2, True)
     assert (deleted.returncode, deleted.stdout) == (0, f"{made['id']} is deleted\n")
     assert made["id"] not in run("list", model.name).stdout
@@ -216,7 +219,7 @@ def test_what_may_take_minutes_is_waited_for(run, model, monkeypatch, tmp_path, 
     rest = {
         "create": [], "list": [], "fork": [made.id, f"{model.name}-fork"],
         "import": [tmp_path / "x.safetensors", "--yes"],
-        "restore": [made.id, "--yes"], "delete": [made.id, "--yes"],
+        "restore": [made.id, "--yes"], "delete": ["000001-v0", "--yes"],
     }.get(command, [made.id])  # fmt: skip
 
     class Noted(stepwell.Client):

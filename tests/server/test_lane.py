@@ -209,3 +209,17 @@ def test_a_closed_lane_takes_no_short_job_either():
             await lane.run(lambda: None, is_short=True)
 
     on_lane(scenario)
+
+
+def test_a_group_that_cannot_be_ended_does_not_end_the_lane():
+    """Without its thread all that comes later would wait for ever; the event loop is told."""
+    told = []
+
+    async def scenario(lane):
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
+        lane.end_group = lambda: 1 // 0
+        await lane.run(lambda: "begins a group", is_grouped=True)
+        return await lane.run(lambda: "still here")
+
+    assert on_lane(scenario) == "still here"
+    assert {type(context["exception"]) for context in told} == {ZeroDivisionError}

@@ -228,3 +228,22 @@ def test_a_change_that_is_written_down_and_cannot_be_made_stops_the_model(tmp_pa
     run(tmp_path, scenario, durability="everysec")
 
     assert run(tmp_path, look, durability="everysec")[1:] == (1, [1.0] * 4)
+
+
+def test_whatever_a_sync_fails_of_those_who_wait_are_told_and_nothing_follows(
+    tmp_path, monkeypatch
+):
+    """Not only of the disk: the log may be broken too, or memory run out. The lane goes on."""
+
+    async def scenario(registry):
+        model = await new_model(registry)
+        first, second = await opened(model, "w0", "w1")
+        with monkeypatch.context() as patch:
+            patch.setattr(Journal, "sync", lambda journal: raising(MemoryError()))
+            with pytest.raises(ModelReadOnly, match="MemoryError"):
+                await asyncio.wait_for(model.push(first), 60)
+        with pytest.raises(ModelReadOnly, match="do not agree"):
+            await asyncio.wait_for(model.push(second), 60)
+        return (await look(registry))[1:]
+
+    assert run(tmp_path, scenario, durability="always") == (0, [0.0] * 4)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import threading
 from dataclasses import replace
 
 import pytest
@@ -13,13 +15,16 @@ from stepwell_core.errors import (
     JournalInvalid,
     PayloadMismatch,
     StaleIncarnation,
+    StoreFailed,
 )
 from stepwell_core.optimizers import Adam
 from stepwell_core.push import Push
 from stepwell_server import recovery
 from stepwell_server.checkpoints import Schedule
-from stepwell_server.storage import journal
+from stepwell_server.registry import Registry
+from stepwell_server.storage import disk, journal
 from stepwell_server.storage.archive import CheckpointArchive
+from stepwell_server.storage.folders import ModelFolder
 
 from tests.server.registries import LAYOUT, created, definition, look, push, run, tick
 
@@ -224,6 +229,52 @@ def test_a_damaged_newest_checkpoint_whose_journal_is_gone_is_a_new_history(tmp_
     assert after[0] != before[0]
 
 
+@pytest.mark.parametrize("file", ["parameters.safetensors", "manifest.json"])
+def test_a_checkpoint_that_cannot_be_read_now_is_not_taken_for_damaged(tmp_path, monkeypatch, file):
+    """The start is refused, and the next one finds everything; nothing was gone back behind."""
+    real = disk.pieces_of
+
+    def fail(path):
+        if path.parent.name == "000002-v3" and path.name == file:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return real(path)
+
+    async def save(registry):
+        await created(registry)
+        await registry.get("m").checkpoint()
+        await push(registry.get("m"), "a", 2)
+        return await look(registry)
+
+    before = run(tmp_path, save, is_clean=False, durability="always")
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "pieces_of", fail)
+        with pytest.raises(StoreFailed, match=r"000002-v3.*Too many open files.*not known"):
+            run(tmp_path, look, durability="always")
+
+    assert run(tmp_path, look, durability="always") == before
+
+
+def test_a_damaged_checkpoint_that_was_gone_back_behind_is_kept(tmp_path):
+    """What was answered may still be got out of it by hand; only who unpins it lets it go."""
+
+    async def save(registry):
+        await created(registry)
+        await registry.get("m").checkpoint()
+
+    async def go_on(registry):
+        for _ in range(3):
+            await push(registry.get("m"))
+            await registry.get("m").checkpoint()
+        return registry.get("m").folder.archive.ids()
+
+    run(tmp_path, save, is_clean=False, durability="always")
+    (tmp_path / "m" / "checkpoints" / "000002-v3" / "parameters.safetensors").write_bytes(b"")
+
+    left = run(tmp_path, go_on, durability="always", schedule=Schedule(keep=1))
+
+    assert left == ["000002-v3", "000006-v3"]
+
+
 def test_checkpoints_are_written_by_themselves_and_old_ones_go(tmp_path):
     """After so many versions; the journal is cut with each."""
     schedule = Schedule(every_versions=5, keep=2)
@@ -263,7 +314,7 @@ def test_a_journal_that_grows_starts_a_checkpoint(tmp_path):
     assert nbytes < 1 << 19
 
 
-def test_a_proof_needs_the_same_boot_or_always():
+def test_a_proof_needs_always_or_the_same_boot_and_a_disk_that_did_not_fail():
     """The rule alone."""
     here = journal.boot_id()
     last = journal.LastSegment
@@ -271,4 +322,43 @@ def test_a_proof_needs_the_same_boot_or_always():
     assert recovery._is_proven(last("everysec", here))
     assert recovery._is_proven(last("always", "other"))
     assert not recovery._is_proven(last("everysec", "other"))
+    assert not recovery._is_proven(last("everysec", here, has_failed=True))
+    assert recovery._is_proven(last("always", here, has_failed=True))
     assert not recovery._is_proven(None)
+
+
+@pytest.mark.parametrize("durability", ["memory", "always"])
+@pytest.mark.parametrize("place", ["prepare", "_recorder", "_secure"])
+def test_a_start_that_fails_at_one_model_leaves_the_others_as_they_were(
+    tmp_path, monkeypatch, durability, place
+):
+    """Their stop was clean, and still is; no thread and no file of theirs stays open."""
+
+    async def create(registry):
+        for name in "mn":
+            await registry.create(definition(name), None, exist_ok=False)
+            await push(registry.get(name), count=3)
+        return [await look(registry, name) for name in "mn"]
+
+    async def see(registry):
+        return [await look(registry, name) for name in "mn"]
+
+    before = run(tmp_path, create, durability=durability)
+    threads = set(threading.enumerate())
+    owner = ModelFolder if place == "prepare" else Registry
+    with monkeypatch.context() as patch:
+        real, calls = getattr(owner, place), []
+
+        def fail_at_the_second(*arguments):
+            calls.append(arguments)
+            if len(calls) == 2:
+                raise OSError("no room")
+            return real(*arguments)
+
+        patch.setattr(owner, place, fail_at_the_second)
+        with pytest.raises(OSError, match="no room"):
+            run(tmp_path, see, durability=durability)
+    left = {thread.name for thread in set(threading.enumerate()) - threads}
+
+    assert not any(name.startswith(("lane-", "journal-")) for name in left)
+    assert run(tmp_path, see, durability=durability) == before

@@ -17,6 +17,7 @@ from stepwell_core.consistency import Sync
 from stepwell_core.definition import Definition
 from stepwell_core.errors import (
     CheckpointInvalid,
+    Conflict,
     DataFolderInvalid,
     DoesNotFit,
     ModelDiffers,
@@ -24,6 +25,7 @@ from stepwell_core.errors import (
     ModelNotFound,
     ShuttingDown,
     StepwellError,
+    StoreFailed,
 )
 from stepwell_core.optimizers import SGD
 from stepwell_core.pipeline import Gradient
@@ -33,8 +35,9 @@ from stepwell_server.model import HostedModel
 from stepwell_server.registry import Registry
 from stepwell_server.storage.archive import CheckpointArchive
 from stepwell_server.storage.folders import ModelFolder
+from stepwell_server.storage.stores import open_store
 
-from tests.server.registries import LAYOUT, created, definition, look, push, run
+from tests.server.registries import LAYOUT, created, definition, look, looked, push, run
 
 
 def test_many_who_create_one_model_at_once_create_it_once(tmp_path):
@@ -121,6 +124,57 @@ def test_a_model_that_could_not_be_saved_at_creation_was_never_there(tmp_path, m
     assert run(tmp_path, scenario) == []
 
 
+def test_a_model_whose_store_does_not_let_go_of_it_is_deleted_by_asking_again(
+    tmp_path, monkeypatch
+):
+    """It is gone meanwhile, its name is not free, and nothing of it comes back."""
+    store = open_store("memory://test")
+
+    async def scenario(registry):
+        await created(registry)
+        with monkeypatch.context() as patch:
+            patch.setattr(type(store.of_model("m")), "remove_all", _store_fails)
+            with pytest.raises(StoreFailed):
+                await registry.delete("m")
+            with pytest.raises(ModelNotFound):
+                registry.get("m")
+            with pytest.raises(ModelExists, match="delete it again"):
+                await registry.create(definition(), None, exist_ok=True)
+        await registry.delete("m")
+        with pytest.raises(ModelNotFound):
+            await registry.delete("m")
+        await registry.create(definition(), None, exist_ok=False)
+        return await look(registry)
+
+    assert run(tmp_path, scenario, store=store)[1] == 0
+    assert store.of_model("m").ids() == ["000001-v0"]
+
+
+def test_a_deletion_that_a_crash_cut_short_is_ended_by_the_next_start(tmp_path, monkeypatch):
+    """The model does not come back as it was some checkpoints ago."""
+    store = open_store("memory://test")
+
+    async def scenario(registry):
+        await created(registry)
+        monkeypatch.setattr(type(store.of_model("m")), "remove_all", _store_fails)
+        with pytest.raises(StoreFailed):
+            await registry.delete("m")
+
+    async def names(registry):
+        return [model.definition.name for model in registry]
+
+    run(tmp_path, scenario, is_clean=False, durability="always", store=store)
+    monkeypatch.undo()
+
+    assert run(tmp_path, names, durability="always", store=store) == []
+    assert store.models() == []
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
+def _store_fails(*arguments):
+    raise StoreFailed("The checkpoint store cannot be reached")
+
+
 def test_a_clean_stop_keeps_everything_and_the_incarnation(tmp_path):
     """As if the server had never stopped: sessions go on with their next push."""
     before = run(tmp_path, created)
@@ -174,19 +228,46 @@ def test_a_crash_after_a_clean_stop_does_not_count_as_clean(tmp_path):
     assert third[1:] == second[1:]
 
 
-def test_a_stop_after_the_newest_checkpoint_was_deleted_writes_another(tmp_path):
-    """Nothing is lost because somebody tidied up."""
+@pytest.mark.parametrize("durability", ["memory", "everysec", "always"])
+def test_nobody_who_tidies_up_takes_what_a_crash_would_need(tmp_path, durability):
+    """The newest checkpoint, which the journal goes on from, stays until there is a newer one."""
 
     async def scenario(registry):
         await created(registry)
         model = registry.get("m")
-        manifest = await model.checkpoint()
-        await model.checkpoints.remove(manifest.id)
-        return await look(registry)
+        await model.checkpoint()
+        await push(model, "a", 2)
+        newest = await model.checkpoint()
+        await push(model, "b", 2)
+        with pytest.raises(Conflict, match="write another first"):
+            await model.checkpoints.remove(newest.id)
+        last = await model.checkpoint()
+        await model.checkpoints.remove(newest.id)
+        return await look(registry), last.id
 
-    before = run(tmp_path, scenario)
+    before, last = run(tmp_path, scenario, is_clean=False, durability=durability)
+    after, recovered = run(tmp_path, looked, is_clean=False, durability=durability)
 
-    assert run(tmp_path, look) == before
+    assert recovered.checkpoint == last
+    assert after[1:] == before[1:] == (7, [7.0] * 4)
+
+
+def test_a_damaged_newest_checkpoint_is_not_removed_either(tmp_path):
+    """Without it a start would not know that it falls back, and refuse for what is missing."""
+
+    async def scenario(registry):
+        await created(registry)
+        model = registry.get("m")
+        await model.checkpoint()
+        newest = (await model.checkpoint()).id
+        file = tmp_path / "m" / "checkpoints" / newest / "parameters.safetensors"
+        file.write_bytes(file.read_bytes()[:-1])
+        with pytest.raises(Conflict, match="write another first"):
+            await model.checkpoints.remove(newest)
+
+    run(tmp_path, scenario, is_clean=False, durability="always")
+
+    assert run(tmp_path, look, durability="always")[1] == 3
 
 
 def test_a_damaged_newest_checkpoint_falls_back_with_a_new_incarnation(tmp_path):

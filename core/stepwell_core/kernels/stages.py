@@ -27,6 +27,7 @@ class Stages:
         accumulates: Take the mean of the accumulator and this gradient, and empty the accumulator.
         clips: "none", "norm" (numerator and denominator a run) or "value".
         decays: Decay the parameter first.
+        couples: Add the decay to the gradient instead, as L2 would.
         averages: Update the moving average.
     """
 
@@ -35,4 +36,5 @@ class Stages:
     accumulates: bool = False
     clips: str = "none"
     decays: bool = False
+    couples: bool = False
     averages: bool = False

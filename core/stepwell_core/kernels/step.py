@@ -50,6 +50,7 @@ def step_kernel(
     decode, cut = DECODE[stages.payload], CUT[slot_count]
     read, write = READ[slot_count], WRITE[slot_count]
     unscales, accumulates, decays = stages.unscales, stages.accumulates, stages.decays
+    couples = stages.couples
     clips_norm, clips_value = stages.clips == "norm", stages.clips == "value"
     averages = stages.averages
 
@@ -70,6 +71,8 @@ def step_kernel(
             if clips_value:
                 gradient = np.minimum(np.maximum(gradient, -clip_value), clip_value)
             parameter = w[i]
+            if couples:
+                gradient = gradient + weight_decay * parameter
             if decays:
                 parameter = parameter - parameter * weight_decay * learning_rate
             updated = update(parameter, gradient, *read(slots, i), *scalars)

@@ -16,6 +16,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass
+from functools import cache
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -49,7 +50,8 @@ class Optimizer(ABC):
     Attributes:
         learning_rate: A float, a schedule (a callable with the step) or a callable without
             arguments.
-        weight_decay: If set, `w = w - w * weight_decay * learning_rate` before the rule.
+        weight_decay: If set, `w = w - w * weight_decay * learning_rate` before the rule; or
+            `g = g + weight_decay * w`, if the rule says so (`couples_weight_decay`).
         clipnorm: If set, each tensor's gradient is scaled to at most this norm.
         clipvalue: If set, each element of a gradient is clipped to +- this value.
         global_clipnorm: If set, the gradient of all tensors is scaled to at most this norm.
@@ -63,7 +65,7 @@ class Optimizer(ABC):
 
     learning_rate: Hyperparameter
     _: KW_ONLY
-    weight_decay: float | None = None
+    weight_decay: Hyperparameter | None = None
     clipnorm: float | None = None
     clipvalue: float | None = None
     global_clipnorm: float | None = None
@@ -76,6 +78,9 @@ class Optimizer(ABC):
 
     per_push_names: ClassVar[tuple[str, ...]] = ("learning_rate",)
     """The hyperparameters that may be callables without arguments."""
+
+    module: ClassVar[str] = "keras.optimizers"
+    """Where the class of this name is from, in the JSON form."""
 
     excluded_patterns: ClassVar[tuple[str, ...]] = ()
     """What `exclude_from_weight_decay` was told; shadowed on the instance."""
@@ -157,6 +162,21 @@ class Optimizer(ABC):
     def clips_by_value(self) -> bool:
         """Whether each element is clipped."""
         return (self.clipvalue or 0) > 0
+
+    @property
+    def couples_weight_decay(self) -> bool:
+        """Whether weight decay is added to the gradient, as L2 would; else to the parameter."""
+        return False
+
+    @property
+    def group_names(self) -> tuple[str, ...]:
+        """The hyperparameters that tensors of one model may have different values of."""
+        own = [
+            field.name
+            for field in dataclasses.fields(self)
+            if field.name not in _COMMON_NAMES and "float" in _kinds(field)
+        ]
+        return ("learning_rate", "weight_decay", *own)
 
     @property
     def declared_per_push(self) -> tuple[str, ...]:
@@ -256,6 +276,7 @@ _LARGEST_INT = 2**31 - 1  # Keras counts iterations in int32
 _LONGEST_NAME = 256
 
 
+@cache  # a push with values of its own makes optimizers anew
 def _kinds(field: dataclasses.Field[Any]) -> list[str]:
     """Return the keys of `_KINDS` that a field's type names."""
     names = str(field.type).replace("Hyperparameter", "float").split("|")

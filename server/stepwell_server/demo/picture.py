@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SIZE_PIXELS = (2000, 1300)
-_DPI = 200
+DPI = 200
 
 # Told apart by most colour-blind eyes, and of about the same lightness; later workers reuse them.
-_WORKER_COLOURS = (
+WORKER_COLOURS = (
     "#3b7dd8",
     "#e8833a",
     "#2a9d6f",
@@ -26,11 +26,11 @@ _WORKER_COLOURS = (
     "#3aa6b9",
     "#d1495b",
 )
-_ACCENT = _WORKER_COLOURS[0]
-_INK, _TEXT, _QUIET, _GRID = "#1b2430", "#3d4857", "#7a8594", "#e6e9ed"
+_ACCENT = WORKER_COLOURS[0]
+INK, TEXT, QUIET, GRID = "#1b2430", "#3d4857", "#7a8594", "#e6e9ed"
 # A batch that the network knows by heart has a loss of 0, which a logarithmic axis cannot show.
-_SMALLEST_LOSS = 1e-4
-_LARGEST_LOSS = 1e4
+SMALLEST_LOSS = 1e-4
+LARGEST_LOSS = 1e4
 _NAMED_WORKERS = 5
 _LONGEST_NAME = 12
 
@@ -73,16 +73,16 @@ def draw(path: Path | str, history: History, title: str, summary: str) -> None:
     from matplotlib.figure import Figure
 
     width, height = SIZE_PIXELS
-    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor="white")
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     plain: dict[str, Any] = {"va": "center", "parse_math": False}
-    figure.text(0.065, 0.938, title, fontsize=17, fontweight="bold", color=_INK, **plain)
-    figure.text(0.065, 0.889, summary, fontsize=10, color=_QUIET, **plain)
+    figure.text(0.065, 0.938, title, fontsize=17, fontweight="bold", color=INK, **plain)
+    figure.text(0.065, 0.889, summary, fontsize=10, color=QUIET, **plain)
     if history.pushes or history.evaluations:
         _draw_run(figure, history)
     else:
-        figure.text(0.5, 0.45, "Nothing was pushed.", fontsize=13, color=_QUIET, ha="center")
-    figure.savefig(path, format="png", dpi=_DPI)
+        figure.text(0.5, 0.45, "Nothing was pushed.", fontsize=13, color=QUIET, ha="center")
+    figure.savefig(path, format="png", dpi=DPI)
 
 
 def _draw_run(figure: "Figure", history: History) -> None:
@@ -105,27 +105,28 @@ def _style(axes: "Axes", last_version: int) -> None:
     axes.set_xlim(0, last_version)
     axes.xaxis.set_major_locator(MaxNLocator(8, steps=(1, 2, 3, 5, 10), integer=True))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    axes.grid(axis="y", color=_GRID, linewidth=0.9)
+    axes.grid(axis="y", color=GRID, linewidth=0.9)
     axes.set_axisbelow(True)
     for side in ("top", "left", "right"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color("#c3c9d1")
-    axes.tick_params(which="both", length=0, labelsize=9, labelcolor=_TEXT, pad=6)
+    axes.tick_params(which="both", length=0, labelsize=9, labelcolor=TEXT, pad=6)
 
 
-def _heading(axes: "Axes", text: str) -> None:
-    axes.set_title(text, loc="left", fontsize=10.5, fontweight="bold", color=_TEXT, pad=10)
+def heading(axes: "Axes", text: str) -> None:
+    """Say above a panel what it shows."""
+    axes.set_title(text, loc="left", fontsize=10.5, fontweight="bold", color=TEXT, pad=10)
 
 
 def _draw_loss(axes: "Axes", pushes: Sequence[Push]) -> None:
-    _heading(axes, "Training loss")
+    heading(axes, "Training loss")
     shown = sorted(
         (push for push in pushes if np.isfinite(push["loss"])), key=lambda push: push["version"]
     )
     versions = np.array([push["version"] for push in shown], dtype=np.float64)
-    losses = np.clip([push["loss"] for push in shown], _SMALLEST_LOSS, _LARGEST_LOSS)
+    losses = np.clip([push["loss"] for push in shown], SMALLEST_LOSS, LARGEST_LOSS)
     workers = np.array([push["worker"] for push in shown])
-    _use_log_scale(axes, losses)
+    use_log_scale(axes, losses)
     if not shown:
         return
 
@@ -134,17 +135,16 @@ def _draw_loss(axes: "Axes", pushes: Sequence[Push]) -> None:
     for worker, colour in colours.items():
         mine = workers == worker
         axes.scatter(versions[mine], losses[mine], s=7, color=colour, alpha=opacity, linewidths=0)
-    smooth_versions, smooth_losses = _smoothed(versions, losses)
+    smooth_versions, smooth_losses = smoothed(versions, losses)
     axes.plot(smooth_versions, smooth_losses, color="white", linewidth=4.5, alpha=0.8)
-    axes.plot(smooth_versions, smooth_losses, color=_INK, linewidth=1.9)
+    axes.plot(smooth_versions, smooth_losses, color=INK, linewidth=1.9)
     last = smooth_losses[-1]
-    _label_end(
-        axes, smooth_versions[-1], last, f"{last:.2g}" if last >= 1 else f"{last:#.2g}", _INK
-    )
+    label_end(axes, smooth_versions[-1], last, f"{last:.2g}" if last >= 1 else f"{last:#.2g}", INK)
     _draw_legend(axes, colours)
 
 
-def _use_log_scale(axes: "Axes", losses: NDArray[Any]) -> None:
+def use_log_scale(axes: "Axes", losses: NDArray[Any]) -> None:
+    """Make the vertical axis logarithmic, around some losses; labelled whatever their range."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     low, high = (losses.min() / 1.4, losses.max() * 1.4) if len(losses) else (0.01, 4.0)
@@ -159,8 +159,8 @@ def _use_log_scale(axes: "Axes", losses: NDArray[Any]) -> None:
 def _draw_accuracy(axes: "Axes", evaluations: Sequence[Evaluation]) -> None:
     from matplotlib.ticker import PercentFormatter
 
-    _heading(axes, "Held-out accuracy")
-    axes.set_xlabel("version", fontsize=9.5, color=_QUIET, labelpad=6)
+    heading(axes, "Held-out accuracy")
+    axes.set_xlabel("version", fontsize=9.5, color=QUIET, labelpad=6)
     shown = sorted(evaluations, key=lambda evaluation: evaluation["version"])
     versions = [evaluation["version"] for evaluation in shown]
     accuracies = [evaluation["accuracy"] for evaluation in shown]
@@ -171,10 +171,10 @@ def _draw_accuracy(axes: "Axes", evaluations: Sequence[Evaluation]) -> None:
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     if shown:
         axes.plot(versions, accuracies, color=_ACCENT, linewidth=2.2, solid_joinstyle="round")
-        _label_end(axes, versions[-1], accuracies[-1], f"{accuracies[-1]:.1%}", _ACCENT)
+        label_end(axes, versions[-1], accuracies[-1], f"{accuracies[-1]:.1%}", _ACCENT)
 
 
-def _label_end(axes: "Axes", x: float, y: float, text: str, colour: str) -> None:
+def label_end(axes: "Axes", x: float, y: float, text: str, colour: str) -> None:
     """A dot where a curve ends, and its last value beside it, outside the panel."""
     axes.plot([x], [y], marker="o", markersize=6, color=colour, clip_on=False, zorder=5)
     axes.annotate(
@@ -194,13 +194,13 @@ def _draw_legend(axes: "Axes", colours: dict[str, str]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], marker="o", linestyle="", color=colour, label=_shortened(worker))
+        Line2D([], [], marker="o", linestyle="", color=colour, label=shortened(worker))
         for worker, colour in colours.items()
     ]
     if len(handles) > _NAMED_WORKERS:
         rest = f"and {len(handles) - _NAMED_WORKERS} more"
         handles[_NAMED_WORKERS:] = [Line2D([], [], linestyle="", label=rest)]
-    handles.append(Line2D([], [], color=_INK, linewidth=1.9, label="smoothed"))
+    handles.append(Line2D([], [], color=INK, linewidth=1.9, label="smoothed"))
     legend = axes.legend(
         handles=handles,
         loc="lower right",
@@ -208,7 +208,7 @@ def _draw_legend(axes: "Axes", colours: dict[str, str]) -> None:
         ncols=len(handles),
         frameon=False,
         fontsize=9,
-        labelcolor=_TEXT,
+        labelcolor=TEXT,
         handlelength=1.4,
         handletextpad=0.5,
         columnspacing=1.6,
@@ -219,7 +219,8 @@ def _draw_legend(axes: "Axes", colours: dict[str, str]) -> None:
         text.set_parse_math(False)
 
 
-def _shortened(name: str) -> str:
+def shortened(name: str) -> str:
+    """Return the name of a worker as a picture has room for it."""
     return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "\u2026"
 
 
@@ -227,12 +228,11 @@ def _colours(pushes: Sequence[Push]) -> dict[str, str]:
     """One colour for each worker, in the order of their names: worker-2 before worker-10."""
     workers = sorted({push["worker"] for push in pushes}, key=lambda name: (len(name), name))
     return {
-        worker: _WORKER_COLOURS[index % len(_WORKER_COLOURS)]
-        for index, worker in enumerate(workers)
+        worker: WORKER_COLOURS[index % len(WORKER_COLOURS)] for index, worker in enumerate(workers)
     }
 
 
-def _smoothed(
+def smoothed(
     versions: NDArray[np.float64], losses: NDArray[Any]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The geometric mean of the losses around each version, over a twentieth of the run.

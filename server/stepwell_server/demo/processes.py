@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from stepwell_core.errors import StepwellError
@@ -23,6 +24,7 @@ START_S = 60.0
 STOP_S = 30.0
 _POLL_S = 0.02
 _PR_SET_PDEATHSIG = 1  # of Linux, from <sys/prctl.h>
+_LIBC = ctypes.CDLL(None)  # not looked for between fork and exec
 
 
 class DemoFailed(StepwellError):
@@ -66,6 +68,18 @@ def _address(process: subprocess.Popen[bytes], log: Path) -> str:
     raise DemoFailed(f"The server did not become ready; see {log}:\n{_tail(log)}")
 
 
+@dataclass(eq=False)
+class _Process:
+    """One worker process."""
+
+    worker: str
+    process: subprocess.Popen[bytes]
+    log: Path
+    reader: threading.Thread
+    is_killed: bool = False
+    is_suspended: bool = False
+
+
 class Workers:
     """Worker processes, and what they report.
 
@@ -76,22 +90,44 @@ class Workers:
     """
 
     def __init__(self, url: str, tasks: Sequence[Task], folder: Path) -> None:
+        self._url = url
+        self._folder = folder
         self._records: queue.SimpleQueue[Record] = queue.SimpleQueue()
-        self._logs = [folder / f"{task.worker}.log" for task in tasks]
-        self._processes = [
-            _start(url, task, log) for task, log in zip(tasks, self._logs, strict=True)
-        ]
-        self._readers = [
-            threading.Thread(target=self._read, args=(process,), daemon=True)
-            for process in self._processes
-        ]
-        for reader in self._readers:
-            reader.start()
+        self._started: list[_Process] = []
+        for task in tasks:
+            self.add(task)
 
     @property
     def is_running(self) -> bool:
         """Whether any worker has still something to do or to say."""
-        return any(reader.is_alive() for reader in self._readers)
+        return any(each.reader.is_alive() for each in self._started)
+
+    def add(self, task: Task) -> None:
+        """Start one more worker; one of the same name has to have ended."""
+        log = self._folder / f"{task.worker}.log"
+        process = _start(self._url, task, log)
+        reader = threading.Thread(target=self._read, args=(process,), daemon=True)
+        self._started.append(_Process(task.worker, process, log, reader))
+        reader.start()
+
+    def kill(self, worker: str) -> None:
+        """End a worker as a crash would."""
+        each = self._find(worker)
+        each.is_killed = True
+        each.process.kill()
+        each.process.wait()
+
+    def suspend(self, worker: str) -> None:
+        """Let a worker do nothing, not even say that it lives, until `resume`."""
+        each = self._find(worker)
+        each.is_suspended = True
+        each.process.send_signal(signal.SIGSTOP)
+
+    def resume(self, worker: str) -> None:
+        """Let a worker go on; does nothing to one that goes on already, or is no more."""
+        each = self._find(worker)
+        each.is_suspended = False
+        each.process.send_signal(signal.SIGCONT)
 
     def reported(self) -> list[Record]:
         """Return what was reported since the last call."""
@@ -103,24 +139,30 @@ class Workers:
         Raises:
             DemoFailed: With the end of its log.
         """
-        for process, log in zip(self._processes, self._logs, strict=True):
-            if process.poll() not in (None, 0):
+        for each in self._started:
+            if each.process.poll() not in (None, 0) and not each.is_killed:
                 raise DemoFailed(
-                    f"A worker ended with status {process.returncode}; see {log}:\n{_tail(log)}"
+                    f"A worker ended with status {each.process.returncode}; see {each.log}:\n"
+                    f"{_tail(each.log)}"
                 )
 
     def join(self) -> None:
         """Wait until all have ended, and check them."""
-        for process in self._processes:
-            process.wait()
-        for reader in self._readers:
-            reader.join()
+        for each in self._started:
+            each.process.wait()
+            each.reader.join()
         self.check()
 
     def stop(self) -> None:
         """End those that still run."""
-        for process in self._processes:
-            _stop(process)
+        for each in self._started:
+            if each.is_suspended:
+                each.process.send_signal(signal.SIGCONT)  # else it would not hear of its end
+            _stop(each.process)
+
+    def _find(self, worker: str) -> _Process:
+        """Return the process that has a name now: the last that was started with it."""
+        return next(each for each in reversed(self._started) if each.worker == worker)
 
     def _read(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None, "a worker reports through a pipe"
@@ -135,14 +177,16 @@ def _start(url: str, task: Task, log: Path) -> subprocess.Popen[bytes]:
     options += ["--steps", str(task.steps), "--batch-size", str(task.batch_size)]
     if task.index is not None:
         options += ["--index", str(task.index)]
-    with open(log, "wb") as stderr:
+    if task.until is not None:
+        options += ["--until", str(task.until)]
+    with open(log, "ab") as stderr:  # behind what an earlier process of that name said
         return subprocess.Popen(
             command + options,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=stderr,
             env=os.environ | single_threaded(),
-            preexec_fn=_end_with_parent,  # no other thread holds a lock
+            preexec_fn=_end_with_parent,  # takes no lock that another thread might hold
         )
 
 
@@ -154,7 +198,7 @@ def single_threaded() -> dict[str, str]:
 
 def _end_with_parent() -> None:
     """Ask the kernel for a SIGTERM when the demo ends, even by kill -9: nothing is left behind."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

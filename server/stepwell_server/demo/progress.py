@@ -23,10 +23,11 @@ class View:
 
     Args:
         workers: Names, in the order of the rows.
-        pushes: How many there will be in all.
+        total: How many pushes there will be in all, or steps of the model.
+        unit: "pushes" or "steps".
     """
 
-    def __init__(self, workers: list[str], pushes: int) -> None:
+    def __init__(self, workers: list[str], total: int, unit: str = "pushes") -> None:
         self._recent: dict[str, deque[Record]] = {name: deque() for name in workers}
         self._count = dict.fromkeys(workers, 0)
         self._accuracy: float | None = None
@@ -34,17 +35,21 @@ class View:
             TextColumn("training"),
             BarColumn(bar_width=40),
             MofNCompleteColumn(),
-            TextColumn("pushes"),
+            TextColumn(unit),
             TimeElapsedColumn(),
         )
-        self._task = self._progress.add_task("training", total=pushes)
+        self._task = self._progress.add_task("training", total=total)
+        self._counts_steps = unit == "steps"
+        self.version = 0
 
     def add(self, record: Record) -> None:
         """Take note of a push."""
         recent = self._recent.setdefault(record.worker, deque())
         recent.append(record)
         self._count[record.worker] = self._count.get(record.worker, 0) + 1
-        self._progress.update(self._task, completed=sum(self._count.values()))
+        self.version = max(self.version, record.version)
+        done = self.version if self._counts_steps else sum(self._count.values())
+        self._progress.update(self._task, completed=done)
 
     def evaluated(self, accuracy: float) -> None:
         """Take note of the held-out accuracy."""

@@ -19,9 +19,11 @@ from typing import Any
 import numpy as np
 import stepwell
 from rich.console import Console
+from stepwell_core.errors import InvalidArgument
 
-from stepwell_server.demo import digits, network, picture, processes, progress
-from stepwell_server.demo.recipes import Mode, Optimizer, Recipe, recipe
+from stepwell_server.demo import digits, lanes, network, picture, processes, progress
+from stepwell_server.demo.chaos import LEASE_S, LEAST_WORKERS, Chaos, plan
+from stepwell_server.demo.recipes import Mode, Optimizer, Recipe, consistency, recipe
 from stepwell_server.demo.worker import Record, Task
 
 EVALUATE_EVERY_S = 0.25
@@ -44,6 +46,10 @@ class Options:
         has_own_workers: False waits for workers that others start with `stepwell demo-worker`.
         replaces: Delete a model of that name first.
         folder: Where everything is kept; None takes a new folder in ./stepwell-demo.
+        has_chaos: Kill, stop and add workers meanwhile; see `chaos.py`.
+
+    Raises:
+        InvalidArgument: Chaos is asked for with too few workers, or with those of others.
     """
 
     mode: Mode = "async"
@@ -56,6 +62,22 @@ class Options:
     has_own_workers: bool = True
     replaces: bool = False
     folder: Path | None = None
+    has_chaos: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse options that do not go together."""
+        if not self.has_chaos:
+            return
+        if self.workers < LEAST_WORKERS:
+            raise InvalidArgument(
+                f"--chaos kills workers, so there are {LEAST_WORKERS} or more: --workers "
+                f"{LEAST_WORKERS}. Received: {self.workers}"
+            )
+        if not self.has_own_workers:
+            raise InvalidArgument(
+                "--chaos kills workers that the demo has started, and no others: leave "
+                "--no-own-workers out"
+            )
 
     @property
     def recipe(self) -> Recipe:
@@ -81,6 +103,8 @@ class Outcome:
         optimizer: By name.
         workers: How many.
         seed: Of the run.
+        chaos: How often workers were killed, stopped, added, restarted; None without chaos.
+        chaos_picture: Path of the picture of who came and went; None without chaos.
     """
 
     accuracy: float
@@ -95,6 +119,8 @@ class Outcome:
     optimizer: str
     workers: int
     seed: int
+    chaos: dict[str, int] | None = None
+    chaos_picture: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -146,52 +172,67 @@ class _Run:
         self._records: list[Record] = []
         self._evaluations: list[picture.Evaluation] = []
         self._began = time.monotonic()
+        self._chaos: Chaos | None = None
+        self._starts = 0  # of workers, so that no two see the same batches
         self._model = self._create(client)
 
     def _create(self, client: stepwell.Client) -> stepwell.Model:
         options = self._options
         if options.replaces and options.model in client.models():
             client.delete_model(options.model)
-        is_sync = options.mode == "sync"
+        lease_s = LEASE_S if options.has_chaos else None
         return client.create_model(
             options.model,
             network.initial_parameters(options.seed),
             optimizer=options.recipe.optimizer,
-            consistency=stepwell.Sync(options.workers) if is_sync else stepwell.Async(),
+            consistency=consistency(options.mode, options.workers, lease_s=lease_s),
         )
 
     def to_its_end(self) -> Outcome:
         pushes = self._options.workers * self._options.recipe.steps_per_worker
-        tasks = self._tasks()
-        view = progress.View([task.worker for task in tasks], pushes)
+        own = self._options.workers if self._options.has_own_workers else 0
+        tasks = [self._task(f"w{index}") for index in range(own)]
+        names = [task.worker for task in tasks]
+        if self._goes_by_version:
+            view = progress.View(names, self._options.recipe.versions, "steps")
+        else:
+            view = progress.View(names, pushes)
         with progress.shown(view, self._console):
             if self._options.has_own_workers:
                 self._watch(processes.Workers(self._url, tasks, self._folder), view)
             else:
-                self._wait_for_others(pushes)
+                self._wait_for_others()
         return self._finish(pushes)
 
-    def _tasks(self) -> list[Task]:
+    @property
+    def _goes_by_version(self) -> bool:
+        """Whether workers end at a version, not after a number of pushes."""
+        return self._options.has_chaos or not self._options.recipe.counts_pushes
+
+    def _task(self, worker: str) -> Task:
         recipe = self._options.recipe
-        return [
-            Task(
-                model=self._options.model,
-                worker=f"w{index}",
-                index=index,
-                steps=recipe.steps_per_worker,
-                batch_size=recipe.batch_size,
-                seed=self._options.seed,
-            )
-            for index in range(self._options.workers if self._options.has_own_workers else 0)
-        ]
+        self._starts += 1
+        return Task(
+            model=self._options.model,
+            worker=worker,
+            index=self._starts - 1,
+            steps=recipe.steps_per_worker,
+            batch_size=recipe.batch_size,
+            seed=self._options.seed,
+            until=recipe.versions if self._goes_by_version else None,
+        )
 
     def _watch(self, workers: processes.Workers, view: progress.View) -> None:
+        if self._options.has_chaos:
+            blows = plan(self._options.seed, self._options.workers)
+            self._chaos = Chaos(blows, workers, self._task)
         try:
             while workers.is_running:
                 for record in workers.reported():
                     self._records.append(record)
                     view.add(record)
                 workers.check()
+                self._do_harm(view.version)
                 if self._is_time_to_evaluate():
                     view.evaluated(self._evaluate(self._model.pull()))
                 time.sleep(_PAUSE_S)
@@ -200,13 +241,19 @@ class _Run:
         finally:
             workers.stop()
 
-    def _wait_for_others(self, pushes: int) -> None:
+    def _do_harm(self, version: int) -> None:
+        if self._chaos is None:
+            return
+        for deed in self._chaos.go_on(version / self._options.recipe.versions):
+            self._console.print(f"{deed.kind} {deed.worker} at version {version}")
+
+    def _wait_for_others(self) -> None:
         """Wait until workers that somebody else runs have pushed what they are to push.
 
         Raises:
             DemoFailed: Nothing was pushed for `STALLED_S`.
         """
-        wanted = self._options.recipe.steps_per_worker if self._is_sync else pushes
+        wanted = self._options.recipe.versions
         made, moved = 0, time.monotonic()
         while made < wanted:
             now = self._model.describe()["iterations"]
@@ -220,10 +267,6 @@ class _Run:
             if made and self._is_time_to_evaluate():
                 self._evaluate(self._model.pull())
             time.sleep(EVALUATE_EVERY_S)
-
-    @property
-    def _is_sync(self) -> bool:
-        return self._options.mode == "sync"
 
     def _is_time_to_evaluate(self) -> bool:
         last = self._evaluations[-1]["seconds"] if self._evaluations else 0.0
@@ -257,6 +300,8 @@ class _Run:
             optimizer=options.optimizer,
             workers=options.workers,
             seed=options.seed,
+            chaos=None if self._chaos is None else self._chaos.counts,
+            chaos_picture=None if self._chaos is None else str(self._folder / "chaos.png"),
         )
         self._draw(outcome)
         (self._folder / "result.json").write_text(json.dumps(outcome.to_json(), indent=1) + "\n")
@@ -286,6 +331,8 @@ class _Run:
         )
         history = picture.History(pushes, self._evaluations)
         picture.draw(outcome.picture, history, "Handwritten digits through Stepwell", summary)
+        if self._chaos is not None and outcome.chaos_picture is not None:
+            lanes.draw(outcome.chaos_picture, lanes.seen(self._model, self._chaos.deeds), summary)
 
 
 def sha256_of(parameters: stepwell.Parameters) -> str:

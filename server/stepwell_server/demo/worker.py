@@ -5,6 +5,7 @@ It says on stdout what it does, one JSON object a push, for whoever started it.
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Callable
@@ -31,6 +32,8 @@ class Task:
         steps: Pushes to make.
         batch_size: Examples a push.
         seed: Of the whole run.
+        until: Version of the model at which to end, however many pushes that takes; None goes by
+            `steps`.
     """
 
     model: str
@@ -39,6 +42,11 @@ class Task:
     steps: int
     batch_size: int
     seed: int
+    until: int | None = None
+
+    def is_done(self, step: int, version: int) -> bool:
+        """Return whether nothing is left to do after so many pushes, at a version of the model."""
+        return step >= self.steps if self.until is None else version >= self.until
 
 
 @dataclass(frozen=True)
@@ -75,7 +83,9 @@ def train(client: stepwell.Client, task: Task, report: Callable[[Record], None])
     with model.worker(task.worker) as worker:
         index = task.index if task.index is not None else worker.epoch - 1
         parameters = worker.pull()
-        for step in range(task.steps):
+        for step in itertools.count():
+            if task.is_done(step, parameters.version):
+                return
             batch = digits.batch(images, task.seed, index, step, task.batch_size)
             loss, gradients = network.loss_and_gradients(parameters, *batch)
             began = time.monotonic()

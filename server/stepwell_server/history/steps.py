@@ -115,7 +115,10 @@ class StepRecorder:
             return Before(scale, is_kept, is_measured=False)
         try:
             if self._parameters is None:
-                self._parameters = ParametersBefore(self._engine.store.current)
+                engine = self._engine
+                self._parameters = ParametersBefore(
+                    engine.store.current, engine.layout, engine.definition.state
+                )
             self._parameters.keep(self._engine.store.current)
         except Exception as error:  # no memory, or a bug: training goes on without norms
             self._give_up(error)
@@ -169,7 +172,9 @@ class StepRecorder:
         if not before.is_measured or staged.gradient is None or self._parameters is None:
             return None, None
         began = self._clock()
-        gradient = None if staged.takes_buffer else gradient_norm(staged.gradient)
+        gradient = None
+        if not staged.takes_buffer:
+            gradient = gradient_norm(staged.gradient, self._engine.definition.state)
         update = None
         if staged.scalars is not None and staged.scalars.changes_parameters:
             update = self._parameters.update_norm(self._engine.store.current)

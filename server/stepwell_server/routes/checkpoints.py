@@ -68,7 +68,7 @@ async def get_checkpoint(request: Request, model: TheModel, checkpoint: str) -> 
 
 @router.delete(CHECKPOINT, status_code=204)
 async def delete_checkpoint(model: TheModel, checkpoint: str) -> Response:
-    """Delete a checkpoint, unless it is pinned, or the last one that is whole."""
+    """Delete a checkpoint, unless it is pinned, or none that is newer is whole."""
     await model.checkpoints.remove(checkpoint)
     return Response(status_code=204)
 

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 from stepwell_core.errors import InvalidInput
+from stepwell_core.groups import MAX_GROUPS
 from stepwell_core.layout import Layout
 from stepwell_core.ledger import Result
 from stepwell_core.names import IDENTIFIER
@@ -37,6 +38,9 @@ from stepwell_server.waiters import Key
 
 router = APIRouter(tags=["gradients"])
 
+MAX_VALUES = 8 * (MAX_GROUPS + 1)
+"""That come with a push: more than any rule's numbers, of each group and of the optimizer."""
+
 Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 MetricName = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,64}$")]
@@ -57,10 +61,11 @@ class PushHeader(BaseModel):
     layout: Annotated[str, Field(max_length=64)] | None = None
     dtype: Literal["native", "float16", "bfloat16", "float32", "float64"] = "native"
     tensors: list[str] | None = None
+    state: list[str] = Field(default_factory=list)
     memory: bool = False
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     loss_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    hyperparameters: dict[str, Number] = Field(default_factory=dict, max_length=16)
+    hyperparameters: dict[str, Number] = Field(default_factory=dict, max_length=MAX_VALUES)
     metrics: dict[MetricName, Number] = Field(default_factory=dict, max_length=64)
 
     def push(self, gradient: Gradient) -> Push:
@@ -77,6 +82,7 @@ class PushHeader(BaseModel):
             hyperparameters=self.hyperparameters,
             kind=self.kind,
             metrics=self.metrics,
+            state=self.state,
         )
 
 

@@ -15,7 +15,7 @@ from stepwell_core.layout import Arenas
 from stepwell_core.placement import extent
 
 from stepwell_server import bodies
-from stepwell_server.registry import check_memory
+from stepwell_server.creation import check_memory
 from stepwell_server.routes.access import (
     PREFIX,
     TheModel,
@@ -45,7 +45,7 @@ async def create_model(request: Request, registry: TheRegistry) -> Response:
     """Create a model.
 
     The body is a definition, `{"name", "tensors": [{"name", "shape", "dtype"}], "optimizer",
-    "exclude_from_weight_decay", "consistency", "on_nonfinite", "exist_ok"}`, as JSON with
+    "exclude_from_weight_decay", "groups", "consistency", "on_nonfinite", "exist_ok"}`, as JSON with
     `"values": {name: [[...]]}`, or as a msgpack stream with the values as payload. Without values
     (in a msgpack stream: `"has_values": false`) all parameters begin at zero.
     """

@@ -16,6 +16,9 @@ from stepwell_server.routes.access import MAX_COUNT, PREFIX, TheModel, answer
 
 router = APIRouter(tags=["workers"])
 
+Incarnation = Annotated[str | None, Query(max_length=64)]
+"""The history that is meant; clients before 0.2 do not say it."""
+
 
 class OpenSession(BaseModel):
     """The body that opens a session."""
@@ -69,10 +72,16 @@ async def open_session(request: Request, model: TheModel) -> Response:
 
 @router.delete(PREFIX + "/workers/{worker}", status_code=204)
 async def close_session(
-    model: TheModel, worker: str, epoch: Annotated[int | None, Query(ge=0, le=MAX_COUNT)] = None
+    model: TheModel,
+    worker: str,
+    epoch: Annotated[int | None, Query(ge=0, le=MAX_COUNT)] = None,
+    incarnation: Incarnation = None,
 ) -> Response:
-    """Close a session; nobody waits for the worker any more."""
-    await model.sessions.close(check_identifier(worker, "worker"), epoch)
+    """Close a session; nobody waits for the worker any more.
+
+    Epochs are given away again in another history: `incarnation` says which one is meant.
+    """
+    await model.sessions.close(check_identifier(worker, "worker"), epoch, incarnation)
     return Response(status_code=204)
 
 
@@ -101,11 +110,18 @@ async def get_push(
     sequence: int,
     epoch: Annotated[int, Query(ge=0, le=MAX_COUNT)],
     wait_s: Annotated[float, Query(ge=0, le=3600)] = 0.0,
+    incarnation: Incarnation = None,
 ) -> Response:
-    """Say what became of a push, waiting for it if it waits for others."""
+    """Say what became of a push, waiting for it if it waits for others.
+
+    With `incarnation` only if it was made in that history: another one may have a push of the same
+    numbers.
+    """
     key = (check_identifier(worker, "worker"), epoch, sequence)
+    if incarnation is not None:
+        model.engine.check_incarnation(worker, epoch, incarnation)
     model.sessions.seen(worker, epoch)
-    result = await model.pushes.result(key, wait_s)
+    result = await model.pushes.result(key, wait_s, incarnation=incarnation)
     if result.outcome != "waiting":
         model.sessions.settled(worker, epoch)
     return answer(request, result.to_json(), 202 if result.outcome == "waiting" else 200)

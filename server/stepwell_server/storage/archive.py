@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import structlog
-from stepwell_core.errors import CheckpointInvalid, CheckpointNotFound, Conflict
+from stepwell_core.errors import CheckpointInvalid, CheckpointNotFound, Conflict, StepwellError
 from stepwell_core.state import Snapshot, State
 
 from stepwell_server.storage import checkpoint, disk
 from stepwell_server.storage.checkpoint import FILES, Manifest, Progress
-from stepwell_server.storage.stores.base import MANIFEST, ModelStore
+from stepwell_server.storage.stores.base import MANIFEST, ModelStore, Unsettled
 
 PINS = "pins.json"
 
@@ -42,6 +42,7 @@ class CheckpointArchive:
         self._store = store
         self._place = place
         self._changing = threading.Lock()
+        self._serial = 0  # the last that was tried: none is tried twice, one may appear late
 
     def ids(self) -> list[str]:
         """Return the names of all checkpoints, oldest first, whole or not."""
@@ -64,23 +65,44 @@ class CheckpointArchive:
             progress: Told how far it is.
 
         Raises:
+            Unsettled: It may be there at the next start, or not.
             DiskFull: There is no room for it.
-            CheckpointInvalid: What was read back is not what was written; it is removed.
+            CheckpointInvalid: What was read back is not what was written.
+            Exception: As of the store. After all but `Unsettled` there is no such checkpoint.
         """
         with self._changing:
             ids = self.ids()
-            serial = _serial(ids[-1]) + 1 if ids else 1
-            name = f"{serial:06d}-v{snapshot.counters.version}"
-            if pinned:
-                self._put_pins({*self.pinned(), name})
+            self._serial = max(self._serial, _serial(ids[-1]) if ids else 0) + 1
+            name = f"{self._serial:06d}-v{snapshot.counters.version}"
             created = datetime.now(UTC).isoformat(timespec="seconds")
-            with disk.needs_room(f"checkpoint {name} of model {self._model!r}"):
-                checkpoint.write(self._store, name, created, snapshot, journal_number, progress)
             try:
-                return checkpoint.verify(self._store, name, progress)
-            except CheckpointInvalid:
-                self._store.remove(name)
+                with disk.needs_room(f"checkpoint {name} of model {self._model!r}"):
+                    checkpoint.write(self._store, name, created, snapshot, journal_number, progress)
+                    manifest = checkpoint.verify(self._store, name, progress)
+                    if pinned:  # last, so that the list never names what is not there
+                        self._put_pins({*self.pinned(), name})
+            except (Conflict, Unsettled):
+                raise  # it is not ours, or no removal could be trusted
+            except BaseException as error:
+                self._undo(name, error)
                 raise
+            return manifest
+
+    def _undo(self, name: str, cause: BaseException) -> None:
+        """See to it that a checkpoint that could not be written whole does not exist.
+
+        Raises:
+            Unsettled: That is not certain.
+        """
+        try:
+            if name in self._store.ids():
+                self._store.remove(name)
+        except (OSError, StepwellError, MemoryError) as error:
+            raise Unsettled(
+                f"Checkpoint {name} of model {self._model!r} could not be written "
+                f"({type(cause).__name__}), nor removed ({type(error).__name__}); it may be there "
+                "at the next start. Look after its disk or store"
+            ) from error
 
     # Reading
 
@@ -139,6 +161,7 @@ class CheckpointArchive:
 
         Raises:
             CheckpointInvalid: None is whole.
+            StoreFailed: One cannot be read now; it may be whole, so none before it is taken.
         """
         ids = self.ids()
         for checkpoint_id in reversed(ids):
@@ -185,21 +208,31 @@ class CheckpointArchive:
             kept = self.pinned() & set(self.ids())
             self._put_pins(kept | {found} if pinned else kept - {found})
 
+    def pin_newer(self, checkpoint_id: str) -> None:
+        """Keep for ever what is newer than the newest that is whole: the past may be in it."""
+        with self._changing:
+            ids = self.ids()
+            newer = ids[ids.index(checkpoint_id) + 1 :]
+            if newer:
+                self._put_pins({*self.pinned(), *newer})
+
     def remove(self, checkpoint_id: str) -> None:
         """Remove a checkpoint.
 
         Raises:
             CheckpointNotFound: There is none of that name.
-            Conflict: It is pinned, or the last one that is whole, without which the model would be
-                lost at a restart.
+            Conflict: It is pinned, or no newer one is whole. The journal goes on from the newest
+                that is, and what was before was let go of: no older one can stand in for it.
         """
         with self._changing, self._found(checkpoint_id) as found:
             if found in self.pinned():
                 raise Conflict(f"Checkpoint {found} is pinned; unpin it first")
-            if not any(self._is_whole(other) for other in self.ids() if other != found):
+            ids = self.ids()
+            newer = ids[ids.index(found) + 1 :]
+            if not any(self._is_whole(other) for other in reversed(newer)):
                 raise Conflict(
-                    f"Checkpoint {found} is the last one of model {self._model!r} that is "
-                    "whole; write another first"
+                    f"No checkpoint of model {self._model!r} that is newer than {found} is whole, "
+                    "so a restart needs it; write another first, then remove it"
                 )
             self._store.remove(found)
 

@@ -11,7 +11,6 @@ is ever unpickled. docs/checkpoint-format.md is the format for other readers.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,12 +18,15 @@ from typing import Any
 
 import numpy as np
 import xxhash
+from stepwell_core import strict
 from stepwell_core.definition import Definition
-from stepwell_core.errors import CheckpointInvalid, StepwellError
+from stepwell_core.errors import CheckpointInvalid, StepwellError, StoreFailed
 from stepwell_core.layout import Arenas, Array, Layout, byte_view
+from stepwell_core.ledger import Ledger
 from stepwell_core.pipeline import Pipeline
 from stepwell_core.state import Counters, Snapshot, State, slot_names
 
+from stepwell_server.storage import ledger_text
 from stepwell_server.storage.stores.base import MANIFEST, ModelStore
 from stepwell_server.storage.tensor_files import Note, Place, TensorFile, write_tensors
 
@@ -55,7 +57,8 @@ class Manifest:
         definition: Of the model.
         incarnation: Of the history it was cut from.
         counters: At the cut.
-        ledger: As plain values.
+        ledger_hash: By which it is known whether a ledger is the one at the cut; the ledger itself
+            is not kept here. Empty if the checkpoint is older than that.
         journal_number: Of the first record of the journal that is not in the checkpoint.
         prefix: Before the files' names in their store.
         files: Size in bytes by file name, without the manifest.
@@ -68,7 +71,7 @@ class Manifest:
     definition: Definition
     incarnation: str
     counters: Counters
-    ledger: Mapping[str, Any]
+    ledger_hash: str
     journal_number: int
     prefix: str
     files: Mapping[str, int]
@@ -76,7 +79,7 @@ class Manifest:
     gathered: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
+        """Return plain values, without the ledger."""
         return {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -85,7 +88,6 @@ class Manifest:
             "incarnation": self.incarnation,
             "definition": self.definition.to_json(),
             "counters": self.counters.to_json(),
-            "ledger": dict(self.ledger),
             "gathered": dict(self.gathered),
             "journal_number": self.journal_number,
             "prefix": self.prefix,
@@ -133,20 +135,21 @@ def write(
         for name, tensors in contents.items():
             with draft.file(name) as file:
                 files[name], hashes[name] = write_tensors(file, tensors, {"format": FORMAT}, note)
+        ledger = ledger_text.encoded(snapshot.ledger)
         manifest = Manifest(
             id=checkpoint_id,
             created=created,
             definition=snapshot.definition,
             incarnation=snapshot.incarnation,
             counters=snapshot.counters,
-            ledger=snapshot.ledger,
+            ledger_hash=ledger_text.hash_of(ledger),
             journal_number=journal_number,
             prefix=draft.prefix,
             files=files,
             hashes=hashes,
             gathered=snapshot.gathered,
         )
-        draft.commit(_sealed(manifest.to_json()))
+        draft.commit(_sealed(ledger_text.joined(manifest.to_json(), ledger)))
     return manifest
 
 
@@ -157,9 +160,13 @@ def read_manifest(store: ModelStore, checkpoint_id: str) -> Manifest:
         CheckpointInvalid: The manifest is missing, damaged, of a newer format, or of another
             program.
     """
-    values = _unsealed(store, checkpoint_id)
+    return _manifest(checkpoint_id, _unsealed(store, checkpoint_id)[0])
+
+
+def _manifest(checkpoint_id: str, values: Mapping[str, Any]) -> Manifest:
     version = values.get("format_version")
-    if values.get("format") != FORMAT or version not in READABLE_VERSIONS:
+    is_known = type(version) is int and version in READABLE_VERSIONS  # 2.0 and true are not
+    if values.get("format") != FORMAT or not is_known:
         raise CheckpointInvalid(
             f"Checkpoint {checkpoint_id} has the format {str(values.get('format'))[:40]!r} "
             f"version {str(version)[:40]}; this server reads {FORMAT!r} up to version "
@@ -167,15 +174,15 @@ def read_manifest(store: ModelStore, checkpoint_id: str) -> Manifest:
         )
     try:
         return Manifest(
-            id=str(values["id"]),
-            created=str(values["created"]),
+            id=_is(values["id"], checkpoint_id),
+            created=strict.text(values["created"]),
             definition=Definition.from_json(values["definition"]),
-            incarnation=str(values["incarnation"]),
+            incarnation=strict.text(values["incarnation"]),
             counters=Counters.from_json(values["counters"]),
-            ledger=dict(values["ledger"]),
-            journal_number=0 if version == 1 else int(values["journal_number"]),
+            ledger_hash=values.get("ledger_xxh3_128", ""),
+            journal_number=0 if version == 1 else strict.integer(values["journal_number"]),
             prefix="" if version == 1 else check_prefix(values["prefix"]),
-            files={name: int(size) for name, size in values["files"].items()},
+            files={name: strict.integer(size) for name, size in values["files"].items()},
             hashes={name: dict(hashes) for name, hashes in values["hashes"].items()},
             gathered=dict(values.get("gathered", {})),
         )
@@ -190,8 +197,12 @@ def read(store: ModelStore, checkpoint_id: str) -> tuple[Manifest, State]:
 
     Raises:
         CheckpointInvalid: Something is missing, misshaped or damaged.
+        StoreFailed: It cannot be read now.
     """
-    manifest = read_manifest(store, checkpoint_id)
+    values, text = _unsealed(store, checkpoint_id)
+    manifest = _manifest(checkpoint_id, values)
+    ledger = _ledger(checkpoint_id, text)
+    _check_room(store, manifest)
     layout = manifest.definition.layout
     parameters = layout.new_arenas(None)
     slots = {name: layout.new_arenas(None) for name in _slots_of(manifest.definition)}
@@ -201,8 +212,8 @@ def read(store: ModelStore, checkpoint_id: str) -> tuple[Manifest, State]:
     }
     for name, arrays in tensors.items():
         _read_file(store, manifest, name, arrays, _nothing)
-    counters, ledger = manifest.counters, manifest.ledger
-    state = State(manifest.definition, counters, ledger, parameters, slots, manifest.gathered)
+    counters, gathered = manifest.counters, manifest.gathered
+    state = State(manifest.definition, counters, ledger, parameters, slots, gathered)
     return manifest, state
 
 
@@ -211,12 +222,42 @@ def verify(store: ModelStore, checkpoint_id: str, progress: Progress) -> Manifes
 
     Raises:
         CheckpointInvalid: Something is missing, misshaped or damaged.
+        StoreFailed: It cannot be read now.
     """
     manifest = read_manifest(store, checkpoint_id)
     note = _counted(progress, "verifying", sum(manifest.files.values()))
     for name in (PARAMETERS, OPTIMIZER):
         _read_file(store, manifest, name, None, note)
     return manifest
+
+
+def _ledger(checkpoint_id: str, text: bytes) -> Ledger:
+    try:
+        return ledger_text.decoded(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointInvalid(
+            f"Checkpoint {checkpoint_id}: the ledger cannot be read ({error})"
+        ) from None
+
+
+def _check_room(store: ModelStore, manifest: Manifest) -> None:
+    """Refuse files that are smaller than their tensors, before arrays of that size are allocated.
+
+    A file that is not there is the affair of who reads it: nothing is allocated for it either.
+    """
+    for name, places in places_of(manifest.definition).items():
+        least = sum(place.nbytes for place in places.values())
+        said = manifest.files.get(name, 0)
+        try:
+            size = store.size(manifest.id, manifest.prefix + name)
+        except FileNotFoundError:
+            size = -1
+        if not least <= size == said:
+            found = "is missing, so it cannot be read" if size < 0 else f"has {size} bytes"
+            raise CheckpointInvalid(
+                f"Checkpoint {manifest.id}: {name} {found} instead of {said}, and its tensors "
+                f"have {least}"
+            )
 
 
 def places_of(definition: Definition) -> dict[str, dict[str, Place]]:
@@ -226,6 +267,13 @@ def places_of(definition: Definition) -> dict[str, dict[str, Place]]:
         f"{slot}/{name}": place for slot in _slots_of(definition) for name, place in places.items()
     }
     return {PARAMETERS: places, OPTIMIZER: slots}
+
+
+def _is(value: object, expected: str) -> str:
+    """Return the name of a checkpoint: a folder's, which its manifest says too."""
+    if value != expected:
+        raise ValueError("it says another name than its own")
+    return expected
 
 
 def check_prefix(prefix: object) -> str:
@@ -273,17 +321,32 @@ def _read_file(
         file = TensorFile(store.pieces(manifest.id, key), size, places)
         views = {} if into is None else {key: byte_view(array) for key, array in into.items()}
         found = file.read(views.get, note)
-    except (OSError, ValueError) as error:
+    except (FileNotFoundError, ValueError) as error:
         reason = error if type(error) is ValueError else type(error).__name__
         raise CheckpointInvalid(
             f"Checkpoint {manifest.id}: {name} cannot be read: {reason}"
         ) from None
+    except OSError as error:
+        raise _unreadable(manifest.id, name, error) from None
     expected = manifest.hashes.get(name, {})
     for tensor, hashed in found.items():
         if hashed != expected.get(tensor):
             raise CheckpointInvalid(
                 f"Checkpoint {manifest.id}: tensor {tensor!r} in {name} does not match its hash"
             )
+
+
+def _unreadable(checkpoint_id: str, name: str, error: OSError) -> StoreFailed:
+    """Return the error of a file that may be whole: the disk, or this process, did not let it be.
+
+    What may be right the next time is not taken for damaged, nor gone back behind.
+    """
+    return StoreFailed(
+        f"Checkpoint {checkpoint_id}: {name} could not be read now ({error.strerror}), and is not "
+        "known to be damaged. Mend what keeps it from being read and try again; if its disk has "
+        "lost it, move this checkpoint away, and the one before is taken. Nothing changed",
+        checkpoint=checkpoint_id,
+    )
 
 
 def _counted(progress: Progress, phase: str, nbytes: int) -> Note:
@@ -305,13 +368,13 @@ def _nothing(*done: object) -> None:
 _SEAL = b'{"xxh3_128":"%s","manifest":'
 
 
-def _sealed(values: Mapping[str, Any]) -> bytes:
+def _sealed(text: bytes) -> bytes:
     """Return the manifest file: JSON whose first value is the hash of the second's exact bytes."""
-    text = json.dumps(values, separators=(",", ":"), ensure_ascii=True).encode()
     return _SEAL % xxhash.xxh3_128_hexdigest(text).encode() + text + b"}\n"
 
 
-def _unsealed(store: ModelStore, checkpoint_id: str) -> dict[str, Any]:
+def _unsealed(store: ModelStore, checkpoint_id: str) -> tuple[dict[str, Any], bytes]:
+    """Return what a manifest says, and the text of its ledger."""
     try:
         if store.size(checkpoint_id, MANIFEST) > MAX_MANIFEST_BYTES:
             raise CheckpointInvalid(f"Checkpoint {checkpoint_id}: the manifest is too large")
@@ -321,11 +384,10 @@ def _unsealed(store: ModelStore, checkpoint_id: str) -> dict[str, Any]:
             raise CheckpointInvalid(
                 f"Checkpoint {checkpoint_id}: the manifest does not match its hash"
             )
-        values = json.loads(text)
-    except (OSError, ValueError, RecursionError) as error:
+        return ledger_text.split(text)
+    except (FileNotFoundError, ValueError, RecursionError) as error:
         raise CheckpointInvalid(
             f"Checkpoint {checkpoint_id}: the manifest cannot be read ({type(error).__name__})"
         ) from None
-    if not isinstance(values, dict):
-        raise CheckpointInvalid(f"Checkpoint {checkpoint_id}: the manifest is not a map")
-    return values
+    except OSError as error:
+        raise _unreadable(checkpoint_id, MANIFEST, error) from None

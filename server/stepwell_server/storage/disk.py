@@ -24,6 +24,9 @@ BLOCK_BYTES = 4096
 WINDOW_BYTES = 4 << 20
 """So much goes past it at a time."""
 
+DIRECT_REFUSALS = {errno.EINVAL, errno.EOPNOTSUPP}
+"""What a file system answers that has no `O_DIRECT`: some at opening, some at the first byte."""
+
 TEMPORARY = ".tmp-"
 TRASH = ".trash-"
 
@@ -182,9 +185,21 @@ class NewFile:
         """Write what the window holds; the last time there may be zeros behind it."""
         extent = -(-self._filled // BLOCK_BYTES) * BLOCK_BYTES
         self._window[self._filled : extent] = bytes(extent - self._filled)
-        target = self._descriptor if self._direct is None else self._direct
-        write_whole(target, self._window[:extent], offset)
+        if not self._is_written_past_the_cache(self._window[:extent], offset):
+            write_whole(self._descriptor, self._window[:extent], offset)
         self._filled = 0
+
+    def _is_written_past_the_cache(self, content: memoryview, offset: int) -> bool:
+        if self._direct is None:
+            return False
+        try:
+            write_whole(self._direct, content, offset)
+        except OSError as error:
+            if error.errno not in DIRECT_REFUSALS:
+                raise
+            system.close(self._direct)
+            self._direct = None
+        return self._direct is not None
 
     def __enter__(self) -> NewFile:
         return self
@@ -212,7 +227,7 @@ def open_direct(path: Path, flags: int) -> int | None:
     try:
         return system.open(path, flags | os.O_DIRECT)
     except OSError as error:
-        if error.errno != errno.EINVAL:
+        if error.errno not in DIRECT_REFUSALS:
             raise
         return None
 
@@ -225,15 +240,26 @@ def window() -> memoryview:
 def pieces_of(path: Path) -> Iterator[memoryview]:
     """Yield the bytes of a file in pieces, past the page cache; a piece is good until the next."""
     buffer, offset = window(), 0
-    descriptor = open_direct(path, os.O_RDONLY)
-    if descriptor is None:
-        descriptor = system.open(path, os.O_RDONLY)
+    direct = open_direct(path, os.O_RDONLY)
+    descriptor = direct if direct is not None else system.open(path, os.O_RDONLY)
     try:
-        while count := os.preadv(descriptor, [buffer], offset):
+        while True:
+            try:
+                count = os.preadv(descriptor, [buffer], offset)
+            except OSError as error:
+                if descriptor != direct or error.errno not in DIRECT_REFUSALS:
+                    raise
+                system.close(descriptor)
+                direct, descriptor = None, -1
+                descriptor = system.open(path, os.O_RDONLY)
+                continue
+            if not count:
+                return
             yield buffer[:count]
             offset += count
     finally:
-        system.close(descriptor)
+        if descriptor >= 0:
+            system.close(descriptor)
 
 
 def write_durably(path: Path, content: bytes, mode: int = 0o666) -> None:
@@ -252,6 +278,19 @@ def write_durably(path: Path, content: bytes, mode: int = 0o666) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    sync_folder(path.parent)
+
+
+def make_folders(path: Path) -> None:
+    """Make a folder and what is missing above it, durably; it may be there already."""
+    if path.is_dir():
+        return
+    make_folders(path.parent)
+    try:
+        system.make_folder(path)
+    except FileExistsError:
+        if not path.is_dir():
+            raise
     sync_folder(path.parent)
 
 

@@ -2,15 +2,19 @@
 
 <data>/stepwell.json                 what this folder is
 <data>/tokens.json                   hashes of tokens
+<data>/store-owner                   the name that the object store knows this folder by, if any
 <data>/<model>/checkpoints/<id>/     see checkpoint.py; unless there is an object store for them
 <data>/<model>/journal/              see journal/
+<data>/<model>/newest-segment        of the journal; see journal/notes.py
 <data>/<model>/history.sqlite        see history/
 <data>/<model>/clean-stop            the checkpoint that a clean stop ended with
+<data>/<model>/deleted               the model is gone; what its store has is still to be removed
 """
 
 from __future__ import annotations
 
 import json
+import secrets
 import threading
 from pathlib import Path
 
@@ -27,6 +31,8 @@ FORMAT_VERSION = 1
 IDENTITY = "stepwell.json"
 CLEAN_STOP = "clean-stop"
 HISTORY = "history.sqlite"
+DELETED = "deleted"
+STORE_OWNER = "store-owner"
 LOCK = ".lock"
 
 NOT_YET_OURS = {LOCK, TOKENS_FILE, "lost+found"}
@@ -40,17 +46,21 @@ class DataFolder:
     Args:
         path: Made if it does not exist.
         store: Where checkpoints are, if not in the folder.
+        takes_over: Take the store from the server that has it; it will never run again.
 
     Raises:
         DataFolderInvalid: It is another program's, of a newer version, read-only, or in use.
+        StoreFailed: The store cannot be used, or belongs to another data folder.
     """
 
-    def __init__(self, path: Path, store: CheckpointStore | None = None) -> None:
+    def __init__(
+        self, path: Path, store: CheckpointStore | None = None, *, takes_over: bool = False
+    ) -> None:
         self.path = path
         self._store = store
         identity = path / IDENTITY
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            disk.make_folders(path)
             is_empty = NOT_YET_OURS.issuperset(entry.name for entry in path.iterdir())
         except OSError as error:
             raise DataFolderInvalid(
@@ -64,6 +74,19 @@ class DataFolder:
         if not identity.exists():
             values = {"format": FORMAT, "format_version": FORMAT_VERSION}
             disk.write_durably(identity, json.dumps(values).encode() + b"\n")
+        if store is not None:
+            try:
+                store.claim(self._store_owner(), takes_over=takes_over)
+            except BaseException:
+                self._lock.release()
+                raise
+
+    def _store_owner(self) -> str:
+        """Return the name under which this folder uses a store; a random one, given once."""
+        path = self.path / STORE_OWNER
+        if not path.exists():
+            disk.write_durably(path, secrets.token_hex(16).encode())
+        return path.read_text("ascii", "replace").strip()
 
     def models(self) -> list[ModelFolder]:
         """Return the folders of all models, by name.
@@ -86,7 +109,7 @@ class DataFolder:
             InvalidName: A file of the data folder has that name.
         """
         path = self.path / check_identifier(name, "model")
-        if name in (IDENTITY, TOKENS_FILE):
+        if name in (IDENTITY, TOKENS_FILE, STORE_OWNER):
             raise InvalidName(f"The name {name!r} is taken by a file of the data folder")
         return ModelFolder(disk.temporary_beside(path), name, self._store)
 
@@ -153,15 +176,26 @@ class ModelFolder:
     def remove(self) -> None:
         """Remove the folder with all that is in it, and the checkpoints wherever they are.
 
-        May be called again if it fails.
+        May be called again if it fails. With a store it is to be: from the mark on the model is
+        gone, and a start removes the rest.
+
+        Raises:
+            StoreFailed: The store still has something of the model.
         """
         with self._changing:
+            if self._store is not None:
+                if self.path.exists():
+                    disk.write_durably(self.path / DELETED, b"")
+                self._store.of_model(self.name).remove_all()
             if self.path.exists():
                 disk.remove_folder(self.path)
             else:  # an earlier attempt may have failed before it was durable
                 disk.sync_folder(self.path.parent)
-            if self._store is not None:
-                self._store.of_model(self.name).remove_all()
+
+    @property
+    def is_deleted(self) -> bool:
+        """Whether `remove` began, and did not end."""
+        return (self.path / DELETED).exists()
 
     def prepare(self) -> None:
         """Make what a model has that came from a store alone; remove what was left half-written."""
@@ -172,6 +206,8 @@ class ModelFolder:
             disk.system.make_folder(self.checkpoints_path)
         disk.remove_leftovers(self.path)
         disk.remove_leftovers(self.checkpoints_path)
+        if self._store is not None:
+            self._store.of_model(self.name).remove_leftovers()
 
     def mark_clean_stop(self, checkpoint_id: str) -> None:
         """Note, durably, that nothing happened after this checkpoint."""

@@ -78,61 +78,11 @@ def golden_pipeline(optimizer: Optimizer) -> Pipeline:
     return Pipeline(LAYOUT, optimizer, excluded, compiled=False)
 
 
-class OptimizerContract:
+class RuleContract:
     """The tests; a subclass says which optimizer, and arguments that reach each of its rules."""
 
     optimizer: ClassVar[type[Optimizer]]
     variants: ClassVar[list[dict[str, Any]]]
-    uses_powers: ClassVar[bool] = False
-
-    @classmethod
-    @cache
-    def golden(cls) -> Any:
-        """Return what Keras computed, recorded."""
-        return json.loads((GOLDEN / f"{cls.optimizer.__name__.lower()}.json").read_text())
-
-    def test_recorded_training_of_keras_is_met_without_keras(self, golden_case: Any) -> None:
-        """Parameters and slots have the bytes that Keras's had after the same calls."""
-        # Arrange
-        optimizer = keras_config.deserialize(golden_case["optimizer"])
-        assert isinstance(optimizer, Optimizer)
-        same_powers = self.golden()["origin"]["powers"] == make_optimizers.probe()
-        tolerance = NORM_TOLERANCE if optimizer.clips_by_norm else 0.0
-        if self.uses_powers and not same_powers:
-            tolerance = POWER_TOLERANCE
-
-        # Act
-        after = train(golden_pipeline(optimizer))
-
-        # Assert
-        assert after.keys() == golden_case["after"].keys()
-        for name, text in golden_case["after"].items():
-            expected = base64.b64decode(text)
-            if tolerance:
-                theirs, ours = numbers_of(expected), numbers_of(after[name])
-                np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance)
-            else:
-                assert after[name] == expected, name
-
-    def test_recorded_training_names_its_origin_and_covers_all_options(self) -> None:
-        """The golden file tells its Keras version and generator; every option is in some case."""
-        # Arrange
-        origin, cases = self.golden()["origin"], self.golden()["cases"]
-        defaults = self.optimizer().get_config()
-
-        # Act
-        varied = {
-            name
-            for case in cases
-            for name, value in case["optimizer"]["config"].items()
-            if value != defaults[name]
-        }
-
-        # Assert
-        assert origin["keras"].startswith("3.")
-        assert (Path(__file__).parents[3] / origin["generator"]).exists()
-        common = {field.name for field in dataclasses.fields(Optimizer)} - {"name"}
-        assert common <= varied
 
     def test_it_is_registered_under_its_name(self) -> None:
         """A configuration finds the class by its name in lower case."""
@@ -245,22 +195,6 @@ class OptimizerContract:
         assert changed.learning_rate == 0.5
         assert optimizer == self.optimizer()
 
-    @pytest.mark.oracle
-    def test_arguments_have_the_names_order_and_defaults_of_keras(self) -> None:
-        """A positional call means the same in Keras, and every keyword has Keras's default."""
-        # Arrange
-        keras = pytest.importorskip("keras")
-        theirs = inspect.signature(getattr(keras.optimizers, self.optimizer.__name__)).parameters
-        keras_defaults = {n: p.default for n, p in theirs.items() if n != "kwargs"}
-
-        # Act
-        ours = inspect.signature(self.optimizer).parameters
-        positional = [n for n, p in ours.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
-
-        # Assert
-        assert {name: p.default for name, p in ours.items()} == keras_defaults
-        assert positional == list(theirs)[: len(positional)]
-
     def test_unknown_arguments_are_refused(self) -> None:
         """A misspelled argument is an error, from Python and from a configuration."""
         # Arrange
@@ -299,3 +233,74 @@ class OptimizerContract:
 
         # Assert
         assert elsewhere == in_place
+
+
+class OptimizerContract(RuleContract):
+    """The tests of an optimizer that Keras has too."""
+
+    uses_powers: ClassVar[bool] = False
+
+    @classmethod
+    @cache
+    def golden(cls) -> Any:
+        """Return what Keras computed, recorded."""
+        return json.loads((GOLDEN / f"{cls.optimizer.__name__.lower()}.json").read_text())
+
+    def test_recorded_training_of_keras_is_met_without_keras(self, golden_case: Any) -> None:
+        """Parameters and slots have the bytes that Keras's had after the same calls."""
+        # Arrange
+        optimizer = keras_config.deserialize(golden_case["optimizer"])
+        assert isinstance(optimizer, Optimizer)
+        same_powers = self.golden()["origin"]["powers"] == make_optimizers.probe()
+        tolerance = NORM_TOLERANCE if optimizer.clips_by_norm else 0.0
+        if self.uses_powers and not same_powers:
+            tolerance = POWER_TOLERANCE
+
+        # Act
+        after = train(golden_pipeline(optimizer))
+
+        # Assert
+        assert after.keys() == golden_case["after"].keys()
+        for name, text in golden_case["after"].items():
+            expected = base64.b64decode(text)
+            if tolerance:
+                theirs, ours = numbers_of(expected), numbers_of(after[name])
+                np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance)
+            else:
+                assert after[name] == expected, name
+
+    def test_recorded_training_names_its_origin_and_covers_all_options(self) -> None:
+        """The golden file tells its Keras version and generator; every option is in some case."""
+        # Arrange
+        origin, cases = self.golden()["origin"], self.golden()["cases"]
+        defaults = self.optimizer().get_config()
+
+        # Act
+        varied = {
+            name
+            for case in cases
+            for name, value in case["optimizer"]["config"].items()
+            if value != defaults[name]
+        }
+
+        # Assert
+        assert origin["keras"].startswith("3.")
+        assert (Path(__file__).parents[3] / origin["generator"]).exists()
+        common = {field.name for field in dataclasses.fields(Optimizer)} - {"name"}
+        assert common <= varied
+
+    @pytest.mark.oracle
+    def test_arguments_have_the_names_order_and_defaults_of_keras(self) -> None:
+        """A positional call means the same in Keras, and every keyword has Keras's default."""
+        # Arrange
+        keras = pytest.importorskip("keras")
+        theirs = inspect.signature(getattr(keras.optimizers, self.optimizer.__name__)).parameters
+        keras_defaults = {n: p.default for n, p in theirs.items() if n != "kwargs"}
+
+        # Act
+        ours = inspect.signature(self.optimizer).parameters
+        positional = [n for n, p in ours.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+
+        # Assert
+        assert {name: p.default for name, p in ours.items()} == keras_defaults
+        assert positional == list(theirs)[: len(positional)]

@@ -146,6 +146,28 @@ def test_the_result_of_a_push_can_be_asked_for_again(http):
     assert_problem(ask(worker, wait_s=float("nan")), 422, "invalid_input")
 
 
+def test_another_history_answers_for_no_push_and_closes_no_session(http):
+    """A model that was deleted and created again gives the same epochs away, for other pushes."""
+    path = create(http)
+    old = Worker(http, path)
+    assert http.delete(path).status_code == 204
+    create(http, name=path.rpartition("/")[2])
+    new = Worker(http, path)
+    result = new.push()
+    meant = {"epoch": old.epoch, "incarnation": old.incarnation}
+
+    asked = ask(old, incarnation=old.incarnation)
+    closed = http.delete(f"{path}/workers/w0", params=meant)
+    mine = ask(new, incarnation=new.incarnation)
+
+    assert old.epoch == new.epoch
+    for refused in (asked, closed):
+        problem = assert_problem(refused, 409, "stale_incarnation")
+        assert problem["incarnation"] == new.incarnation
+    assert mine.json() == ask(new).json() == {**result, "duplicate": True}
+    assert http.delete(f"{path}/workers/w0", params={"epoch": new.epoch}).status_code == 204
+
+
 def test_many_results_later_a_push_is_answered_as_settled_before(http):
     """The last 64 results are kept, and an older push still has no second effect."""
     path = create(http)

@@ -57,6 +57,8 @@ def test_the_files_open_with_plain_safetensors(folder, cut):
         assert slots[f"momentum/{name}"].shape == array.shape
 
 
+@pytest.mark.full
+@pytest.mark.timeout(300)
 def test_every_single_bit_of_the_manifest_counts(folder):
     """Flip each of them in turn: none goes unnoticed."""
     path = folder / MANIFEST
@@ -71,6 +73,8 @@ def test_every_single_bit_of_the_manifest_counts(folder):
                 read_manifest(folder)
 
 
+@pytest.mark.full
+@pytest.mark.timeout(300)
 def test_a_manifest_that_is_cut_anywhere_is_refused(folder):
     """Also one with something behind it."""
     path = folder / MANIFEST
@@ -191,6 +195,17 @@ def test_a_slot_that_is_missing_in_part_or_misshapen_is_refused(folder):
         lambda values: values["definition"].update(optimizer={"class_name": "os.system"}),
         lambda values: values["definition"].update(tensors=[]),
         lambda values: values["definition"]["tensors"][0].update(shape=[1 << 60]),
+        lambda values: values["definition"]["tensors"][0].update(shape=[1 << 34]),
+        lambda values: values.update(format_version=2.0),
+        lambda values: values.update(format_version=True),
+        lambda values: values.update(id="../../etc"),
+        lambda values: values.update(id="000077-v9"),
+        lambda values: values.update(incarnation="x" * 1_000_000),
+        lambda values: values.update(incarnation=""),
+        lambda values: values.update(journal_number=-3),
+        lambda values: values.update(journal_number=1 << 70),
+        lambda values: values["files"].update({"parameters.safetensors": True}),
+        lambda values: values["counters"].update(version="abc"),
         lambda values: values.update(counters={"version": 1}),
         lambda values: values.update(counters=None),
         lambda values: values.update(files=None),

@@ -1,11 +1,16 @@
 """Whole or not at all."""
 
+import errno
 import multiprocessing
+import os
+import random
 import stat
 
 import pytest
 from stepwell_core.errors import DataFolderInvalid
 from stepwell_server.storage import disk
+
+from tests.server.storage.forgetful_disk import ForgetfulDisk
 
 
 def test_a_file_is_replaced_whole(tmp_path):
@@ -113,3 +118,70 @@ def test_a_lock_keeps_others_out_until_its_process_ends(tmp_path):
     disk.FolderLock(tmp_path, ".lock").release()
     ours.close()
     theirs.close()
+
+
+def test_folders_that_had_to_be_made_outlast_a_loss_of_power(tmp_path, monkeypatch):
+    """Each name is synced in the folder above it."""
+    forgetful = ForgetfulDisk(tmp_path)
+    monkeypatch.setattr(disk, "system", forgetful)
+
+    disk.make_folders(tmp_path / "a" / "b" / "c")
+    disk.make_folders(tmp_path / "a" / "b" / "c")
+    forgetful.crash(random.Random(1))
+
+    assert (tmp_path / "a" / "b" / "c").is_dir()
+
+
+def test_a_folder_is_not_made_where_a_file_is(tmp_path):
+    """Nor below one."""
+    (tmp_path / "a").write_text("x")
+
+    for path in (tmp_path / "a", tmp_path / "a" / "b"):
+        with pytest.raises((FileExistsError, NotADirectoryError)):
+            disk.make_folders(path)
+
+
+class NoDirect(disk.System):
+    """A file system without O_DIRECT, which says so at opening or at the first byte."""
+
+    def __init__(self, error, says_so_at):
+        self._error, self._says_so_at, self.direct = error, says_so_at, set()
+
+    def refuse(self):
+        raise OSError(self._error, os.strerror(self._error))
+
+    def open(self, path, flags, mode=0o666):
+        if flags & os.O_DIRECT and self._says_so_at == "open":
+            self.refuse()
+        descriptor = super().open(path, flags, mode)
+        (self.direct.add if flags & os.O_DIRECT else self.direct.discard)(descriptor)
+        return descriptor
+
+    def pwrite(self, descriptor, content, offset):
+        if descriptor in self.direct:
+            self.refuse()
+        return super().pwrite(descriptor, content, offset)
+
+
+@pytest.mark.parametrize("error", [errno.EINVAL, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("says_so_at", ["open", "first byte"])
+def test_a_file_system_that_cannot_go_past_the_cache_is_written_and_read_through_it(
+    tmp_path, monkeypatch, error, says_so_at
+):
+    """Whenever it says that it cannot."""
+    system = NoDirect(error, says_so_at)
+    monkeypatch.setattr(disk, "system", system)
+    real = os.preadv
+
+    def preadv(descriptor, buffers, offset):
+        if descriptor in system.direct:
+            system.refuse()
+        return real(descriptor, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    content = bytes(range(256)) * 20_000  # a window and a part
+
+    with disk.NewFile(tmp_path / "a", is_large=True) as file:
+        file.write(content)
+
+    assert b"".join(map(bytes, disk.pieces_of(tmp_path / "a"))) == content

@@ -2,6 +2,7 @@
 
 from stepwell_server.storage.journal.folder import (
     boot_id,
+    check_newest,
     default_max_bytes,
     remove_all,
     sync_all,
@@ -17,6 +18,7 @@ __all__ = [
     "Reading",
     "Record",
     "boot_id",
+    "check_newest",
     "default_max_bytes",
     "read",
     "remove_all",

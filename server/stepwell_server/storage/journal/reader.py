@@ -10,6 +10,7 @@ from typing import Any
 import xxhash
 from stepwell_core.errors import JournalInvalid
 
+from stepwell_server.storage.journal import notes
 from stepwell_server.storage.journal.folder import SegmentFile, segments
 from stepwell_server.storage.journal.format import (
     Head,
@@ -44,10 +45,13 @@ class LastSegment:
     Attributes:
         durability: `everysec` or `always`.
         boot_id: See `boot_id()`.
+        has_failed: Whether the disk failed under it: under `everysec`, records that were answered
+            may be missing.
     """
 
     durability: str
     boot_id: str
+    has_failed: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,9 @@ class Reading:
         self.torn: tuple[Path, int] | None = None
         self.last: LastSegment | None = None
         if found:
-            header = found[-1].header
-            self.last = LastSegment(header.durability, header.boot_id)
+            path, header = found[-1].path, found[-1].header
+            has_failed = notes.has_failed(path, header.salt)
+            self.last = LastSegment(header.durability, header.boot_id, has_failed)
         self._found = found
         self._max_payload_bytes = max_payload_bytes
         self._window = Window()

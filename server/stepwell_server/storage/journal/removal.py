@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 from stepwell_server.storage import disk
+from stepwell_server.storage.journal import notes
 from stepwell_server.storage.journal.folder import RECYCLED, SegmentFile, segments
 from stepwell_server.storage.journal.format import parse_name
 
@@ -41,6 +44,7 @@ class OldSegments:
         self._serial = self._files[-1].serial if self._files else 0
         path = folder / RECYCLED
         self._recycled: Path | None = None
+        self._is_lent = False
         if path.is_file() and not path.is_symlink():
             # Its name may not be on the disk yet. Were it written to, and the power failed, a
             # segment would come back with another one's header.
@@ -66,19 +70,35 @@ class OldSegments:
         self._current_first_number = current_first_number
         self.nbytes += nbytes
 
-    def take_recycled(self) -> Path | None:
-        """Return the old file that a new segment is to be made from, if there is one."""
-        with self._changing:
-            recycled, self._recycled = self._recycled, None
-        return recycled
+    @contextlib.contextmanager
+    def lent_recycled(self) -> Iterator[Path | None]:
+        """Give the old file that a new segment is to be made from; None if there is none.
 
-    def put_recycled(self, path: Path) -> None:
-        """Give it back, unused. Its name is durable."""
+        If the block fails it is kept for the next time, unless it has another name by then. Until
+        the block ends `remove_before` gives that name to no other file.
+        """
+        with self._changing:
+            path, self._recycled = self._recycled, None
+            self._is_lent = path is not None
+        try:
+            yield path
+        except BaseException:
+            if path is not None and path.exists():
+                self._put_recycled(path)
+            raise
+        finally:
+            self._is_lent = False
+
+    def _put_recycled(self, path: Path) -> None:
+        """Keep an old file for a new segment. Its name is durable."""
         with self._changing:
             self._recycled = path
 
     def remove_before(self, number: int) -> None:
         """Remove the segments that have only records with smaller numbers, oldest first.
+
+        And those that no reading from that number on needs: a later one begins before it. So go the
+        leftovers of a history whose numbers went further.
 
         Raises:
             OSError: The disk refuses; what is left is tried again by the next call.
@@ -90,24 +110,29 @@ class OldSegments:
             recycled = self._let_go(victims)
             disk.sync_folder(self._folder)
             if recycled is not None:
-                self.put_recycled(recycled)
+                self._put_recycled(recycled)
 
     def _before(self, number: int) -> list[SegmentFile]:
         with self._changing:
             files, current = list(self._files), self._current_first_number
-        ends = [*(file.first_number for file in files), current][1:]
         victims = []
-        for file, end in zip(files, ends, strict=True):
-            if end > number:
+        for index, file in enumerate(files):
+            later = files[index + 1 :]
+            if min([current, *(other.first_number for other in later)]) > number:
                 break
             victims.append(file)
         return victims
 
     def _let_go(self, victims: list[SegmentFile]) -> Path | None:
-        """Remove all files but the largest, which gets its other name; that is returned."""
+        """Remove all files but the largest, which gets its other name; that is returned.
+
+        Not while the lane makes a segment from the file that has the name now: all go then.
+        """
         largest = max(victims, key=lambda file: file.nbytes)
-        recycled = self.take_recycled()
-        is_kept = recycled is None or recycled.stat().st_size < largest.nbytes
+        with self._changing:
+            is_lent = self._is_lent  # to the lane, which is about to rename what has that name
+            recycled, self._recycled = self._recycled, None
+        is_kept = not is_lent and (recycled is None or recycled.stat().st_size < largest.nbytes)
         for victim in victims:
             if victim is largest and is_kept:
                 recycled = self._folder / RECYCLED
@@ -115,6 +140,7 @@ class OldSegments:
                 self._shorten(recycled)
             else:
                 disk.system.unlink(victim.path)
+            notes.unmark(victim.path)
             with self._changing:
                 self._files.remove(victim)
                 self.nbytes -= victim.nbytes

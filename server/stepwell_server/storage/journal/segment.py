@@ -57,6 +57,21 @@ class Beginning:
         return self.folder / segment_name(self.serial, self.first_number)
 
 
+class SegmentAbandoned(OSError):
+    """A new segment has its name, perhaps durably, and is not used.
+
+    Whatever the reason: a start may find it, and takes no record from the one before it any more.
+    So nothing may be written to that one.
+    """
+
+    @classmethod
+    def of(cls, error: BaseException) -> SegmentAbandoned:
+        """Return one for the error that was met."""
+        if isinstance(error, OSError):
+            return cls(error.errno, error.strerror)
+        return cls(errno.EIO, type(error).__name__)
+
+
 class Segment:
     """A segment that takes records at its end.
 
@@ -70,6 +85,7 @@ class Segment:
             them once more is faster. Its name is durable. None makes a new file.
 
     Raises:
+        SegmentAbandoned: There may be such a segment.
         OSError: There is no such segment, but perhaps a leftover under a temporary name.
     """
 
@@ -78,7 +94,7 @@ class Segment:
     ) -> None:
         self.path = beginning.path
         self.first_number = beginning.first_number
-        self._salt = secrets.randbits(64)
+        self.salt = secrets.randbits(64)
         self._step_bytes = beginning.step_bytes
         self._allocated = 0  # bytes from the start that surely have room
         self._can_allocate = True
@@ -88,7 +104,7 @@ class Segment:
                 beginning.first_number,
                 beginning.durability,
                 boot_id(),
-                self._salt,
+                self.salt,
             )
         )
         self.end = len(header)
@@ -101,8 +117,13 @@ class Segment:
             # be found under a new name.
             disk.write_whole(self._descriptor, header, 0)
             disk.system.sync(self._descriptor)
-            disk.system.rename(temporary, self.path)
-            self._large = self._named(bounce)
+            self._large = LargeWriter(temporary, self._descriptor, bounce)
+            try:
+                self._show(temporary)
+            except BaseException:
+                with contextlib.suppress(OSError):  # it must not take the first error's place
+                    self._large.close()
+                raise
         except BaseException:
             with contextlib.suppress(OSError):  # the first error is the one that says what to do
                 disk.system.close(self._descriptor)
@@ -111,20 +132,15 @@ class Segment:
                     disk.system.unlink(temporary)
             raise
 
-    def _named(self, bounce: BounceBuffer) -> LargeWriter:
-        """Make the new name durable; return what writes large records.
-
-        Raises:
-            OSError: Never that the disk is full: a start may find the segment, so that the one
-                before it must not go on.
-        """
+    def _show(self, temporary: Path) -> None:
+        """Give the file its name, durably; the last thing that may fail."""
         try:
+            disk.system.rename(temporary, self.path)
             disk.sync_folder(self.path.parent)
-            return LargeWriter(self.path, self._descriptor, bounce)
-        except OSError as error:
-            if error.errno not in FULL:
+        except BaseException as error:
+            if not self.path.exists():
                 raise
-            raise OSError(errno.EIO, f"a new name is not on the disk: {error.strerror}") from None
+            raise SegmentAbandoned.of(error) from error
 
     def append(
         self,
@@ -149,7 +165,7 @@ class Segment:
             OSError: Nothing counts as written; the next record begins at the same place.
         """
         entry = packed_entry(
-            RECORD_MAGIC, number, durable, self._salt, packed_map, payload_nbytes, checksum
+            RECORD_MAGIC, number, durable, self.salt, packed_map, payload_nbytes, checksum
         )
         if payload_nbytes >= LEAST_LARGE_BYTES:
             entry = entry.ljust(aligned(len(entry)), b"\0")

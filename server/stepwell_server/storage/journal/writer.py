@@ -20,10 +20,11 @@ from stepwell_core.errors import DiskFull, JournalBehind, ModelReadOnly, Shuttin
 
 from stepwell_server.storage import disk
 from stepwell_server.storage.journal import folder as files
+from stepwell_server.storage.journal import notes
 from stepwell_server.storage.journal.format import Identity, aligned, pack_map
 from stepwell_server.storage.journal.large import BounceBuffer
 from stepwell_server.storage.journal.removal import OldSegments
-from stepwell_server.storage.journal.segment import FULL, Beginning, Segment
+from stepwell_server.storage.journal.segment import FULL, Beginning, Segment, SegmentAbandoned
 from stepwell_server.storage.journal.syncing import DelayedSync
 
 Durability = Literal["everysec", "always"]
@@ -47,6 +48,7 @@ class Journal:
         first_number: Of the next record.
         durability: `everysec` has a thread that syncs; under `always` whoever appends calls `sync`.
         max_bytes: At which it is time for a checkpoint. From twice that on, appends are refused.
+            None takes what the disk has room for when a segment is begun.
         on_failure: Called once, with `failure`, on the thread that met it; must not call the
             journal.
         sync_delay_s: Under `everysec`, how long after an append the sync is; at twice that the next
@@ -64,7 +66,7 @@ class Journal:
         identity: Identity,
         first_number: int,
         durability: Durability,
-        max_bytes: int,
+        max_bytes: int | None,
         on_failure: Callable[[Exception], None] | None = None,
         *,
         sync_delay_s: float = SYNC_DELAY_S,
@@ -75,7 +77,7 @@ class Journal:
         self._identity = identity
         self._next_number = first_number
         self._durable = first_number  # all smaller numbers are on the disk
-        self._max_bytes = max_bytes
+        self._given_max_bytes = max_bytes
         self._on_failure = on_failure
         self._sync_delay_s = sync_delay_s
         self._is_closed = False
@@ -85,9 +87,9 @@ class Journal:
         self._unsynced_since_s: float | None = None
         try:
             self._old = self._prepared()
-            self._segment = self._begun(identity)
+            self._segment = self._begun(identity, self._old.nbytes)
         except OSError as error:
-            raise self._refusal(error, "begun") from None
+            raise (_disk_full() if _is_full(error) else _read_only("begun", error)) from None
         self._background: DelayedSync | None = None
         if durability == "everysec":
             name = f"journal-{identity.model}"
@@ -189,14 +191,15 @@ class Journal:
 
         Raises:
             DiskFull: There is no room; the present segment goes on.
-            ModelReadOnly: The disk failed, now or before.
+            ModelReadOnly: The disk failed, now or before. So it has if a new segment has its name
+                and no more is known, even for want of room: no segment may be written to then.
             ShuttingDown: The journal is closed.
         """
         self._check()
         with self._syncing:
             self._sync_segment()
             try:
-                new = self._begun(identity or self._identity)
+                new = self._begun(identity or self._identity, self.nbytes)
             except OSError as error:
                 raise self._refusal(error, "begun anew") from None
             with self._changing:
@@ -244,10 +247,12 @@ class Journal:
             disk.sync_folder(self._folder.parent)
         disk.remove_leftovers(self._folder)
         files.sync_all(self._folder)
+        self._max_bytes = self._most_bytes(0)
         return OldSegments(self._folder, self._max_bytes, self._next_number, self._changing)
 
-    def _begun(self, identity: Identity) -> Segment:
-        """Begin a segment, from an old file if one is kept."""
+    def _begun(self, identity: Identity, nbytes: int) -> Segment:
+        """Begin a segment, from an old file if one is kept, beside so many bytes of others."""
+        self._max_bytes = self._most_bytes(nbytes)
         step_bytes = min(MOST_STEP_BYTES, max(LEAST_STEP_BYTES, self._max_bytes // 8))
         beginning = Beginning(
             self._folder,
@@ -257,13 +262,19 @@ class Journal:
             self.durability,
             aligned(step_bytes),
         )
-        recycled = self._old.take_recycled()
+        with self._old.lent_recycled() as recycled:
+            segment = Segment(beginning, self._bounce, recycled)
         try:
-            return Segment(beginning, self._bounce, recycled)
-        except OSError:
-            if recycled is not None and recycled.exists():
-                self._old.put_recycled(recycled)
-            raise
+            notes.note_newest(segment.path)
+        except BaseException as error:
+            _end(segment)
+            raise SegmentAbandoned.of(error) from error
+        return segment
+
+    def _most_bytes(self, nbytes: int) -> int:
+        """Return how large the journal may be, which has so many bytes."""
+        given = self._given_max_bytes
+        return files.default_max_bytes(self._folder, nbytes) if given is None else given
 
     def _check(self) -> None:
         if self.failure is not None:
@@ -303,26 +314,39 @@ class Journal:
             self.sync()
 
     def _refusal(self, error: OSError, what: str) -> DiskFull | ModelReadOnly:
-        if error.errno in FULL:
-            return DiskFull(
-                "The disk has no room for the model's journal; nothing changed. Free some, or wait "
-                "until a checkpoint has let old records go"
-            )
-        return self._failed(error, what)
+        return _disk_full() if _is_full(error) else self._failed(error, what)
 
     def _failed(self, error: OSError, what: str) -> ModelReadOnly:
         """Note that the disk failed, tell once, and return what to raise."""
-        failure = ModelReadOnly(
-            f"The model's journal could not be {what} ({error.strerror}): until the server is "
-            "restarted the model is only read"
-        )
+        failure = _read_only(what, error)
         with self._changing:
             is_first = self.failure is None
             if is_first:
                 self.failure = failure
+        if is_first and self.durability == "everysec":  # else all that was answered is on the disk
+            notes.mark_failed(self._segment.path, self._segment.salt)
         if is_first and self._on_failure is not None:
             self._on_failure(failure)
         return failure
+
+
+def _is_full(error: OSError) -> bool:
+    """Return whether there was no room, and so nothing changed."""
+    return error.errno in FULL and not isinstance(error, SegmentAbandoned)
+
+
+def _disk_full() -> DiskFull:
+    return DiskFull(
+        "The disk has no room for the model's journal; nothing changed. Free some, or wait until a "
+        "checkpoint has let old records go"
+    )
+
+
+def _read_only(what: str, error: OSError) -> ModelReadOnly:
+    return ModelReadOnly(
+        f"The model's journal could not be {what} ({error.strerror}): until the server is "
+        "restarted the model is only read"
+    )
 
 
 def _checksum(views: Sequence[memoryview]) -> int:

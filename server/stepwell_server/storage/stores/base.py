@@ -14,7 +14,13 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+from stepwell_core.errors import StoreFailed
+
 MANIFEST = "manifest.json"
+
+
+class Unsettled(StoreFailed):
+    """A checkpoint was perhaps written, and perhaps not; its place does not say."""
 
 
 class DraftFile(Protocol):
@@ -44,6 +50,7 @@ class Draft(ABC):
 
         Raises:
             Conflict: There is one of that name; it is as it was.
+            Unsettled: It may come to exist, or not.
         """
 
 
@@ -86,6 +93,10 @@ class ModelStore(ABC):
         """Remove everything of the model, notes too."""
 
     @abstractmethod
+    def remove_leftovers(self) -> None:
+        """Remove what a process that was killed had begun to write; nothing else writes now."""
+
+    @abstractmethod
     def note(self, name: str) -> bytes | None:
         """Return a note; None if there is none."""
 
@@ -96,6 +107,18 @@ class ModelStore(ABC):
 
 class CheckpointStore(ABC):
     """The checkpoints of all models."""
+
+    @abstractmethod
+    def claim(self, owner: str, *, takes_over: bool = False) -> None:
+        """Use the place as the only one who does.
+
+        Args:
+            owner: Its name, the same at each start.
+            takes_over: Take it from another owner, who is refused everything from then on.
+
+        Raises:
+            StoreFailed: It is another one's.
+        """
 
     @abstractmethod
     def models(self) -> list[str]:

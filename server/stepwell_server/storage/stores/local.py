@@ -91,6 +91,11 @@ class LocalStore(ModelStore):
     def remove_all(self) -> None:
         """Do nothing: the model's whole folder goes, and this one with it."""
 
+    def remove_leftovers(self) -> None:
+        """Remove folders that have no name yet, or have none any more."""
+        with contextlib.suppress(FileNotFoundError):
+            disk.remove_leftovers(self._folder)
+
     def note(self, name: str) -> bytes | None:
         """Return the content of a file beside the checkpoints."""
         try:

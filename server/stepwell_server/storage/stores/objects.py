@@ -3,6 +3,7 @@
     <prefix>/<model>/<checkpoint>/<draft>/<file>
     <prefix>/<model>/<checkpoint>/manifest.json
     <prefix>/<model>/<note>
+    <prefix>/owner.json                         whose it is
 
 An object appears whole or not at all. Each draft's files have keys of their own, large ones are put
 in parts; then the small manifest, which says where they are, is put if there is none of its key. So
@@ -12,11 +13,13 @@ of two who write a checkpoint of one name one wins, and the other has disturbed 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -32,6 +35,7 @@ from stepwell_server.storage.stores.base import (
     Draft,
     DraftFile,
     ModelStore,
+    Unsettled,
 )
 
 PART_BYTES = 16 << 20
@@ -39,7 +43,14 @@ PART_BYTES = 16 << 20
 
 READ_BYTES = 4 << 20
 
+OWNER = "owner.json"
+FORMAT = "stepwell-store"
+
 T = TypeVar("T")
+
+
+class _Exists(Exception):
+    """There is an object of that key."""
 
 
 class ObjectStore(CheckpointStore):
@@ -53,6 +64,7 @@ class ObjectStore(CheckpointStore):
         self._place = url
         options: Any = {"timeout": "300s", "connect_timeout": "5s", "allow_http": _may_use_http()}
         retries: Any = {"max_retries": 4, "retry_timeout": timedelta(seconds=30)}
+        self._owner: bytes | None = None
         self._store: Any
         if url.startswith("memory:"):  # for tests
             self._store = MemoryStore()
@@ -61,19 +73,61 @@ class ObjectStore(CheckpointStore):
                 url, lambda: from_url(url, client_options=options, retry_config=retries)
             )
 
+    def claim(self, owner: str, *, takes_over: bool = False) -> None:
+        """Put the owner's name, unless there is one; see `CheckpointStore.claim`."""
+        self._owner = json.dumps({"format": FORMAT, "owner": owner}).encode()
+        if takes_over:
+            _asked(self._place, lambda: self._store.put(OWNER, self._owner))
+        self._check_owner()
+
+    def _check_owner(self) -> None:
+        """Refuse to change what is another server's, also if it became that a moment ago."""
+        if self._owner is None:
+            return
+        found = self._found_owner()
+        if found is None:
+            _asked(self._place, self._put_owner)
+            found = self._found_owner()
+        if found != self._owner:
+            raise StoreFailed(
+                f"The checkpoint store {self._place} belongs to a server with another data folder "
+                f"(its {OWNER} says so); two would remove each other's checkpoints. Use a prefix "
+                "that is this server's own; or, if the other one will never run again, start this "
+                "one once with --take-over-store. Nothing changed",
+                store=self._place,
+            )
+
+    def _put_owner(self) -> None:
+        with contextlib.suppress(AlreadyExistsError, PreconditionError):
+            self._store.put(OWNER, self._owner, mode="create", use_multipart=False)
+
+    def _found_owner(self) -> bytes | None:
+        try:
+            return _asked(self._place, lambda: bytes(self._store.get(OWNER).bytes()))
+        except FileNotFoundError:
+            return None
+
     def models(self) -> list[str]:
         """Return the names below the prefix."""
         return _asked(self._place, lambda: _names_below(self._store, ""))
 
     def of_model(self, name: str) -> ModelStore:
         """Return the checkpoints of one model."""
-        return ObjectModelStore(self._store, self._place, name)
+        return ObjectModelStore(self._store, self._place, name, self._check_owner)
 
 
 class ObjectModelStore(ModelStore):
-    """The checkpoints of one model, below its name."""
+    """The checkpoints of one model, below its name.
 
-    def __init__(self, store: Any, place: str, model: str) -> None:
+    Args:
+        store: Of obstore.
+        place: Its URL, for people.
+        model: The name.
+        check_owner: Refuses a change if the store is another server's.
+    """
+
+    def __init__(self, store: Any, place: str, model: str, check_owner: Callable[[], None]) -> None:
+        self._check_owner = check_owner
         self._store = store
         self._place = place
         self._model = model
@@ -96,7 +150,7 @@ class ObjectModelStore(ModelStore):
         try:
             yield draft
         finally:
-            if not draft.is_committed:
+            if not draft.is_needed:
                 draft.forget()
 
     def size(self, checkpoint_id: str, name: str) -> int:
@@ -114,6 +168,7 @@ class ObjectModelStore(ModelStore):
     def remove(self, checkpoint_id: str) -> None:
         """Remove a checkpoint: the manifest first."""
         prefix = f"{self._model}/{checkpoint_id}/"
+        self._check_owner()
 
         def remove() -> None:
             with contextlib.suppress(NotFoundError, FileNotFoundError):
@@ -124,9 +179,32 @@ class ObjectModelStore(ModelStore):
 
     def remove_all(self) -> None:
         """Remove all keys of the model, those of manifests first."""
-        for checkpoint_id in self.ids():
+        for checkpoint_id in sorted(self.ids()):  # not the newest before its elders
             self.remove(checkpoint_id)
+        self._check_owner()
         self._ask(lambda: _delete_all(self._store, f"{self._model}/"))
+
+    def remove_leftovers(self) -> None:
+        """Remove the files that no manifest names.
+
+        Parts of an object that was never finished have no key; the bucket's own rules remove those.
+        """
+        manifests = {name: self._ask(partial(self._manifest, name)) for name in self.ids()}
+
+        def is_left(key: str) -> bool:
+            _, checkpoint_id, *rest = key.split("/")
+            if len(rest) != 2:
+                return False  # a note, or a manifest
+            return f'"{rest[0]}/"'.encode() not in manifests.get(checkpoint_id, b"")
+
+        self._check_owner()
+        keys = self._ask(lambda: _keys_below(self._store, f"{self._model}/"))
+        left = [key for key in keys if is_left(key)]
+        if left:
+            self._ask(lambda: self._store.delete(left))
+
+    def _manifest(self, checkpoint_id: str) -> bytes:
+        return bytes(self._store.get(self._key(checkpoint_id, MANIFEST)).bytes())
 
     def note(self, name: str) -> bytes | None:
         """Return the content of an object beside the checkpoints."""
@@ -137,6 +215,7 @@ class ObjectModelStore(ModelStore):
 
     def put_note(self, name: str, content: bytes) -> None:
         """Replace an object beside the checkpoints."""
+        self._check_owner()
         self._ask(lambda: self._store.put(f"{self._model}/{name}", content))
 
     def _key(self, checkpoint_id: str, name: str) -> str:
@@ -148,18 +227,42 @@ class ObjectModelStore(ModelStore):
     # For drafts
 
     def put_manifest(self, checkpoint_id: str, content: bytes) -> None:
-        """Put a manifest, unless there is one."""
-        key = self._key(checkpoint_id, MANIFEST)
+        """Put a manifest, unless there is one.
 
-        def put() -> None:
-            try:
-                self._store.put(key, content, mode="create", use_multipart=False)
-            except (AlreadyExistsError, PreconditionError):
+        Raises:
+            Conflict: There is one of another draft.
+            Unsettled: Whether it was, or will be, put is not known.
+        """
+        key = self._key(checkpoint_id, MANIFEST)
+        self._check_owner()
+        try:
+            self._ask(lambda: self._create(key, content))
+        except (_Exists, StoreFailed) as error:
+            # One that was put though its answer was lost is there when it is put again.
+            if self._has(key, content):
+                return
+            if isinstance(error, _Exists):
                 raise Conflict(
                     f"There is a checkpoint {checkpoint_id!r} already; nothing changed"
                 ) from None
+            raise Unsettled(
+                f"The checkpoint store {self._place} was given checkpoint {checkpoint_id} and did "
+                f"not say that it has it ({error.message}); look whether it is there",
+                store=self._place,
+            ) from None
 
-        self._ask(put)
+    def _create(self, key: str, content: bytes) -> None:
+        try:
+            self._store.put(key, content, mode="create", use_multipart=False)
+        except (AlreadyExistsError, PreconditionError):
+            raise _Exists from None
+
+    def _has(self, key: str, content: bytes) -> bool:
+        """Return whether an object is known to be there, with this content."""
+        try:
+            return self._ask(lambda: bytes(self._store.get(key).bytes())) == content
+        except (FileNotFoundError, StoreFailed):
+            return False
 
     @contextlib.contextmanager
     def writer(self, checkpoint_id: str, name: str) -> Iterator[DraftFile]:
@@ -179,7 +282,7 @@ class ObjectDraft(Draft):
 
     def __init__(self, store: ObjectModelStore, checkpoint_id: str) -> None:
         self.prefix = f"{secrets.token_hex(8)}/"
-        self.is_committed = False
+        self.is_needed = False  # by a manifest that was put, or may have been
         self._store = store
         self._id = checkpoint_id
 
@@ -190,8 +293,12 @@ class ObjectDraft(Draft):
     def commit(self, manifest: bytes) -> None:
         """Put the manifest, unless there is one."""
         failpoints.reach("checkpoint.files_written")
-        self._store.put_manifest(self._id, manifest)
-        self.is_committed = True
+        try:
+            self._store.put_manifest(self._id, manifest)
+        except Unsettled:
+            self.is_needed = True
+            raise
+        self.is_needed = True
 
     def forget(self) -> None:
         """Delete what was put; what cannot be is named by no manifest."""

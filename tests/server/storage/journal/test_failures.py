@@ -1,5 +1,6 @@
 """A disk that is full changes nothing; one that fails ends all writing."""
 
+import contextlib
 import errno
 import os
 import shutil
@@ -8,7 +9,7 @@ import subprocess
 import pytest
 from stepwell_core.errors import DiskFull, ModelReadOnly
 from stepwell_server.storage import disk
-from stepwell_server.storage.journal import Journal
+from stepwell_server.storage.journal import Journal, check_newest, notes, read, sync_all
 
 from tests.server.storage.journal.journals import (
     BROKEN,
@@ -218,3 +219,120 @@ def test_a_second_sync_that_would_succeed_is_not_tried(tmp_path, failing):
             journal.sync()
 
         assert failing.calls == []
+
+
+def test_no_room_once_a_new_segment_has_its_name_ends_all_writing(tmp_path, failing, monkeypatch):
+    """A start may find it, and then takes nothing more from the one before: that one must not go
+    on, as it does when there is no room earlier."""
+    with opened(tmp_path / "journal") as journal:
+        expected = append(journal)
+        real = FailingDisk.rename
+
+        def rename(self, path, new):
+            real(self, path, new)
+            self.failing["sync"] = NO_SPACE  # the next is the folder's
+
+        monkeypatch.setattr(FailingDisk, "rename", rename)
+        with pytest.raises(ModelReadOnly, match="No space left"):
+            journal.rotate()
+        failing.failing.clear()
+
+        with pytest.raises(ModelReadOnly):
+            append(journal)
+    assert kept(tmp_path / "journal") == [expected]
+
+
+def test_a_rename_that_fails_and_was_made_ends_all_writing_too(tmp_path, failing, monkeypatch):
+    """Over a network, an answer may be lost."""
+    with opened(tmp_path / "journal") as journal:
+        append(journal)
+        real = FailingDisk.rename
+
+        def rename(self, path, new):
+            real(self, path, new)
+            raise OSError(NO_SPACE, "No space left on device")
+
+        monkeypatch.setattr(FailingDisk, "rename", rename)
+        with pytest.raises(ModelReadOnly):
+            journal.rotate()
+
+
+@pytest.mark.parametrize(
+    ("error", "goes_on"),
+    [
+        (OSError(NO_SPACE, "No space left on device"), True),
+        (OSError(BROKEN, "Input/output error"), False),
+        (MemoryError(), False),
+    ],
+)
+def test_a_note_of_the_newest_segment_that_cannot_be_written(tmp_path, monkeypatch, error, goes_on):
+    """For want of room the older one does, which is true as well; a broken disk ends all writing,
+    for the new segment is there."""
+    with opened(tmp_path / "journal") as journal:
+        expected = [append(journal)]
+        descriptors = len(os.listdir("/proc/self/fd"))
+        with monkeypatch.context() as patch:
+            patch.setattr(disk, "write_durably", lambda *arguments: raising(error))
+            with contextlib.nullcontext() if goes_on else pytest.raises(ModelReadOnly):
+                journal.rotate()
+        assert len(os.listdir("/proc/self/fd")) == descriptors
+
+        if goes_on:
+            expected.append(append(journal))
+    assert kept(tmp_path / "journal") == expected
+    check_newest(tmp_path / "journal")
+
+
+def raising(error):
+    """Fail."""
+    raise error
+
+
+def test_the_segment_under_which_a_sync_failed_is_marked_until_it_goes(
+    tmp_path, failing, monkeypatch
+):
+    """So a start knows that records may be missing, though the machine still runs."""
+    monkeypatch.setattr(notes, "MEMORY", tmp_path / "missing")
+    folder = tmp_path / "journal"
+    with opened(folder, durability="everysec", sync_delay_s=60) as journal:
+        append(journal)
+        journal.sync()
+        assert not read(folder, IDENTITY, 0).last.has_failed
+        append(journal)
+        failing.failing["sync_content"] = BROKEN
+        with pytest.raises(ModelReadOnly):
+            journal.sync()
+    failing.failing.clear()
+    assert read(folder, IDENTITY, 0).last.has_failed
+
+    with opened(folder, 2, durability="everysec") as journal:
+        assert not read(folder, IDENTITY, 2).last.has_failed  # it is about the newest one
+        journal.remove_before(2)
+
+        assert not list(folder.glob("*.failed"))
+
+
+def test_a_disk_that_fails_at_a_start_is_told_and_not_forgotten_at_the_next(tmp_path, failing):
+    """The kernel tells it once, and shows then what it could not write no more."""
+    folder = tmp_path / "journal"
+    with opened(folder, durability="everysec") as journal:
+        append(journal)
+    failing.failing["sync"] = BROKEN
+    with pytest.raises(OSError, match="Input/output error"):
+        sync_all(folder)
+    failing.failing.clear()
+
+    sync_all(folder)
+
+    assert read(folder, IDENTITY, 0).last.has_failed
+
+
+def test_a_mark_that_cannot_be_made_does_not_hide_the_failure(tmp_path, failing, monkeypatch):
+    """It is told all the same."""
+    monkeypatch.setattr(notes, "MEMORY", tmp_path / "missing")
+    with opened(tmp_path / "journal", durability="everysec", sync_delay_s=60) as journal:
+        append(journal)
+        failing.failing.update(sync_content=BROKEN, create=BROKEN)
+
+        with pytest.raises(ModelReadOnly):
+            journal.sync()

@@ -1,5 +1,8 @@
 """Old segments go when they are not needed, and one becomes a new one."""
 
+import os
+
+from stepwell_server.storage import disk
 from stepwell_server.storage.journal import Identity
 
 from tests.server.storage.journal.journals import IDENTITY, append, kept, opened, segment_paths
@@ -104,3 +107,48 @@ def test_removing_again_does_nothing(tmp_path):
 
         assert names(tmp_path / "journal") == ["00000001-0.segment"]
     assert len(kept(tmp_path / "journal", 0, IDENTITY)) == 1
+
+
+def test_removing_while_an_old_file_is_made_a_segment_leaves_that_file_alone(tmp_path, monkeypatch):
+    """They run on two threads. Were another file given the old one's name meanwhile, it would be
+    that one which gets the new segment's name."""
+    removals = []
+
+    class Between(disk.System):
+        def sync(self, descriptor):
+            if removals and os.readlink(f"/proc/self/fd/{descriptor}").endswith(".recycled"):
+                removals.pop()()
+            super().sync(descriptor)
+
+    monkeypatch.setattr(disk, "system", Between())
+    with opened(tmp_path / "journal") as journal:
+        append(journal)
+        second = journal.rotate()
+        append(journal)
+        third = journal.rotate()
+        journal.remove_before(second)
+        expected = [append(journal)]
+        removals.append(lambda: journal.remove_before(third))
+        journal.rotate()
+        expected.append(append(journal))
+
+        assert removals == []
+        assert names(tmp_path / "journal") == ["00000003-2.segment", "00000004-3.segment"]
+        assert kept(tmp_path / "journal", third) == expected
+
+
+def test_leftovers_of_a_history_whose_numbers_went_further_go_too(tmp_path):
+    """After a start from an older checkpoint: else the journal would count as large for ever."""
+    other = Identity("digits", "layout-hash", "incarnation-2")
+    with opened(tmp_path / "journal", 1000, identity=other) as journal:
+        append(journal, 60_000)
+        journal.rotate()
+        append(journal, 60_000)
+    with opened(tmp_path / "journal", 500) as journal:
+        append(journal)
+        assert journal.nbytes > 120_000
+
+        journal.remove_before(journal.rotate())
+
+        assert journal.nbytes == 4096
+        assert names(tmp_path / "journal") == [".recycled", "00000004-501.segment"]

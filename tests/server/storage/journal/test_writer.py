@@ -15,7 +15,6 @@ from stepwell_server.storage.journal import (
     Identity,
     Journal,
     boot_id,
-    default_max_bytes,
     read,
     remove_all,
     sync_all,
@@ -352,11 +351,6 @@ def test_a_journal_is_removed_whole(tmp_path):
     remove_all(tmp_path / "journal")
 
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_default_size_is_a_part_of_the_disk(tmp_path):
-    """8 GiB at most."""
-    assert 1 <= default_max_bytes(tmp_path) <= 8 << 30
 
 
 def test_files_that_are_no_segments_are_left_alone(tmp_path):

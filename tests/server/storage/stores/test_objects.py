@@ -14,11 +14,12 @@ import pytest
 import stepwell
 from stepwell_core.errors import InvalidArgument, StoreFailed
 from stepwell_server.storage.folders import DataFolder
-from stepwell_server.storage.stores import open_store
+from stepwell_server.storage.stores import Unsettled, open_store
+from stepwell_server.storage.stores.base import MANIFEST
 
 from tests import servers
 from tests.server.storage.snapshots import assert_holds, snapshot
-from tests.server.storage.stores.contract import ID, LARGE, StoreContract, read, write
+from tests.server.storage.stores.contract import ID, LARGE, OTHER, StoreContract, read, write
 
 pytest.importorskip("obstore", reason="the extra object-stores is not installed")
 
@@ -131,6 +132,93 @@ def test_a_bucket_that_is_not_there_is_refused(s3_url):
         write(open_store("s3://no-such-bucket/x").of_model("m"), a=b"1")
 
 
+def answering(monkeypatch, *, puts, fails):
+    """Return a store that obeys so many times when it is given a manifest, and says otherwise."""
+    store = open_store("memory://test").of_model("m")
+    create = store._create
+
+    def put(key, content):
+        for _ in range(puts):
+            create(key, content)
+        if fails:
+            raise TimeoutError
+
+    monkeypatch.setattr(store, "_create", put)
+    return store
+
+
+def test_leftovers_of_killed_uploads_are_removed_and_nothing_else():
+    """Of a checkpoint that is there, and of one that never was."""
+    store = open_store("memory://test").of_model("m")
+    prefix = write(store, manifest=b"?", a=b"1")
+    store._store.put(f"m/{ID}/{MANIFEST}", b'{"prefix":"%s"}' % prefix.encode())
+    store.put_note("pins.json", b"[]")
+    there = set(keys_of(store))
+    for key in (f"m/{ID}/{'0' * 16}/a", f"m/{OTHER}/{'1' * 16}/a"):
+        store._store.put(key, b"left")
+
+    store.remove_leftovers()
+
+    assert set(keys_of(store)) == there
+
+
+def keys_of(store):
+    """Return all keys that there are."""
+    return [entry["path"] for entries in store._store.list() for entry in entries]
+
+
+def test_a_store_belongs_to_one_data_folder_until_another_takes_it_over(tmp_path):
+    """Two servers would take each other's models, and remove each other's checkpoints."""
+    store, again = open_store("memory://test"), open_store("memory://test")
+    again._store = store._store  # as two processes see one bucket
+    first = DataFolder(tmp_path / "first", store)
+    model = store.of_model("m")
+    write(model)
+    with pytest.raises(StoreFailed, match=r"another data folder.*--take-over-store"):
+        DataFolder(tmp_path / "second", again)
+    assert write(model, OTHER) is not None
+
+    second = DataFolder(tmp_path / "second", again, takes_over=True)
+
+    for change in (
+        lambda: write(model, "000003-v4"),
+        lambda: model.remove(ID),
+        model.remove_all,
+        model.remove_leftovers,
+        lambda: model.put_note("pins.json", b"[]"),
+    ):
+        with pytest.raises(StoreFailed, match="another data folder"):
+            change()
+    assert sorted(again.of_model("m").ids()) == [ID, OTHER]
+    assert len([key for key in keys_of(model) if not key.startswith("m/0000")]) == 1
+    first.release()
+    second.release()
+    with pytest.raises(StoreFailed, match="another data folder"):
+        DataFolder(tmp_path / "first", store)
+    DataFolder(tmp_path / "second", again).release()
+
+
+@pytest.mark.parametrize(("puts", "fails"), [(1, True), (2, False)], ids=["lost", "retried"])
+def test_a_manifest_that_was_put_though_it_was_not_said_is_known_again(monkeypatch, puts, fails):
+    """Its answer was lost, or a retry found the first try's; its content tells that it is ours."""
+    store = answering(monkeypatch, puts=puts, fails=fails)
+
+    prefix = write(store, manifest=b"mine", a=b"1")
+
+    assert read(store, ID, MANIFEST) == b"mine"
+    assert read(store, ID, prefix + "a") == b"1"
+
+
+def test_a_manifest_of_which_nothing_is_known_is_unsettled_and_its_files_stay(monkeypatch):
+    """It may still arrive."""
+    store = answering(monkeypatch, puts=0, fails=True)
+
+    with pytest.raises(Unsettled, match="look whether it is there"):
+        write(store, manifest=b"mine", a=b"1")
+
+    assert [key.rpartition("/")[2] for key in keys_of(store)] == ["a"]
+
+
 @pytest.mark.parametrize(
     "url", ["ftp://x", "s3://", "s3:bucket", "bucket", "s3://key:secret@bucket", "s3://b?x=1"]
 )
@@ -153,7 +241,7 @@ def test_a_model_whose_disk_is_gone_comes_back_from_the_store(s3, s3_url, tmp_pa
             saved = model.checkpoint(pinned=True)
         server.kill()
     with (
-        servers.served(tmp_path / "second", *flags, **environment) as server,
+        servers.served(tmp_path / "second", *flags, "--take-over-store", **environment) as server,
         stepwell.Client(server.url) as client,
     ):
         pulled = client.model("m").pull()

@@ -1,0 +1,356 @@
+"""Keras 3: an optimizer for `model.compile` whose steps are made by a server, and a callback.
+
+    optimizer = RemoteOptimizer(keras.optimizers.Adam(1e-3), model="mnist", worker="w0")
+    model.compile(optimizer=optimizer, loss="mse")
+    model.fit(x, y)
+
+Each step pushes the gradients and assigns the parameters that come back; slots, clipping, decay,
+schedules and averages are the server's. The names of the tensors are the variables' paths, as
+"sequential/dense/kernel". Variables that are not trained (statistics of BatchNorm) stay local.
+
+On the JAX backend the exchange is an ordered host callback inside the compiled step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from stepwell_core import keras_config
+from stepwell_core.consistency import Consistency
+from stepwell_core.errors import InvalidArgument, LayoutMismatch, StepwellError, shown
+from stepwell_core.keras_config import AnyOptimizer
+from stepwell_core.layout import Array
+from stepwell_core.loss_scale import LossScaleOptimizer
+from stepwell_core.schedules import LearningRateSchedule
+
+from stepwell.client import Client, Model
+from stepwell.optimizers import as_optimizer
+from stepwell.results import Parameters
+from stepwell.worker import Worker
+
+_HALF = ("float16", "bfloat16")  # such variables are held in float32 on the server
+
+
+@keras.saving.register_keras_serializable(package="stepwell")
+class RemoteOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
+    """A Keras optimizer that pushes gradients to a model of a server, as one worker.
+
+    It creates the model when it is built, or joins those who train it: then the variables begin at
+    the server's parameters. One at a time may use a worker's name.
+
+    Args:
+        optimizer: A Keras optimizer, its JSON, its name, or ours.
+        model: Name on the server.
+        worker: Name of this process among the workers.
+        url: Of the server; see `stepwell.Client`, which also says where a token comes from.
+        client: Of the server, instead of `url`.
+        consistency: When pushes become a step; default `stepwell.Async()`.
+        pulls: Whether each step assigns the new parameters. Without, they change when `Pull` or
+            `pull` says so.
+        name: Of this optimizer in Keras.
+
+    Attributes:
+        worker: The session; None before the optimizer is built.
+        remote: The model on the server; None before.
+
+    Raises:
+        InvalidArgument: An optimizer that is none, or one with a dynamic loss scale.
+    """
+
+    def __init__(
+        self,
+        optimizer: Any,
+        *,
+        model: str,
+        worker: str = "w0",
+        url: str | None = None,
+        client: Client | None = None,
+        consistency: Consistency | None = None,
+        pulls: bool = True,
+        name: str = "remote_optimizer",
+    ) -> None:
+        rule = as_optimizer(optimizer)
+        if isinstance(rule, LossScaleOptimizer):
+            raise InvalidArgument(
+                "A RemoteOptimizer has no dynamic loss scale yet. Received: LossScaleOptimizer; "
+                "give its inner optimizer, and train in bfloat16 or float32"
+            )
+        super().__init__(learning_rate=_local_rate(rule), name=name)
+        self._rule = rule
+        self.worker: Worker | None = None
+        self.remote: Model | None = None
+        self._model_name, self._worker_name, self._url = model, worker, url
+        self._client, self._owns_client = client, client is None
+        self._consistency = consistency
+        self._pulls = pulls
+        self._names: list[str] = []
+        self._error: StepwellError | None = None
+        self._last: Parameters | None = None
+
+    # Joining
+
+    def build(self, variables: Sequence[Any]) -> None:
+        """Create the model on the server, or join it, and assign its parameters.
+
+        Args:
+            variables: Those that are trained.
+
+        Raises:
+            InvalidArgument: A variable has a constraint, or two have one path.
+            LayoutMismatch: The model on the server has other tensors.
+            ModelDiffers: It has another optimizer.
+            StepwellError: See `Client.create_model`.
+        """
+        if self.built:
+            return
+        named = _named(variables)
+        client = self._client or Client(self._url)
+        try:
+            self.remote = self._joined(client, named)
+            self.worker = self.remote.worker(self._worker_name).open()
+            parameters = self.worker.pull()
+        except StepwellError:
+            if self._owns_client:
+                client.close()
+            raise
+        self._client, self._names = client, list(named)
+        super().build(list(variables))
+        self._assign(parameters)
+
+    def _joined(self, client: Client, named: Mapping[str, Any]) -> Model:
+        if self._model_name in client.models():
+            _check_matches(client.model(self._model_name), named)
+        values = {name: _as_held(variable) for name, variable in named.items()}
+        return client.create_model(
+            self._model_name,
+            values,
+            optimizer=self._rule,
+            consistency=self._consistency,
+            exist_ok=True,
+        )
+
+    def pull(self) -> None:
+        """Pull, and assign the parameters to the variables. Not inside a compiled function."""
+        self._assign(self._session().pull(cached=self._last))
+
+    def close(self) -> None:
+        """Close the session, and the client if this optimizer made it. Fits no more."""
+        if self.worker is not None:
+            self.worker.close()
+        if self._owns_client and self._client is not None:
+            self._client.close()
+
+    def _session(self) -> Worker:
+        if self.worker is None:
+            raise InvalidArgument(
+                "A RemoteOptimizer joins its model when it is built. Received a call before: call "
+                "optimizer.build(model.trainable_variables), or fit"
+            )
+        return self.worker
+
+    # The step
+
+    def _backend_apply_gradients(self, grads: Sequence[Any], variables: Sequence[Any]) -> None:
+        """Make one step; Keras calls this behind its own checks, without empty gradients."""
+        indices = [self._get_variable_index(variable) for variable in variables]
+        gradients = {self._names[i]: gradient for i, gradient in zip(indices, grads, strict=True)}
+        if keras.backend.backend() == "jax" and _is_traced(grads):
+            self._exchange_traced(gradients)
+        else:
+            self._exchange(gradients)
+            if self._pulls:
+                assert self._last is not None
+                self._assign(self._last)
+
+    def _exchange(self, gradients: Mapping[str, Any]) -> None:
+        if self._pulls:
+            self._last = self._session().push_pull(gradients)
+        else:
+            self._session().push(gradients)
+
+    def _exchange_traced(self, gradients: Mapping[str, Any]) -> None:
+        """Put the exchange into the compiled step, in the order of the program."""
+        import jax
+        from jax.experimental import io_callback
+
+        targets = self._trainable_variables if self._pulls else []
+        shapes = [jax.ShapeDtypeStruct(target.shape, target.dtype) for target in targets]
+
+        def exchanged(arrays: Mapping[str, Any]) -> list[Array]:
+            try:
+                self._exchange(arrays)
+            except StepwellError as error:
+                self._error = error  # JAX makes an error of its own of it; see finalize
+                raise
+            return [
+                np.asarray(array).astype(shape.dtype, copy=False)
+                for array, shape in zip(self._values(), shapes, strict=self._pulls)
+            ]
+
+        values = io_callback(exchanged, shapes, dict(gradients), ordered=True)
+        for target, value in zip(targets, values, strict=True):
+            target.assign(value)
+
+    def _values(self) -> list[Array]:
+        """Return what was pulled last, in the variables' order."""
+        return [] if self._last is None else [self._last[name] for name in self._names]
+
+    def _assign(self, parameters: Parameters) -> None:
+        self._last = parameters
+        for variable, value in zip(self._trainable_variables, self._values(), strict=True):
+            variable.assign(value)
+
+    # What Keras asks of an optimizer
+
+    def finalize_variable_values(self, var_list: Sequence[Any]) -> None:
+        """End a `fit`: raise what ended it, or assign the moving average if there is one.
+
+        The average goes into the variables alone; on the server training goes on from the
+        parameters. `Model.finalize` writes it there.
+
+        Raises:
+            StepwellError: What the exchange inside a compiled step of JAX raised; the variables are
+                those of the last exchange then.
+        """
+        if self._error is not None:
+            error, self._error = self._error, None
+            for variable, value in zip(self._trainable_variables, self._values(), strict=False):
+                variable.assign(value)
+            raise error
+        if self._rule.use_ema and self.remote is not None:
+            average = self.remote.pull(slot="average")
+            for name, variable in zip(self._names, self._trainable_variables, strict=True):
+                variable.assign(average[name])
+
+    @property
+    def learning_rate(self) -> Any:
+        """The learning rate as Keras shows it. Setting it sets the server's, from the next step."""
+        return self._get_current_learning_rate()
+
+    @learning_rate.setter
+    def learning_rate(self, value: Any) -> None:
+        keras.optimizers.Optimizer.learning_rate.fset(self, value)
+        if self.remote is not None:
+            self.remote.set_hyperparameters(learning_rate=float(np.asarray(value)))
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments as plain values; a token is not among them."""
+        return {
+            "optimizer": keras_config.serialize(self._rule),
+            "model": self._model_name,
+            "worker": self._worker_name,
+            "url": self._url,
+            "pulls": self._pulls,
+            "name": self.name,
+        }
+
+
+class Pull(keras.callbacks.Callback):  # type: ignore[misc]
+    """A callback that pulls at the beginning of epochs or batches.
+
+    For `RemoteOptimizer(pulls=False)`, which pushes at each step and pulls at none.
+
+    Args:
+        at: "epoch" or "batch".
+        every: How many of them from one pull to the next; >= 1.
+
+    Raises:
+        InvalidArgument: They are something else, or the model has another optimizer.
+    """
+
+    def __init__(self, at: str = "epoch", every: int = 1) -> None:
+        super().__init__()
+        if at not in ("epoch", "batch"):
+            raise InvalidArgument(f"`at` is 'epoch' or 'batch'. Received: {shown(at)}")
+        if type(every) is not int or every < 1:
+            raise InvalidArgument(f"`every` is a number >= 1. Received: {shown(every)}")
+        self._at, self._every = at, every
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Pull if it is due."""
+        if self._at == "epoch" and epoch % self._every == 0:
+            self._pull()
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Pull if it is due."""
+        if self._at == "batch" and batch % self._every == 0:
+            self._pull()
+
+    def _pull(self) -> None:
+        optimizer = self.model.optimizer
+        if not isinstance(optimizer, RemoteOptimizer):
+            raise InvalidArgument(
+                "`Pull` needs a model compiled with a RemoteOptimizer. Received: "
+                f"{type(optimizer).__name__}"
+            )
+        if keras.backend.backend() == "jax":
+            self.model.jax_state_sync()  # else the compiled step goes on with its own state
+        optimizer.pull()
+
+
+def _local_rate(rule: AnyOptimizer) -> Any:
+    """Return what Keras shows as the learning rate: the number, or its own schedule."""
+    rate = rule.learning_rate  # type: ignore[union-attr]
+    if isinstance(rate, LearningRateSchedule):
+        return keras.optimizers.schedules.deserialize(rate.serialize())
+    return float(rate) if isinstance(rate, int | float) else 0.0
+
+
+def _named(variables: Sequence[Any]) -> dict[str, Any]:
+    """Return variables by their paths.
+
+    Raises:
+        InvalidArgument: One cannot be trained by a server.
+    """
+    named: dict[str, Any] = {}
+    for variable in variables:
+        if variable.path in named:
+            raise InvalidArgument(
+                f"Each variable has a path of its own. Received twice: {variable.path!r}; give the "
+                "layers names of their own",
+                tensor=variable.path,
+            )
+        if variable.constraint is not None:
+            raise InvalidArgument(
+                f"A server applies no constraints. Received: {type(variable.constraint).__name__} "
+                f"on {variable.path!r}; leave it out",
+                tensor=variable.path,
+            )
+        if getattr(variable, "overwrite_with_gradient", False):
+            raise InvalidArgument(
+                f"A server trains no scales of float8. Received: {variable.path!r}; train in "
+                "float32 or bfloat16",
+                tensor=variable.path,
+            )
+        named[variable.path] = variable
+    return named
+
+
+def _check_matches(model: Model, named: Mapping[str, Any]) -> None:
+    """Raise unless a model on the server has these variables; a sentence for people of Keras."""
+    theirs = {tensor.name: tensor.shape for tensor in model.layout}
+    ours = {name: tuple(variable.shape) for name, variable in named.items()}
+    for name in [*ours, *theirs]:
+        if ours.get(name) != theirs.get(name):
+            raise LayoutMismatch(
+                f"The model {model.name!r} on the server was created from other variables: "
+                f"{name!r} has shape {theirs.get(name, 'none')} there and {ours.get(name, 'none')} "
+                "here. Keras counts layers without a name in each process: name them, call "
+                "keras.utils.clear_session() before, or take another model's name",
+                tensor=name,
+            )
+
+
+def _as_held(variable: Any) -> Array:
+    value: Array = keras.ops.convert_to_numpy(variable.value)
+    is_half = keras.backend.standardize_dtype(variable.dtype) in _HALF
+    return value.astype(np.float32) if is_half else value
+
+
+def _is_traced(values: Sequence[Any]) -> bool:
+    import jax
+
+    return any(isinstance(value, jax.core.Tracer) for value in values)

@@ -1,0 +1,361 @@
+"""An optimizer of torch whose steps are made by a server: two lines of a training script change.
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    optimizer = RemoteOptimizer(model.named_parameters(), model="digits", optimizer=optimizer)
+
+`step` pushes the gradients, pulls the parameters and copies them into the module's own. What
+torch's schedulers write into `param_groups` goes along with each push. Needs torch 2.6 or newer:
+`pip install "stepwell[torch]"`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from stepwell_core import keras_config
+from stepwell_core.consistency import Consistency
+from stepwell_core.errors import (
+    Forbidden,
+    InvalidArgument,
+    InvalidInput,
+    ModelDiffers,
+    ModelNotFound,
+    shown,
+)
+from stepwell_core.optimizers import Optimizer
+
+from stepwell.client import Client, Model
+from stepwell.integrations.torch_groups import (
+    NamedTensors,
+    check_dtypes,
+    check_layout,
+    groups_of,
+    held,
+    taken_apart,
+)
+from stepwell.integrations.torch_rules import Rules
+from stepwell.optimizers import rule_of
+from stepwell.results import Parameters, PushResult
+from stepwell.retry import Timeout
+
+
+class RemoteOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # torch is not read here
+    """A `torch.optim.Optimizer` that pushes gradients to a model on a server and pulls parameters.
+
+    When it is made, the model is created if there is none of that name, and the module's parameters
+    become those of the server. Not thread-safe; a forked process makes its own. Closed at the end
+    of the program, or by `close` or `with`.
+
+    Args:
+        parameters: `module.named_parameters()`; or groups, `[{"params": [(name, parameter), ...],
+            "lr": 0.1}, ...]`, as torch takes them. Those that need no gradient are left out.
+        model: Its name on the server.
+        buffers: `module.named_buffers()`: what is no parameter, such as the statistics of a batch
+            normalization. Kept and pulled with the parameters; each step sends this module's, and
+            of several workers' the last counts. By default they stay here.
+        optimizer: One of torch that made no step (SGD, Adagrad, Adam, AdamW), its class, with
+            `options`, or whatever `stepwell.Client.create_model` takes. The result is that of
+            torch's or of Keras's.
+        url, token, timeout: See `stepwell.Client`.
+        client: A client that is there already, instead of those three.
+        worker: Name of this process among the model's workers; default: host and process number.
+        consistency: For a model that is not there yet; see `stepwell.Client.create_model`.
+        overlap: Pull while the next gradients are computed. They are then computed at parameters
+            that lack the last step: one step of staleness, which pushes say.
+        missing: What a parameter without a gradient is: "raise", or "skip" to leave it as it is,
+            as torch does. A frozen one, that needs no gradient, is left as it is in any case.
+        on_stale: When the model's history was cut; see `stepwell.Model.worker`.
+        options: Of the class that `optimizer` is: `lr=0.1, momentum=0.9`.
+
+    Raises:
+        LayoutMismatch, ShapeMismatch, DtypeMismatch: The model on the server has other parameters.
+        ModelDiffers: It has another optimizer.
+        InvalidArgument: The optimizer cannot be mapped, or parameters have no names.
+        Forbidden: There is no such model, and the token's role may not create it.
+        TransportError: There is no server.
+    """
+
+    _step_supports_amp_scaling = True  # GradScaler leaves the division to us, and we to the server
+
+    def __init__(
+        self,
+        parameters: NamedTensors | Iterable[Mapping[str, Any]],
+        model: str,
+        *,
+        optimizer: Any,
+        buffers: NamedTensors = (),
+        url: str | None = None,
+        token: str | None = None,
+        timeout: Timeout | None = None,
+        client: Client | None = None,
+        worker: str | None = None,
+        consistency: Consistency | None = None,
+        overlap: bool = False,
+        missing: Literal["raise", "skip"] = "raise",
+        on_stale: Literal["raise", "repull"] = "raise",
+        **options: Any,
+    ) -> None:
+        if missing not in ("raise", "skip"):
+            raise InvalidArgument(f"`missing` is raise or skip. Received: {shown(missing)}")
+        named, given = taken_apart(parameters)
+        self._frozen = {name: p for name, p in named.items() if not p.requires_grad}
+        self._named = {name: p for name, p in named.items() if p.requires_grad}
+        check_dtypes(self._named)
+        self._buffers = dict(buffers)
+        groups, defaults, rules = groups_of(optimizer, given, self._named, options)
+        super().__init__(groups, defaults)
+        self._rules: Rules = rules
+        self._missing = missing
+        self._overlap = overlap
+        self._client = client or Client(url, token, timeout=timeout)
+        owned = self._client if client is None else None
+        try:
+            self._model = self._opened(model, consistency)
+        except BaseException:
+            if owned is not None:
+                owned.close()
+            raise
+        self._worker = self._model.worker(worker or _worker_name(), on_stale=on_stale)
+        self._threads = ThreadPoolExecutor(1, "stepwell-pull") if overlap else None
+        self._pending: Future[Parameters] | None = None
+        self._version: int | None = None  # of the parameters that the module has
+        self._scaled_by: float | None = None  # what `scale` multiplied the present loss by
+        self.last_result: PushResult | None = None
+        self._close = weakref.finalize(self, _close, self._worker, owned, self._threads)
+        self.pull()
+
+    # The model on the server
+
+    def _opened(self, name: str, consistency: Consistency | None) -> Model:
+        try:
+            model = self._client.model(name)
+        except ModelNotFound:
+            model = self._created(name, consistency)
+        check_layout(model.layout, {**self._named, **held(self._buffers)})
+        self._check_rules(model.describe())
+        return model
+
+    def _created(self, name: str, consistency: Consistency | None) -> Model:
+        rules = self._rules
+        try:
+            return self._client.create_model(
+                name,
+                self._named,
+                optimizer=rules.optimizer,
+                consistency=consistency,
+                groups=rules.groups,
+                state=held(self._buffers),
+                exist_ok=True,
+            )
+        except Forbidden as error:
+            raise Forbidden(
+                f"There is no model {name!r} yet, and this token may not create it. Create it with "
+                f"a token of the role admin first ({error.message})",
+                **error.details,
+            ) from None
+
+    def _check_rules(self, described: Mapping[str, Any]) -> None:
+        """Refuse a model that would make other steps."""
+        theirs = keras_config.deserialize(described["optimizer"])
+        ours = keras_config.deserialize(keras_config.serialize(self._rules.optimizer))
+        wanted, found = (_without_name(rule_of(rule)) for rule in (ours, theirs))
+        is_same_kind = type(ours) is type(theirs) and type(wanted) is type(found)
+        differing = [n for n, value in vars(wanted).items() if vars(found).get(n) != value]
+        groups = [group.to_json() for group in self._rules.groups]
+        if described.get("groups", []) != groups:
+            differing.append("groups")
+        if described.get("state", []) != list(self._buffers):
+            differing.append("state")
+        if not is_same_kind or differing:
+            raise ModelDiffers(
+                f"There is a model {described['name']!r} already, with the optimizer "
+                f"{type(found).__name__}. Received: {type(wanted).__name__}; different: "
+                f"{', '.join(differing) or 'the class'}. Use its optimizer, or another name",
+                model=described["name"],
+                differences=differing,
+            )
+
+    # Steps
+
+    def step(
+        self,
+        closure: Callable[[], Any] | None = None,
+        *,
+        metrics: Mapping[str, float] | None = None,
+    ) -> Any:
+        """Push the gradients, and replace the module's parameters by the server's.
+
+        Args:
+            closure: Computes the loss again and returns it, as in torch.
+            metrics: Numbers for the model's history, such as the loss.
+
+        Returns:
+            What the closure returned.
+
+        Raises:
+            InvalidInput: A parameter has no gradient, or has NaN in it; nothing changed.
+            InvalidArgument: `param_groups` say what this model cannot do; nothing changed.
+            StepwellError: See `stepwell.Worker.push`.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if self._has_overflown():  # as GradScaler found
+            return loss
+        gradients = self._gradients()
+        values = self._rules.values(self.param_groups)
+        pulled = self._pulled()
+        self.last_result = self._worker.push(
+            gradients,
+            metrics=metrics,
+            hyperparameters=values,
+            version=self._version,
+            loss_scale=self._loss_scale(),
+            state=held(self._buffers),
+        )
+        self._scaled_by = None
+        if self._threads is None:
+            self.pull()
+            return loss
+        if pulled is not None:
+            self._take(pulled)
+        self._pending = self._threads.submit(self._worker.pull)
+        return loss
+
+    def pull(self) -> None:
+        """Replace the module's parameters by the server's present ones."""
+        self._pulled()
+        with self._worker.view() as parameters:
+            self._take(parameters)
+
+    def _pulled(self) -> Parameters | None:
+        pending, self._pending = self._pending, None
+        return None if pending is None else pending.result()
+
+    def _take(self, parameters: Parameters) -> None:
+        """Copy parameters into the module's own, in place."""
+        with torch.no_grad():
+            for name, parameter in {**self._named, **self._buffers}.items():
+                if parameter.device.type == "cpu":
+                    np.copyto(parameter.detach().numpy(), parameters[name], casting="unsafe")
+                else:  # a copy first: torch warns of arrays that it may not write to
+                    parameter.copy_(torch.from_numpy(np.array(parameters[name])))
+        self._version = parameters.version
+
+    def _gradients(self) -> dict[str, torch.Tensor]:
+        """Return the gradients, as they lie in memory."""
+        for name, parameter in self._frozen.items():
+            if parameter.grad is not None:
+                raise InvalidInput(
+                    f"Parameter {name!r} was frozen when the optimizer was made, so the model on "
+                    "the server has no such tensor; now it has a gradient. Make another "
+                    "RemoteOptimizer, of another model, after unfreezing it",
+                    tensor=name,
+                )
+        gradients = {}
+        for name, parameter in self._named.items():
+            if parameter.grad is not None:
+                gradients[name] = parameter.grad
+            elif self._missing == "raise" and parameter.requires_grad:
+                raise InvalidInput(
+                    f"Parameter {name!r} has no gradient: the loss does not depend on it, or "
+                    "backward() was not called. Call it, freeze the parameter "
+                    "(requires_grad_(False)), or make the optimizer with missing='skip'",
+                    tensor=name,
+                )
+        return gradients
+
+    # Loss scales
+
+    @property
+    def loss_scale(self) -> float | None:
+        """What the server wants the loss to be multiplied by; None without a dynamic loss scale."""
+        return self._worker.loss_scale
+
+    def scale(self, loss: torch.Tensor) -> torch.Tensor:
+        """Return the loss times the server's loss scale, which the server divides out again."""
+        self._scaled_by = self._worker.loss_scale
+        return loss if self._scaled_by is None else loss * self._scaled_by
+
+    def _loss_scale(self) -> float | None:
+        # GradScaler.step sets it for the length of the call.
+        scale = getattr(self, "grad_scale", None)
+        return self._scaled_by if scale is None else float(scale)
+
+    def _has_overflown(self) -> bool:
+        found = getattr(self, "found_inf", None)
+        return found is not None and bool(found)
+
+    # What torch asks of an optimizer
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refuse, once the model is there: its tensors are decided when it is created.
+
+        Raises:
+            InvalidArgument: Always, but from the constructor.
+        """
+        if hasattr(self, "_worker"):
+            raise InvalidArgument(
+                "A model's tensors are decided when it is created, so a group cannot be added. "
+                "Give all parameters to the constructor, those that are frozen later too"
+            )
+        super().add_param_group(param_group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the groups and where the state is: slots stay on the server.
+
+        `model.checkpoint()` of `stepwell.Client` saves those.
+        """
+        state = super().state_dict()
+        return {**state, "stepwell": {"model": self._model.name, "version": self._version}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over learning rates and the like; the server's state stays as it is.
+
+        Raises:
+            InvalidArgument: It is of another model, or of an optimizer that is not remote.
+        """
+        came_from = state_dict.get("stepwell", {}).get("model")
+        if came_from != self._model.name:
+            raise InvalidArgument(
+                f"This optimizer's state is that of model {self._model.name!r} on the server. "
+                f"Received: the state of {shown(came_from)}; `stepwell.Model.import_state` takes "
+                "over what was trained elsewhere"
+            )
+        super().load_state_dict(state_dict)
+
+    def close(self) -> None:
+        """Leave the model; the module keeps the parameters that it has."""
+        self._close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _close(worker: Any, client: Client | None, threads: ThreadPoolExecutor | None) -> None:
+    if threads is not None:
+        threads.shutdown(cancel_futures=True)
+    worker.close()
+    if client is not None:
+        client.close()
+
+
+def _worker_name() -> str:
+    host = re.sub(r"[^a-z0-9._-]", "-", socket.gethostname().lower()).lstrip("._-")[:48]
+    return f"{host or 'worker'}-{os.getpid()}"
+
+
+def _without_name(rule: Optimizer) -> Optimizer:
+    return rule.with_values({"name": None})
