@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from stepwell_core.consistency import Async, Bounded, Consistency, Quorum, Sync
+from stepwell_core.consistency import Async, Bounded, Buffered, Consistency, Quorum, Sync
 from stepwell_core.definition import Definition
 from stepwell_core.engine import Engine
 from stepwell_core.errors import StepwellError, Unavailable
@@ -84,6 +84,7 @@ class Account:
                 number = push.metrics["number"]
                 self.counted[number] += 1
                 assert self.counted[number] == 1, "a gradient counted twice"
+                assert result.staleness <= self._most_stale, "a gradient came too late"
                 contributed.append((NAMES.index(push.worker), self._factor(result.staleness)))
             if push.worker in self.clocks:
                 self.clocks[push.worker] += 1
@@ -93,8 +94,18 @@ class Account:
             contributed = []
             if staged.scalars is not None:
                 contributed, self.gathered = self.gathered, []
+                if isinstance(self.mode, Buffered) and staged.results:
+                    assert len(contributed) >= self.mode.size, "a step was made too soon"
         for index, factor in contributed:
             self.clock[index] += factor / len(contributed)
+
+    @property
+    def _most_stale(self) -> float:
+        """How old a gradient may be that counts."""
+        mode = self.mode
+        if isinstance(mode, Async) and mode.on_stale == "reject":
+            return math.inf if mode.max_staleness is None else mode.max_staleness
+        return 0 if isinstance(mode, Sync | Quorum) else math.inf
 
     def _factor(self, staleness: int) -> float:
         mode = self.mode
