@@ -25,6 +25,7 @@ from stepwell_server.registry import Registry
 from stepwell_server.storage import disk, journal
 from stepwell_server.storage.archive import CheckpointArchive
 from stepwell_server.storage.folders import ModelFolder
+from stepwell_server.storage.stores.local import LocalStore
 
 from tests.server.registries import LAYOUT, created, definition, look, push, run, tick
 
@@ -245,7 +246,17 @@ def test_a_checkpoint_that_cannot_be_read_now_is_not_taken_for_damaged(tmp_path,
         await push(registry.get("m"), "a", 2)
         return await look(registry)
 
+    def fail_to_measure(store, checkpoint_id, name):
+        if (checkpoint_id, name) == ("000002-v3", file):
+            raise OSError(errno.EMFILE, "Too many open files")
+        return measure(store, checkpoint_id, name)
+
     before = run(tmp_path, save, is_clean=False, durability="always")
+    measure = LocalStore.size
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStore, "size", fail_to_measure)
+        with pytest.raises(StoreFailed, match=r"000002-v3.*Too many open files.*not known"):
+            run(tmp_path, look, durability="always")
     with monkeypatch.context() as patch:
         patch.setattr(disk, "pieces_of", fail)
         with pytest.raises(StoreFailed, match=r"000002-v3.*Too many open files.*not known"):

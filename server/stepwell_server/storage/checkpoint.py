@@ -252,6 +252,8 @@ def _check_room(store: ModelStore, manifest: Manifest) -> None:
             size = store.size(manifest.id, manifest.prefix + name)
         except FileNotFoundError:
             size = -1
+        except OSError as error:
+            raise _unreadable(manifest.id, name, error) from None
         if not least <= size == said:
             found = "is missing, so it cannot be read" if size < 0 else f"has {size} bytes"
             raise CheckpointInvalid(
