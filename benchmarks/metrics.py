@@ -10,8 +10,8 @@ from functools import partial
 
 import httpx
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from stepwell_core.ledger import Result as PushResult
 from stepwell_core.push import Staged
+from stepwell_core.session import Result as PushResult
 from stepwell_server.tallies import ModelTally, RequestTally
 from stepwell_server.traffic import ROUTE, Traffic
 

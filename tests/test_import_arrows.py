@@ -31,7 +31,8 @@ CORE_ARROWS: dict[str, set[str]] = {
     "schedules": set(),
     "names": set(),
     "strict": {"names"},
-    "ledger": {"strict"},
+    "session": {"strict"},
+    "ledger": {"session", "strict"},
     "layout": {"names"},
     "loss_scale": {"optimizers", "strict"},
     "keras_config": {"optimizers", "schedules", "loss_scale"},
@@ -59,30 +60,30 @@ CORE_ARROWS: dict[str, set[str]] = {
     "state": {
         "buffer", "definition", "ledger", "loss_scale", "pipeline", "store", "strict", "layout",
     },
-    "push": {"definition", "gradient", "ledger", "scalars", "state", "wire"},
+    "push": {"definition", "gradient", "scalars", "session", "state", "wire"},
     "record": {
         "consistency", "gradient", "keras_config", "layout", "ledger", "loss_scale", "optimizers",
-        "push", "scalars", "state", "strict",
+        "push", "scalars", "session", "state", "strict",
     },
-    "admission": {"definition", "gradient", "ledger", "push", "state", "wire"},
+    "admission": {"definition", "gradient", "push", "session", "state", "wire"},
     "replay": {"engine", "hyperparameters", "record", "push"},
     "succession": {"buffer", "layout", "pipeline", "state"},
     "reduction": {"aggregation", "definition", "gradient", "loss_scale", "pipeline", "push"},
     "decision": {
-        "definition", "gradient", "ledger", "loss_scale", "pipeline", "push", "scalars", "state",
+        "definition", "gradient", "loss_scale", "pipeline", "push", "scalars", "session", "state",
         "wire",
     },
-    "hyperparameters": {"definition", "optimizers", "pipeline", "schedules"},
+    "hyperparameters": {"definition", "optimizers", "pipeline", "schedules", "state"},
     "held_model": {
         "buffer", "consistency", "definition", "hyperparameters", "layout", "ledger", "loss_scale",
         "pipeline", "push", "reduction", "state", "store", "succession",
     },
     "engine": {
         "admission", "buffer", "consistency", "decision", "held_model", "ledger", "pipeline",
-        "push", "wire",
+        "push", "session", "wire",
     },
     "rehearsal": {
-        "engine", "push", "definition", "consistency", "pipeline", "layout", "ledger", "norms",
+        "engine", "push", "definition", "consistency", "pipeline", "layout", "norms", "session",
         "wire",
     },
 }  # fmt: skip

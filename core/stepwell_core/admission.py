@@ -8,9 +8,9 @@ from dataclasses import replace
 from stepwell_core.definition import Definition
 from stepwell_core.errors import InvalidInput, MixedKinds, NonFiniteGradient, StaleIncarnation
 from stepwell_core.gradient import DELTA_SCALE
-from stepwell_core.ledger import Session
 from stepwell_core.push import Push
 from stepwell_core.push import check_push as check
+from stepwell_core.session import Session
 from stepwell_core.state import Counters
 from stepwell_core.wire import Kind
 

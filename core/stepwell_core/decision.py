@@ -7,11 +7,11 @@ from dataclasses import replace
 
 from stepwell_core.definition import Definition
 from stepwell_core.gradient import Gradient
-from stepwell_core.ledger import Result
 from stepwell_core.loss_scale import LossScaleOptimizer
 from stepwell_core.pipeline import Pipeline
 from stepwell_core.push import Push, Staged
 from stepwell_core.scalars import StepScalars
+from stepwell_core.session import Result
 from stepwell_core.state import Counters
 from stepwell_core.wire import Kind
 

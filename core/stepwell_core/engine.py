@@ -32,9 +32,10 @@ from stepwell_core.buffer import Buffer, discounted
 from stepwell_core.consistency import Drop, Gather, Wait
 from stepwell_core.errors import InvalidInput, JournalInvalid, PushInFlight
 from stepwell_core.held_model import HeldModel
-from stepwell_core.ledger import Result, Session, check_repetition
+from stepwell_core.ledger import check_repetition
 from stepwell_core.pipeline import Gradient, StepScalars
 from stepwell_core.push import Push, Staged, Waiting
+from stepwell_core.session import Result, Session
 from stepwell_core.wire import Kind
 
 

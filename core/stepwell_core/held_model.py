@@ -22,7 +22,7 @@ from stepwell_core.loss_scale import LossScale, LossScaleOptimizer
 from stepwell_core.pipeline import AVERAGE, Pipeline
 from stepwell_core.push import Push, Staged
 from stepwell_core.reduction import reduction_of
-from stepwell_core.state import Counters, Snapshot, State, check_state
+from stepwell_core.state import Counters, Snapshot, State, check_state, pipeline_of
 from stepwell_core.store import Store
 from stepwell_core.succession import replaced, restored
 
@@ -47,13 +47,7 @@ class HeldModel:
     @classmethod
     def create(cls, definition: Definition, parameters: Arenas, incarnation: str) -> Self:
         """Return the engine of a new model; it owns `parameters` from now on."""
-        pipeline = Pipeline(
-            definition.layout,
-            definition.rule,
-            definition.excluded,
-            definition.groups,
-            definition.state,
-        )
+        pipeline = pipeline_of(definition)
         optimizer = definition.optimizer
         scaled = optimizer if isinstance(optimizer, LossScaleOptimizer) else None
         counters = Counters(loss_scale=LossScale.initial(scaled) if scaled else None)
@@ -64,13 +58,7 @@ class HeldModel:
 
     def _adopt(self, state: State, incarnation: str) -> None:
         definition = state.definition
-        pipeline = Pipeline(
-            definition.layout,
-            definition.rule,
-            definition.excluded,
-            definition.groups,
-            definition.state,
-        )
+        pipeline = pipeline_of(definition)
         check_state(state, pipeline)
         ledger = state.ledger.cut()
         reduction = reduction_of(definition, pipeline)

@@ -11,6 +11,7 @@ from stepwell_core.errors import InvalidArgument
 from stepwell_core.optimizers import Optimizer
 from stepwell_core.pipeline import Pipeline
 from stepwell_core.schedules import LearningRateSchedule
+from stepwell_core.state import pipeline_of
 
 
 def with_hyperparameters(
@@ -47,9 +48,7 @@ def with_rule(
     """
     before = definition.rule
     definition = definition.with_rule(rule)
-    changed = Pipeline(
-        definition.layout, definition.rule, definition.excluded, definition.groups, definition.state
-    )
+    changed = pipeline_of(definition)
     if type(rule) is not type(before) or _fixed(pipeline) != _fixed(changed):
         raise InvalidArgument(
             "These hyperparameters cannot change while training, since the slots, or the values "

@@ -11,8 +11,8 @@ import numpy as np
 from stepwell_core.definition import Definition
 from stepwell_core.errors import InvalidInput
 from stepwell_core.gradient import Gradient
-from stepwell_core.ledger import Result
 from stepwell_core.scalars import StepScalars
+from stepwell_core.session import Result
 from stepwell_core.state import Counters
 from stepwell_core.wire import Kind
 

@@ -29,11 +29,12 @@ from stepwell_core.consistency import Consistency
 from stepwell_core.errors import JournalInvalid, StepwellError
 from stepwell_core.gradient import Gradient
 from stepwell_core.layout import ARENA_DTYPES, Arenas, Layout, byte_views, payload_dtype
-from stepwell_core.ledger import MAX_OPEN_SESSIONS, Result
+from stepwell_core.ledger import MAX_OPEN_SESSIONS
 from stepwell_core.loss_scale import LossScaleOptimizer
 from stepwell_core.optimizers import Optimizer
 from stepwell_core.push import Push, Staged
 from stepwell_core.scalars import GroupScalars, StepScalars
+from stepwell_core.session import Result
 from stepwell_core.state import Counters
 
 

@@ -14,10 +14,10 @@ from dataclasses import replace
 from stepwell_core.definition import Definition
 from stepwell_core.engine import Engine
 from stepwell_core.layout import Layout, Tensor
-from stepwell_core.ledger import Session
 from stepwell_core.norms import ParametersBefore, gradient_norm
 from stepwell_core.pipeline import Gradient
 from stepwell_core.push import Push, Staged
+from stepwell_core.session import Session
 from stepwell_core.wire import Kind
 
 _WORKERS = ("a", "b")

@@ -110,6 +110,13 @@ def check_state(state: State, pipeline: Pipeline) -> None:
         raise CheckpointInvalid("A loss scale belongs to a LossScaleOptimizer, and to no other.")
 
 
+def pipeline_of(definition: Definition) -> Pipeline:
+    """Return the steps of a model that is so defined."""
+    return Pipeline(
+        definition.layout, definition.rule, definition.excluded, definition.groups, definition.state
+    )
+
+
 def slot_names(definition: Definition, pipeline: Pipeline) -> tuple[str, ...]:
     """Return the names of a model's slots: the optimizer's, and the buffer if there is one."""
     return (*pipeline.slot_values, *((BUFFER,) if definition.consistency.gathers else ()))

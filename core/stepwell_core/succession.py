@@ -12,8 +12,7 @@ from dataclasses import replace
 from stepwell_core.buffer import BUFFER
 from stepwell_core.errors import CheckpointInvalid, LayoutMismatch
 from stepwell_core.layout import Arenas
-from stepwell_core.pipeline import Pipeline
-from stepwell_core.state import Counters, State, check_state
+from stepwell_core.state import Counters, State, check_state, pipeline_of
 
 
 def restored(present: State, past: State) -> State:
@@ -31,7 +30,7 @@ def restored(present: State, past: State) -> State:
     """
     if past.definition.layout != present.definition.layout:
         raise CheckpointInvalid("The checkpoint has another layout than the model.")
-    check_state(past, _pipeline(past))
+    check_state(past, pipeline_of(past.definition))
     ledger = past.ledger.cut()
     ledger.last_epoch = max(present.ledger.last_epoch, ledger.last_epoch)
     return replace(
@@ -70,7 +69,7 @@ def replaced(
         parameters=present.parameters if parameters is None else parameters,
         slots=present.slots if slots is None else _with_buffer(present, slots),
     )
-    check_state(state, _pipeline(state))
+    check_state(state, pipeline_of(state.definition))
     return state
 
 
@@ -78,13 +77,6 @@ def _with_buffer(present: State, slots: Mapping[str, Arenas]) -> dict[str, Arena
     """Return other slots of the optimizer, and what the model has gathered, which is none of it."""
     kept = {BUFFER: present.slots[BUFFER]} if BUFFER in present.slots else {}
     return {**slots, **kept}
-
-
-def _pipeline(state: State) -> Pipeline:
-    definition = state.definition
-    return Pipeline(
-        definition.layout, definition.rule, definition.excluded, definition.groups, definition.state
-    )
 
 
 def _after(present: Counters, past: Counters) -> Counters:

@@ -9,9 +9,8 @@ from stepwell_core.definition import Definition
 from stepwell_core.engine import Engine
 from stepwell_core.errors import DoesNotFit, ModelDiffers, ModelExists
 from stepwell_core.layout import Arenas
-from stepwell_core.pipeline import Pipeline
 from stepwell_core.rehearsal import rehearse
-from stepwell_core.state import State
+from stepwell_core.state import State, pipeline_of, slot_names
 
 from stepwell_server import memory
 from stepwell_server.recovery import new_incarnation
@@ -26,9 +25,8 @@ def check_memory(definition: Definition) -> None:
         DoesNotFit: With the arithmetic.
     """
     layout = definition.layout
-    slots = len(Pipeline(layout, definition.rule).slot_values)
-    mode = definition.consistency
-    sums = int(mode.gathers or mode.most_in_step > 1)
+    slots = len(slot_names(definition, pipeline_of(definition)))
+    sums = int(definition.consistency.most_in_step > 1)
     needed = layout.nbytes * (2 + slots + sums)
     available = memory.available_bytes()
     if needed > available:

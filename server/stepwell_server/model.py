@@ -27,10 +27,10 @@ from stepwell_core.errors import (
     StepwellError,
 )
 from stepwell_core.layout import Arenas
-from stepwell_core.ledger import Result
 from stepwell_core.push import Push
 from stepwell_core.record import ConsistencyChanged, Finalized, OptimizerChanged
 from stepwell_core.rehearsal import rehearse
+from stepwell_core.session import Result
 from stepwell_core.state import Counters
 from stepwell_core.store import Version
 from stepwell_core.succession import replaced, restored

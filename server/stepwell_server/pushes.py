@@ -22,8 +22,9 @@ from stepwell_core.errors import (
     StepwellError,
     Unavailable,
 )
-from stepwell_core.ledger import Result, check_repetition
+from stepwell_core.ledger import check_repetition
 from stepwell_core.push import Push, Staged, Waiting
+from stepwell_core.session import Result
 
 from stepwell_server import failpoints
 from stepwell_server.fingerprints import with_fingerprint_begun

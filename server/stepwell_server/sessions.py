@@ -14,9 +14,9 @@ from typing import Any
 import structlog
 from stepwell_core.engine import Engine
 from stepwell_core.errors import StepwellError, WorkerNotFound
-from stepwell_core.ledger import Session
 from stepwell_core.membership import Expiry, Membership
 from stepwell_core.record import SessionClosed, SessionOpened
+from stepwell_core.session import Session
 from stepwell_core.state import Counters
 
 from stepwell_server.history import History, Joined, Left

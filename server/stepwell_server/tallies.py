@@ -12,8 +12,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from time import perf_counter
 
-from stepwell_core.ledger import Result
 from stepwell_core.push import Push, Staged
+from stepwell_core.session import Result
 
 # fmt: off
 APPLY_S: Sequence[float] = (

@@ -13,7 +13,7 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from stepwell_core.errors import StepwellError
-from stepwell_core.ledger import Result
+from stepwell_core.session import Result
 
 from stepwell_server.lane import Lane
 from stepwell_server.leases import Lease

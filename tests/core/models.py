@@ -10,10 +10,11 @@ import numpy as np
 from stepwell_core.definition import Definition
 from stepwell_core.engine import Engine
 from stepwell_core.layout import Arenas, Layout, Tensor
-from stepwell_core.ledger import Ledger, Result
+from stepwell_core.ledger import Ledger
 from stepwell_core.optimizers import SGD
 from stepwell_core.pipeline import Gradient
 from stepwell_core.push import Push, Staged, Waiting
+from stepwell_core.session import Result
 from stepwell_core.state import Counters, Snapshot, State
 
 LAYOUT = Layout([Tensor("kernel", (3, 4), "float32"), Tensor("bias", (4,), "float64")])

@@ -21,10 +21,10 @@ from stepwell_core.definition import Definition
 from stepwell_core.engine import Engine
 from stepwell_core.errors import StepwellError, Unavailable
 from stepwell_core.layout import Layout, Tensor
-from stepwell_core.ledger import Result
 from stepwell_core.membership import Membership
 from stepwell_core.optimizers import SGD
 from stepwell_core.push import Push, Staged
+from stepwell_core.session import Result
 
 from tests.core.models import saved
 

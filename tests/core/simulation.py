@@ -13,9 +13,9 @@ from typing import Any
 
 from stepwell_core.consistency import Consistency
 from stepwell_core.errors import Fenced, SessionExpired, StepwellError, Unavailable
-from stepwell_core.ledger import Result, Session
 from stepwell_core.pipeline import Gradient
 from stepwell_core.push import Push
+from stepwell_core.session import Result, Session
 
 from tests.core.simulated_server import LAYOUT, NAMES, Answer, Server, Time
 

@@ -25,11 +25,11 @@ from stepwell_core.errors import (
     VersionsExhausted,
 )
 from stepwell_core.layout import Layout, Tensor
-from stepwell_core.ledger import Result
 from stepwell_core.loss_scale import LossScale, LossScaleOptimizer
 from stepwell_core.optimizers import SGD, Adagrad, Adam, PerPush
 from stepwell_core.push import Staged, Waiting
 from stepwell_core.schedules import ExponentialDecay
+from stepwell_core.session import Result
 from stepwell_core.state import Counters
 
 from tests.core.models import (

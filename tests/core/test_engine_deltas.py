@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from stepwell_core import held_model as engine_module
+from stepwell_core import state as state_module
 from stepwell_core.consistency import Sync
 from stepwell_core.errors import MixedKinds, NonFiniteGradient, PayloadMismatch
 from stepwell_core.gradient import Gradient
@@ -48,7 +48,7 @@ RULES = {
 def plain_loops():
     """Run the loops as plain Python: there are many kernels here, and few elements."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine_module, "Pipeline", partial(Pipeline, compiled=False))
+        patch.setattr(state_module, "Pipeline", partial(Pipeline, compiled=False))
         yield
 
 

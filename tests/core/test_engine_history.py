@@ -40,10 +40,11 @@ from stepwell_core.errors import (
     VersionsExhausted,
 )
 from stepwell_core.layout import Layout, Tensor
-from stepwell_core.ledger import Ledger, Result, Session
+from stepwell_core.ledger import Ledger
 from stepwell_core.optimizers import SGD
 from stepwell_core.pipeline import Gradient
 from stepwell_core.push import Push, Staged, Waiting
+from stepwell_core.session import Result, Session
 from stepwell_core.state import Counters, State
 from stepwell_core.store import Version
 

@@ -18,7 +18,8 @@ from stepwell_core.errors import (
     TooManyWorkers,
     UnknownSession,
 )
-from stepwell_core.ledger import OUTCOMES, STORED_RESULTS, Ledger, Result, Session
+from stepwell_core.ledger import Ledger
+from stepwell_core.session import OUTCOMES, STORED_RESULTS, Result, Session
 
 
 def result(version: int) -> Result:

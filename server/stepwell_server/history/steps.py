@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 import structlog
 from stepwell_core.engine import Engine
-from stepwell_core.ledger import Result
 from stepwell_core.norms import ParametersBefore, gradient_norm
 from stepwell_core.push import Push, Staged
+from stepwell_core.session import Result
 
 from stepwell_server.history.events import Dropped, LossScaleChanged, Step
 from stepwell_server.history.history import History

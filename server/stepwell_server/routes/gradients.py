@@ -12,11 +12,11 @@ from starlette.responses import Response
 from stepwell_core.errors import InvalidInput
 from stepwell_core.groups import MAX_GROUPS
 from stepwell_core.layout import Layout
-from stepwell_core.ledger import Result
 from stepwell_core.names import IDENTIFIER
 from stepwell_core.pipeline import Gradient
 from stepwell_core.placement import extent
 from stepwell_core.push import Push, fingerprint_of
+from stepwell_core.session import Result
 from stepwell_core.wire import Kind
 
 from stepwell_server import bodies

@@ -8,8 +8,8 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 from stepwell_core.engine import Engine
-from stepwell_core.ledger import Session
 from stepwell_core.names import check_identifier
+from stepwell_core.session import Session
 
 from stepwell_server import bodies
 from stepwell_server.routes.access import MAX_COUNT, PREFIX, TheModel, answer

@@ -23,8 +23,7 @@ from stepwell_core.definition import Definition
 from stepwell_core.errors import CheckpointInvalid, StepwellError, StoreFailed
 from stepwell_core.layout import Arenas, Array, Layout, byte_view
 from stepwell_core.ledger import Ledger
-from stepwell_core.pipeline import Pipeline
-from stepwell_core.state import Counters, Snapshot, State, slot_names
+from stepwell_core.state import Counters, Snapshot, State, pipeline_of, slot_names
 
 from stepwell_server.storage import ledger_text
 from stepwell_server.storage.stores.base import MANIFEST, ModelStore
@@ -295,7 +294,7 @@ def hash_of(array: Array) -> str:
 
 
 def _slots_of(definition: Definition) -> list[str]:
-    return list(slot_names(definition, Pipeline(definition.layout, definition.rule)))
+    return list(slot_names(definition, pipeline_of(definition)))
 
 
 def _named_slots(layout: Layout, slots: Mapping[str, Arenas]) -> dict[str, Array]:

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 from stepwell_core.definition import Definition
 from stepwell_core.layout import Layout, Tensor
-from stepwell_core.ledger import Ledger, Result
+from stepwell_core.ledger import Ledger
 from stepwell_core.optimizers import SGD
+from stepwell_core.session import Result
 from stepwell_core.state import Counters, Snapshot, State
 from stepwell_core.store import Version
 from stepwell_server.storage import checkpoint

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from stepwell_core.ledger import Ledger, Result
+from stepwell_core.ledger import Ledger
+from stepwell_core.session import Result
 from stepwell_server.storage import ledger_text
 
 
