@@ -8,33 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import structlog
-from stepwell_core import keras_config
-from stepwell_core.consistency import Consistency
 from stepwell_core.definition import Definition
-from stepwell_core.encoding import rehearse_encoding
 from stepwell_core.engine import Engine
 from stepwell_core.errors import (
     ModelNotFound,
     ModelReadOnly,
-    PreconditionFailed,
     ShuttingDown,
     StepwellError,
 )
 from stepwell_core.layout import Arenas
 from stepwell_core.push import Push
-from stepwell_core.record import ConsistencyChanged, Finalized, OptimizerChanged
-from stepwell_core.rehearsal import rehearse
+from stepwell_core.record import Finalized
 from stepwell_core.session import Result
 from stepwell_core.state import Counters
 from stepwell_core.store import Version
 from stepwell_core.succession import replaced, restored
-from stepwell_core.wire import Kind
 
 from stepwell_server.checkpoints import Checkpoints, Schedule
 from stepwell_server.descriptions import describe
@@ -43,7 +35,6 @@ from stepwell_server.history import (
     History,
     Started,
     StepRecorder,
-    changed_hyperparameters,
     events,
 )
 from stepwell_server.lane import Lane
@@ -53,6 +44,8 @@ from stepwell_server.pushes import Pushes
 from stepwell_server.readers import Readers
 from stepwell_server.recorder import Recorder
 from stepwell_server.recovery import Recovered
+from stepwell_server.rehearsals import NATIVE, Rehearsals
+from stepwell_server.rules import Rules
 from stepwell_server.sessions import Sessions
 from stepwell_server.shared_memory import RegionArenas, shared_arenas
 from stepwell_server.storage.checkpoint import Manifest
@@ -97,7 +90,6 @@ class HostedModel:
         self.folder = folder
         self.recorder = recorder
         self.part = part
-        self._reserve = reserve
         self.recovered = recovered
         self.history = history
         self.pulls = Pulls()
@@ -114,10 +106,10 @@ class HostedModel:
         )
         self.sessions = Sessions(engine, recorder, self.pushes, history, self._change)
         self.readers = Readers(engine)
-        self._warm_pushes: set[tuple[str, Kind]] = {("native", "gradient")}
-        self._warm_encodings = {"native"}  # of pulls
+        self.rehearsals = Rehearsals(engine)
         self.checkpoints = Checkpoints(engine, folder.archive, recorder, self._run, schedule, saved)
         self.checkpoints.on_written = self._note_checkpoint
+        self.rules = Rules(self, self._change, reserve)
         self._succession = Succession(self, self._submit)
         self._is_stopping = False
         history.add(Started(engine.counters.version, engine.incarnation))
@@ -133,9 +125,9 @@ class HostedModel:
     async def push(self, push: Push, lease: Lease | None = None) -> Result:
         """Make a push; see `Pushes.push`. Compiles before, if such a one has not come yet."""
         self.check_running()
-        if (push.gradient.dtype, push.kind) not in self._warm_pushes:
+        if not self.rehearsals.knows(push.gradient.dtype, push.kind):
             with self.sessions.sending(*push.key[:2]):  # its lease does not end meanwhile
-                await self._warm(push.gradient.dtype, push.kind)
+                await self.rehearsals.for_push(push.gradient.dtype, push.kind)
         self.pushes.tally.received_bytes += sum(a.nbytes for a in push.gradient.arenas.values())
         pushed = self.pushes.push(push, lease)
         worker, epoch = push.key[:2]
@@ -144,12 +136,6 @@ class HostedModel:
         if result.outcome != "waiting":
             self.sessions.settled(worker, epoch)
         return result
-
-    async def _warm(self, dtype: str, kind: Kind = "gradient") -> None:
-        """Compile for pushes of a dtype and a kind that have not come yet, off the lane."""
-        if (dtype, kind) not in self._warm_pushes:
-            await asyncio.to_thread(rehearse, self.definition, dtype, kind)
-            self._warm_pushes.add((dtype, kind))
 
     # Reading
 
@@ -175,12 +161,6 @@ class HostedModel:
             "writing": self.checkpoints.progress,
             "recovered": self.recovered and self.recovered.to_json(),
         }
-
-    async def warm_encoding(self, dtype: str) -> None:
-        """Compile for a pull dtype that was not asked for yet; before a version is held for it."""
-        if dtype not in self._warm_encodings:
-            await asyncio.to_thread(rehearse_encoding, self.engine.layout, dtype)
-            self._warm_encodings.add(dtype)
 
     async def hold(self) -> tuple[str, Version]:
         """Hold the current version, cutting off slow readers if it has to be; see `Readers.hold`.
@@ -250,12 +230,12 @@ class HostedModel:
             CheckpointNotFound, CheckpointInvalid: There is none, or it is damaged.
         """
         _, past = await self.checkpoints.read(checkpoint_id)
-        with self._room_for(past.definition):
+        async with self.rules.room_for(past.definition):
             begun = await self._succession.begin(
                 lambda present: restored(present, past), "restore", checkpoint_id
             )
-        self._warm_pushes = set()
-        await self._warm("native")
+        self.rehearsals.begin_anew()
+        await self.rehearsals.for_push(*NATIVE)
         return begun
 
     async def import_state(
@@ -276,79 +256,6 @@ class HostedModel:
         return await self._succession.begin(
             lambda present: replaced(present, parameters, slots, iterations), "import", lease=lease
         )
-
-    async def set_hyperparameters(self, values: Mapping[str, Any], if_match: str | None) -> None:
-        """Change hyperparameters from the next step on.
-
-        Raises:
-            PreconditionFailed: The optimizer is not the one that `if_match` names.
-            InvalidArgument: See `Engine.prepare_hyperparameters`.
-        """
-        while not await self._try_hyperparameters(values, if_match):
-            pass  # somebody else changed the optimizer in between: look at it again
-
-    async def _try_hyperparameters(self, values: Mapping[str, Any], if_match: str | None) -> bool:
-        before = self.definition
-        if if_match not in (None, "*", optimizer_tag(before)):
-            raise PreconditionFailed("The optimizer was changed in between; read it and try again")
-        definition, pipeline = self.engine.prepare_hyperparameters(values)
-        await asyncio.to_thread(rehearse, definition)
-
-        def adopt() -> bool:
-            if self.definition is not before:
-                return False
-            self.recorder.keep(OptimizerChanged(definition.rule))
-            self.engine.adopt_hyperparameters(definition, pipeline)
-            self._warm_pushes = {("native", "gradient")}
-            self.history.add(
-                changed_hyperparameters(self.engine.counters.version, before, definition)
-            )
-            return True
-
-        return await self._change(adopt)
-
-    async def set_consistency(self, mode: Consistency) -> None:
-        """Let pushes become steps by another mode, from between two steps on.
-
-        What was gathered in a buffer makes a step before. Pushes that wait are decided on anew.
-
-        Raises:
-            DoesNotFit: There is no room for the gradients that the mode may keep waiting.
-            InvalidInput: See `Engine.stage_gathered`.
-        """
-        definition, before = self.definition.with_consistency(mode), self.definition.consistency
-        await asyncio.to_thread(rehearse, definition)
-
-        def adopt() -> None:
-            self.recorder.check()
-            staged = None if mode.gathers else self.engine.stage_gathered()
-            if staged is not None:
-                self.pushes.commit_or_raise(staged)
-            self.recorder.keep(ConsistencyChanged(mode))
-            with self.recorder.making():
-                waited = self.engine.adopt_consistency(mode)
-            self.history.add(
-                events.ConsistencyChanged(
-                    self.engine.counters.version, before.to_json(), mode.to_json()
-                )
-            )
-            self.pushes.readmit(waited)
-
-        with self._room_for(definition):
-            await self._change(adopt)
-        self._warm_pushes = {("native", "gradient")}
-        self.sessions.renew()
-
-    @contextlib.contextmanager
-    def _room_for(self, definition: Definition) -> Iterator[None]:
-        """Reserve staging for another mode, and give it back if that does not come."""
-        before = self.definition
-        self.part = self._reserve(definition, self.part)
-        try:
-            yield
-        except BaseException:
-            self.part = self._reserve(before, self.part)
-            raise
 
     async def checkpoint(self, *, pinned: bool = False, is_last: bool = False) -> Manifest:
         """Write a checkpoint beside training; see `Checkpoints.write`."""
@@ -456,9 +363,3 @@ class HostedModel:
         return await self._lane.run(
             run, is_short=is_short, is_grouped=is_grouped, on_taken=on_taken
         )
-
-
-def optimizer_tag(definition: Definition) -> str:
-    """Return the ETag of a model's optimizer configuration."""
-    text = json.dumps(keras_config.serialize(definition.optimizer))
-    return f'"{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"'

@@ -285,7 +285,7 @@ class Server:
     # The administrator
 
     def switch(self, mode: Consistency) -> None:
-        """As `HostedModel.set_consistency` and `Pushes.readmit`."""
+        """As `Rules.set_consistency` and `Pushes.readmit`."""
         staged = None if mode.gathers else self.engine.stage_gathered()
         if staged is not None:
             self.commit(staged)

@@ -65,7 +65,7 @@ def test_all_kinds_of_changes_come_back(tmp_path, durability):
     async def change(registry):
         model, _ = await registry.create(Definition("m", LAYOUT, rule), None, exist_ok=False)
         await push(model, "a", 2)
-        await model.set_hyperparameters({"learning_rate": 0.01}, None)
+        await model.rules.set_hyperparameters({"learning_rate": 0.01}, None)
         await push(model, "b", 2)
         await model.finalize()
         await model.sessions.close("b", None)

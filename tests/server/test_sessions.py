@@ -141,7 +141,7 @@ def test_a_gradient_that_comes_slowly_holds_its_lease_when_the_mode_changes_too(
     async def scenario(model):
         pushes = await opened(model, "w0", "other")
         with model.sessions.sending("w0", pushes["w0"](0).epoch) as is_there:
-            await model.set_consistency(Async(lease_s=0.1, max_staleness=9))
+            await model.rules.set_consistency(Async(lease_s=0.1, max_staleness=9))
             await until(lambda: not is_open(model, "other"))
             still = is_open(model), model.sessions.describe()["w0"]["is_sending"]
             is_there()

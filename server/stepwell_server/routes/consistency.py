@@ -26,5 +26,5 @@ async def set_consistency(request: Request, model: TheModel) -> Response:
     defaults. Pushes that wait are decided on anew; what was gathered in a buffer makes a step.
     """
     mode = consistency.from_json(await bodies.read_fields(request))
-    await model.set_consistency(mode)
+    await model.rules.set_consistency(mode)
     return answer(request, mode.to_json())

@@ -7,8 +7,9 @@ from starlette.responses import Response
 from stepwell_core import keras_config
 
 from stepwell_server import bodies
-from stepwell_server.model import HostedModel, optimizer_tag
+from stepwell_server.model import HostedModel
 from stepwell_server.routes.access import PREFIX, TheModel, answer
+from stepwell_server.rules import optimizer_tag
 
 router = APIRouter(tags=["optimizer"])
 
@@ -28,7 +29,7 @@ async def set_hyperparameters(request: Request, model: TheModel) -> Response:
     values = keras_config.hyperparameters(
         type(model.definition.rule), await bodies.read_fields(request)
     )
-    await model.set_hyperparameters(values, request.headers.get("if-match"))
+    await model.rules.set_hyperparameters(values, request.headers.get("if-match"))
     return _described(request, model)
 
 

@@ -159,7 +159,7 @@ async def parameters_response(
         tag = etag(*model.readers.present, layout, "", media_type, dtype)
         if is_current(known, tag):  # nothing is read, so nothing need be held
             return Response(status_code=304, headers=_cached(tag))
-    await model.warm_encoding(dtype)
+    await model.rehearsals.for_pull(dtype)
     if media_type != wire.MEDIA_TYPE or dtype != "native":
         nbytes = converted_bytes(layout, media_type, dtype)
         converting = _converted_parameters(model, layout, media_type, dtype, fields)
@@ -249,7 +249,7 @@ async def _slot(
         said, slots = await model.read(copied)
         return await asyncio.to_thread(_converted, whole, slots, layout, media_type, said)
 
-    await model.warm_encoding(dtype)
+    await model.rehearsals.for_pull(dtype)
     nbytes = extent(whole) + converted_bytes(layout, media_type, dtype)
     return await _accounted(staging_of(request), nbytes, converting())
 
