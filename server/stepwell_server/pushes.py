@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from time import perf_counter
 from typing import Protocol
 
-import structlog
 from stepwell_core.engine import Engine
 from stepwell_core.errors import (
-    InternalError,
-    ModelReadOnly,
     PushInFlight,
     PushNotFound,
     StepwellError,
@@ -28,6 +25,7 @@ from stepwell_core.session import Result
 
 from stepwell_server import failpoints
 from stepwell_server.fingerprints import with_fingerprint_begun
+from stepwell_server.groups import Group
 from stepwell_server.history import StepRecorder
 from stepwell_server.lane import Lane
 from stepwell_server.leases import Lease
@@ -36,11 +34,6 @@ from stepwell_server.short_steps import is_small
 from stepwell_server.tallies import ModelTally
 from stepwell_server.turns import Turns
 from stepwell_server.waiters import Key, PushWaiters, Waiter
-
-log = structlog.get_logger("stepwell")
-
-MOST_IN_GROUP = 64
-"""Changes that one fsync is for; more would make the first of them wait for the others."""
 
 _WAITS_NO_MORE = "The push waited for others and does so no more; send it again"
 
@@ -86,7 +79,7 @@ class Pushes:
         self._recorder = recorder
         self._lane = lane
         lane.end_group = self.settle
-        self._group: list[tuple[Staged, contextlib.ExitStack]] = []  # recorded, not synced yet
+        self._group = Group(engine, recorder, self._commit, self._refuse)
         self._submit = submit
         self._check_running = check_running
         self._wait_s = wait_s
@@ -180,42 +173,14 @@ class Pushes:
         if not self._recorder.waits:
             self._commit(staged)
             return
-        self._group.append((staged, done.pop_all()))
-        if len(self._group) >= MOST_IN_GROUP:
+        self._group.add(staged, done.pop_all())
+        if self._group.is_full:
             self.settle()
 
     def settle(self) -> None:
         """Sync, make and answer what was grouped; the lane's. Does not raise."""
-        group, self._group = self._group, []
-        if group:
-            self._settle(group)
+        if self._group.settle():
             self.make_due()
-
-    def _settle(self, group: list[tuple[Staged, contextlib.ExitStack]]) -> None:
-        with contextlib.ExitStack() as given_back:
-            for _, done in group:
-                given_back.push(done)
-            try:
-                self._recorder.sync()
-            except BaseException as error:  # whatever it is, those who wait are answered
-                self._refuse(group, error)
-                return
-            try:
-                for staged, _ in group:
-                    self._commit(staged)
-            except BaseException:  # no memory: the lane goes on, and tells everyone so
-                log.exception("change_not_made", model=self._engine.definition.name)
-                self._waiters.forget(self._waiting, InternalError("The change was not made"))
-
-    def _refuse(
-        self, group: Sequence[tuple[Staged, contextlib.ExitStack]], error: BaseException
-    ) -> None:
-        """Withdraw what could not be synced, and tell those who wait."""
-        for staged, _ in reversed(group):
-            self._engine.withdraw(staged)
-        if not isinstance(error, StepwellError):
-            error = ModelReadOnly(f"The journal could not be synced ({type(error).__name__})")
-        self._waiters.forget(self._waiting, error)
 
     def _stage(self, push: Push) -> Staged | Waiting | Result:
         try:
@@ -304,6 +269,8 @@ class Pushes:
     def readmit(self, pushes: Iterable[Push]) -> None:
         """Decide anew on pushes that waited under another mode; the lane's."""
         for push in pushes:
+            if self._waiters.of_worker(push.worker) != push.key:
+                continue  # it was refused with one before it, and its memory is others' now
             try:
                 outcome = self._stage(push)
                 if isinstance(outcome, Staged):
@@ -405,8 +372,7 @@ class Pushes:
     @property
     def _waiting(self) -> set[Key]:
         """The pushes that wait for others, or for the sync of their group."""
-        grouped = {push.key for staged, _ in self._group for push, _ in staged.results}
-        return grouped | {push.key for push in self._engine.policy.waiting}
+        return self._group.keys | {push.key for push in self._engine.policy.waiting}
 
     async def _settled(self, waiter: Waiter, wait_s: float) -> Result:
         if not waiter.done():
@@ -421,7 +387,10 @@ class Pushes:
 
         The lane's.
         """
-        self._waiters.forget(self._waiting, Unavailable(_WAITS_NO_MORE))
+        self._refuse(Unavailable(_WAITS_NO_MORE))
+
+    def _refuse(self, error: StepwellError) -> None:
+        self._waiters.forget(self._waiting, error)
 
     def end(self, error: StepwellError) -> None:
         """Refuse all who wait; the lane's."""

@@ -6,11 +6,11 @@ import asyncio
 import threading
 
 import pytest
-from stepwell_core.consistency import Sync
+from stepwell_core.consistency import Async, Sync
 from stepwell_core.definition import Definition
 from stepwell_core.errors import DiskFull, ModelReadOnly, PayloadMismatch, Unavailable
 from stepwell_core.optimizers import SGD
-from stepwell_core.push import Push
+from stepwell_core.push import Push, Staged
 from stepwell_server.storage.journal import Journal
 
 from tests.server.registries import LAYOUT, definition, look, push, run, tick
@@ -247,3 +247,34 @@ def test_whatever_a_sync_fails_of_those_who_wait_are_told_and_nothing_follows(
         return (await look(registry))[1:]
 
     assert run(tmp_path, scenario, durability="always") == (0, [0.0] * 4)
+
+
+def test_a_push_that_was_refused_with_one_before_it_is_not_decided_on_anew(tmp_path, monkeypatch):
+    """Its memory is others' by then. Both come again and are steps of the new mode."""
+
+    async def scenario(registry):
+        model = await new_model(registry, consistency=Sync(3))
+        pushes = await opened(model, "w0", "w1")
+        waiting = [asyncio.ensure_future(model.push(push)) for push in pushes]
+        while len(model.pushes.waiting_workers) < 2:
+            await asyncio.sleep(0.001)
+        with monkeypatch.context() as patch:
+            errors, real = [FULL], model.recorder.append
+
+            def append(change):
+                if errors and isinstance(change, Staged):
+                    raise errors.pop()
+                real(change)
+
+            patch.setattr(model.recorder, "append", append)
+            await model.rules.set_consistency(Async())
+        refused = await asyncio.gather(*waiting, return_exceptions=True)
+        between = (await look(registry))[1]
+        again = [(await model.push(push)).version for push in pushes]
+        return [type(error) for error in refused], between, again
+
+    refused, between, again = run(tmp_path, scenario, durability="everysec")
+
+    assert refused == [Unavailable, Unavailable]
+    assert between == 0
+    assert again == [1, 2]
