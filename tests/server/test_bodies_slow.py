@@ -85,11 +85,13 @@ def test_a_body_that_does_not_come_within_the_grace_of_a_stop_is_503(tmp_path):
         servers.http(server.url) as http,
     ):
         push = Push(Worker(http, create(http, layout=LARGE), layout=LARGE))
-        data = request(push.route, push.body())
-        head = data.index(b"\r\n\r\n") + 4
+        body = push.body()
+        data = request(push.route, b"", "Expect: 100-continue", length=len(body))
         with Caller(server.url).line() as payload_cut, Caller(server.url).line() as header_cut:
-            payload_cut.send(data[:-1])
-            header_cut.send(data[: head + 3])
+            for line, begin in ((payload_cut, body[:-1]), (header_cut, body[:3])):
+                line.send(data)
+                assert line.answer().status == 100  # it waits for the body
+                line.send(begin)
 
             server.terminate()
 
