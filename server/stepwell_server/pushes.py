@@ -25,7 +25,7 @@ from stepwell_core.session import Result
 
 from stepwell_server import failpoints
 from stepwell_server.fingerprints import with_fingerprint_begun
-from stepwell_server.groups import Group
+from stepwell_server.group_commit import GroupCommit
 from stepwell_server.history import StepRecorder
 from stepwell_server.lane import Lane
 from stepwell_server.leases import Lease
@@ -79,7 +79,7 @@ class Pushes:
         self._recorder = recorder
         self._lane = lane
         lane.end_group = self.settle
-        self._group = Group(engine, recorder, self._commit, self._refuse)
+        self._group = GroupCommit(engine, recorder, self._commit, self._refuse)
         self._submit = submit
         self._check_running = check_running
         self._wait_s = wait_s

@@ -22,7 +22,7 @@ MOST_IN_GROUP = 64
 """Changes that one fsync is for; more would make the first of them wait for the others."""
 
 
-class Group:
+class GroupCommit:
     """The changes since the last sync.
 
     Args:
