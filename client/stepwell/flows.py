@@ -14,7 +14,7 @@ from stepwell_core.keras_config import AnyOptimizer
 from stepwell_core.layout import Layout
 from stepwell_core.names import check_identifier
 
-from stepwell import calls, checkpoint_calls, history
+from stepwell import calls, checkpoint_calls, history, model_calls
 from stepwell.calls import Answer, Call, model_path
 from stepwell.history import Listening, ModelHistory
 from stepwell.optimizers import Hyperparameters, as_optimizer, callables_of
@@ -45,7 +45,7 @@ class ServerFlows:
         """Create a model, or open the one that exists."""
         check_identifier(name, "model")
         chosen = as_optimizer(optimizer)
-        call = calls.create_model(
+        call = model_calls.create_model(
             name, parameters, chosen, consistency, on_nonfinite, groups, state, exist_ok=exist_ok
         )
         answer = yield from repeatedly(call, self.patience)
@@ -106,12 +106,12 @@ class ModelFlows:
 
     def overwrite(self, parameters: Mapping[str, Any]) -> Flow[int]:
         """Replace all parameters; returns the version."""
-        call = calls.overwrite(self.name, self.layout, parameters)
+        call = model_calls.overwrite(self.name, self.layout, parameters)
         return _version((yield from repeatedly(call, self.patience)))
 
     def set_hyperparameters(self, values: Mapping[str, Any]) -> Flow[None]:
         """Change hyperparameters from the next step on."""
-        yield from repeatedly(calls.set_hyperparameters(self.name, values), self.patience)
+        yield from repeatedly(model_calls.set_hyperparameters(self.name, values), self.patience)
 
     def consistency(self) -> Flow[Consistency]:
         """Return the mode by which pushes become steps now."""
@@ -119,7 +119,7 @@ class ModelFlows:
 
     def set_consistency(self, mode: Consistency) -> Flow[None]:
         """Use another mode from between two steps on."""
-        yield from repeatedly(calls.set_consistency(self.name, mode), self.patience)
+        yield from repeatedly(model_calls.set_consistency(self.name, mode), self.patience)
 
     def finalize(self) -> Flow[int]:
         """Write the moving average into the parameters; returns the version."""
