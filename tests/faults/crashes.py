@@ -32,6 +32,7 @@ from tests.faults.plans import (
     EXTRA_KILLS,
     RESTORE_POINTS,
     START_POINTS,
+    SYNC_POINTS,
     Plan,
     Report,
     faults,
@@ -179,7 +180,8 @@ class _Run:
             point = ""
         else:
             count = 1 if point in START_POINTS + RESTORE_POINTS else rng.choice((1, 1, 2, 7, 30))
-            if point in CHECKPOINT_POINTS:
+            is_rare = point in SYNC_POINTS and plan.durability == "everysec"
+            if point in CHECKPOINT_POINTS or is_rare:
                 count = rng.choice((1, 2))
             if point == self._missed:
                 count = 1

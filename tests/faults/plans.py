@@ -22,7 +22,7 @@ CHECKPOINT_POINTS = (
 RESTORE_POINTS = ("restore.checkpoint_written", "restore.adopted")
 START_POINTS = ("recovery.read", "recovery.replayed")
 
-EXTRA_KILLS = 4
+EXTRA_KILLS = 12
 """For places that a busy machine did not reach in time."""
 
 
