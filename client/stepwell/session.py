@@ -35,6 +35,7 @@ from stepwell_core.wire import Kind
 from stepwell import calls
 from stepwell.calls import Answer, Call, model_path
 from stepwell.destinations import Destination
+from stepwell.drops import Drops
 from stepwell.optimizers import Hyperparameters, values_of
 from stepwell.pulls import PullOptions, Pulls
 from stepwell.results import Parameters, PushResult
@@ -103,6 +104,7 @@ class Session:
         self._on_stale = on_stale
         self._patience = patience
         self._pulls = Pulls(model, layout, patience)
+        self._drops = Drops(model, worker)
         self._pid: int | None = None  # of the process that opened it; None if it is not open
         self._is_unresolved = False
         self._is_pushing = False
@@ -277,6 +279,7 @@ class Session:
                 "hyperparameters": values_of({**self._hyperparameters, **(hyperparameters or {})}),
             }
             result = yield from self._push(gradients, header, **options)
+            self._drops.note(result, header["version"])
             if result.loss_scale is not None:
                 self.loss_scale = result.loss_scale
         return result
