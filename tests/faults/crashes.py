@@ -32,7 +32,6 @@ from tests.faults.plans import (
     EXTRA_KILLS,
     RESTORE_POINTS,
     START_POINTS,
-    SYNC_POINTS,
     Plan,
     Report,
     faults,
@@ -180,8 +179,7 @@ class _Run:
             point = ""
         else:
             count = 1 if point in START_POINTS + RESTORE_POINTS else rng.choice((1, 1, 2, 7, 30))
-            is_rare = point in SYNC_POINTS and plan.durability == "everysec"
-            if point in CHECKPOINT_POINTS or is_rare:
+            if point in CHECKPOINT_POINTS:
                 count = rng.choice((1, 2))
             if point == self._missed:
                 count = 1

@@ -10,7 +10,7 @@ from tests.faults.history import Violation
 from tests.faults.proxy import CALM, Fault
 
 PUSH_POINTS = ("push.staged", "journal.before_append", "journal.appended", "push.committed")
-SYNC_POINTS = ("journal.synced",)
+SYNC_POINTS = ("journal.synced",)  # under `always`
 CHECKPOINT_POINTS = (
     "checkpoint.cut",
     "checkpoint.files_written",
@@ -21,6 +21,8 @@ CHECKPOINT_POINTS = (
 )
 RESTORE_POINTS = ("restore.checkpoint_written", "restore.adopted")
 START_POINTS = ("recovery.read", "recovery.replayed")
+EVERYSEC_POINTS = PUSH_POINTS + CHECKPOINT_POINTS + START_POINTS
+ALWAYS_POINTS = EVERYSEC_POINTS + SYNC_POINTS
 
 EXTRA_KILLS = 12
 """For places that a busy machine did not reach in time."""
@@ -70,13 +72,17 @@ class Plan:
     is_sync: bool = False
     workers: int = 3
     transport: str = "http"
-    points: tuple[str, ...] = PUSH_POINTS + SYNC_POINTS + CHECKPOINT_POINTS + START_POINTS
+    points: tuple[str, ...] = ALWAYS_POINTS
     restores: bool = False
     power_losses: float = 0.0
     stops: float = 0.1
     large_rows: int = 0
     bug: str = ""
     longest_s: float = 0.3
+
+    def __post_init__(self) -> None:
+        if self.durability != "always" and set(self.points) & set(SYNC_POINTS):
+            raise ValueError(f"under {self.durability} no server comes to {SYNC_POINTS}")
 
     @property
     def reaches_all(self) -> bool:

@@ -21,23 +21,29 @@ from typing import Any
 
 from tests.faults.crashes import run
 from tests.faults.history import Violation
-from tests.faults.plans import RESTORE_POINTS, Plan, Report
+from tests.faults.plans import EVERYSEC_POINTS, RESTORE_POINTS, Plan, Report
 
 KILLS = 20
 KINDS = (
     Plan(0, KILLS),
-    Plan(0, KILLS, durability="everysec"),
+    Plan(0, KILLS, durability="everysec", points=EVERYSEC_POINTS),
     Plan(0, KILLS, is_sync=True),
     Plan(0, KILLS, transport="auto", large_rows=30_000),
     Plan(0, KILLS, power_losses=0.7),
     Plan(0, KILLS, durability="everysec", power_losses=0.7, points=()),
     Plan(0, KILLS, restores=True, points=RESTORE_POINTS),
     Plan(0, KILLS, restores=True, power_losses=0.7, points=RESTORE_POINTS),
-    Plan(0, KILLS, durability="everysec", is_sync=True, transport="auto", large_rows=30_000),
+    Plan(
+        *(0, KILLS, "everysec"),
+        points=EVERYSEC_POINTS,
+        is_sync=True,
+        transport="auto",
+        large_rows=30_000,
+    ),
     Plan(0, KILLS, restores=True, transport="auto", large_rows=30_000),
     Plan(0, KILLS, workers=5, large_rows=10_000),
     Plan(0, KILLS, is_sync=True, power_losses=0.7),
-    Plan(0, KILLS, durability="everysec", restores=True, workers=2),
+    Plan(0, KILLS, durability="everysec", points=EVERYSEC_POINTS, restores=True, workers=2),
 )
 """The runs, in turn."""
 
@@ -61,6 +67,7 @@ class Totals:
         missed = sorted(set(report.plan.points) - report.kills.keys())
         if missed and report.plan.reaches_all and report.kills.total() >= report.plan.kills:
             self.violations.append(f"never killed at {', '.join(missed)}: {report.plan}")
+            print(self.violations[-1], flush=True)
         self.kills += report.kills
         self.errors += report.errors
         for name in (
