@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -17,6 +18,7 @@ from stepwell_core.errors import Conflict, StepwellError
 from stepwell_server import __version__
 from stepwell_server.app import Application
 from stepwell_server.http_protocol import StepwellProtocol
+from stepwell_server.listening import bound
 from stepwell_server.loops import LOOPS
 from stepwell_server.settings import Settings
 from stepwell_server.shared_memory.listener import MemorySocket
@@ -62,7 +64,7 @@ class Server(uvicorn.Server):
             # Who comes through the port as soon as it is open is told of the socket already.
             self._application.memory_socket = self._listen_beside()
             await super().startup(sockets)
-        except BaseException:  # uvicorn exits if the port is taken; the models were opened already
+        except BaseException:  # the models were opened already
             if self._memory_socket is not None:
                 self._memory_socket.remove()
                 self._memory_socket.socket.close()
@@ -123,19 +125,40 @@ def run(settings: Settings) -> bool:
 
     Raises:
         NotSafe: The server would be reachable from other machines without a token.
+        AddressTaken, AddressUnusable: It cannot listen where it is to.
         TlsUnusable: Certificate or key cannot be used.
         DataFolderInvalid: The data folder or a token file cannot be used.
         CheckpointInvalid, JournalInvalid: A model cannot be recovered.
     """
-    data = open_data(settings)
-    try:
+    authenticator_of(settings)  # a refusal leaves no folder behind
+    with contextlib.ExitStack() as stack:
+        sockets = None if settings.uds else bound(settings.host, settings.port)
+        for listener in sockets or []:
+            stack.enter_context(listener)
+        data = open_data(settings)
+        stack.callback(data.release)
         server = new_server(settings, data)
         # uvicorn raises the signal again when all is done; unhandled, it would kill the process.
         signal.signal(signal.SIGTERM, _exit)
-        server.run()
-    finally:
-        data.release()
+        server.run(sockets)
     return server.started
+
+
+def authenticator_of(settings: Settings) -> Authenticator:
+    """Return who knows the tokens.
+
+    Raises:
+        NotSafe: The server would be reachable from other machines without one.
+        DataFolderInvalid: A file of tokens cannot be used.
+    """
+    authenticator = Authenticator(TokenStore(settings.data_dir), settings.token_file)
+    if not settings.is_loopback and authenticator.is_open:
+        raise NotSafe(
+            f"Other machines could reach {settings.host}, so a token is needed. Make one with "
+            f"`stepwell token create --role admin --data-dir {settings.data_dir}`, or listen on "
+            "127.0.0.1"
+        )
+    return authenticator
 
 
 def open_data(settings: Settings) -> DataFolder:
@@ -160,13 +183,7 @@ def new_server(settings: Settings, data: DataFolder, loop: str = "uvloop") -> Se
     Raises:
         NotSafe, TlsUnusable, DataFolderInvalid: See `run`.
     """
-    authenticator = Authenticator(TokenStore(settings.data_dir), settings.token_file)
-    if not settings.is_loopback and authenticator.is_open:
-        raise NotSafe(
-            f"Other machines could reach {settings.host}, so a token is needed. Make one with "
-            f"`stepwell token create --role admin --data-dir {settings.data_dir}`, or listen on "
-            "127.0.0.1"
-        )
+    authenticator = authenticator_of(settings)
     if not settings.is_loopback and settings.tls_cert is None:
         log.warning(
             "no_tls", host=settings.host, advice="tokens travel in the clear; use --tls-cert"

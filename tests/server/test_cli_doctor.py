@@ -53,8 +53,8 @@ def test_what_is_wrong_is_1_and_says_what_to_do(run, tmp_path):
     code, out, _ = run("--data-dir", str(tmp_path), "--host", "0.0.0.0")
 
     assert code == 1
-    assert "is another program's" in out
-    assert "-> choose another folder" in out
+    assert "is not empty and not Stepwell's" in out
+    assert "-> choose another with --data-dir" in out
     assert "-> stepwell token create" in out
 
 

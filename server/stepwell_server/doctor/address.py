@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import http.client
 import json
-import socket
 import ssl
 from collections.abc import Iterator
 
 from stepwell_core.errors import StepwellError
 
+from stepwell_server.doctor.data_folder import is_locked
 from stepwell_server.doctor.finding import Finding
+from stepwell_server.listening import AddressTaken, AddressUnusable, bound
 from stepwell_server.settings import Settings
 from stepwell_server.tokens import Authenticator, TokenStore
 
@@ -29,24 +29,24 @@ def _port(settings: Settings) -> Finding:
         return Finding("port", "ok", f"it would listen on {settings.uds}")
     where = f"{settings.host}:{settings.port}"
     try:
-        found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)
-        family, kind, protocol, _, address = found[0]
-        with socket.socket(family, kind, protocol) as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            return _who_is_there(settings, where)
-        advice = "choose an address of this machine with --host, and a port above 1023 with --port"
-        return Finding("port", "failed", f"{where}: {error.strerror or error}", advice)
+        for listener in bound(settings.host, settings.port):
+            listener.close()
+    except AddressTaken:
+        return _who_is_there(settings, where)
+    except AddressUnusable as error:
+        found, _, advice = error.message.partition("; ")
+        return Finding("port", "failed", found, advice)
     return Finding("port", "ok", f"{where} is free")
 
 
 def _who_is_there(settings: Settings, where: str) -> Finding:
-    if _is_stepwell(settings):
-        return Finding("port", "ok", f"a Stepwell server answers at {where} already")
     advice = f"choose another with --port, or see who it is: ss -ltnp 'sport = :{settings.port}'"
-    return Finding("port", "failed", f"{where} is taken by another program", advice)
+    if not _is_stepwell(settings):
+        return Finding("port", "failed", f"{where} is taken by another program", advice)
+    if not is_locked(settings.data_dir):
+        found = f"{where} is taken by a Stepwell server that uses another data folder"
+        return Finding("port", "failed", found, advice)
+    return Finding("port", "ok", f"a Stepwell server answers at {where} already")
 
 
 def _is_stepwell(settings: Settings) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import shutil
 import statistics
@@ -14,9 +13,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from stepwell_core.errors import DataFolderInvalid
+
 from stepwell_server.doctor.finding import Finding
 from stepwell_server.settings import Settings
-from stepwell_server.storage.folders import FORMAT, IDENTITY, LOCK
+from stepwell_server.storage.folders import LOCK, check_owner
 
 FREE_BYTES = 1 << 30
 """A checkpoint is written beside those that are kept, so there must be room for one more."""
@@ -61,18 +62,14 @@ def check_data_folder(settings: Settings) -> Iterator[Finding]:
 
 
 def _identity(path: Path) -> Finding:
-    names = {entry.name for entry in path.iterdir()}
     owner = f"belongs to user {path.stat().st_uid}"
-    if IDENTITY not in names:
-        return Finding("data folder", "ok", f"{path} is no server's yet, can be written, {owner}")
     try:
-        values = json.loads((path / IDENTITY).read_text())
-        is_ours = values["format"] == FORMAT
-    except (OSError, ValueError, KeyError, TypeError):
-        is_ours = False
-    if not is_ours:
-        advice = "choose another folder with --data-dir, or put its stepwell.json back"
-        return Finding("data folder", "failed", f"{path} is another program's", advice)
+        is_used = check_owner(path)
+    except DataFolderInvalid as error:
+        found, _, advice = error.message.partition("; ")
+        return Finding("data folder", "failed", found, advice)
+    if not is_used:
+        return Finding("data folder", "ok", f"{path} is empty, can be written, {owner}")
     in_use = "; a server uses it at the moment" if is_locked(path) else ""
     return Finding("data folder", "ok", f"{path} can be written, {owner}{in_use}")
 

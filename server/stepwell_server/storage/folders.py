@@ -61,14 +61,12 @@ class DataFolder:
         identity = path / IDENTITY
         try:
             disk.make_folders(path)
-            is_empty = NOT_YET_OURS.issuperset(entry.name for entry in path.iterdir())
+            check_owner(path)
         except OSError as error:
             raise DataFolderInvalid(
                 f"The data folder {path} cannot be used ({error.strerror}); choose another "
                 "with --data-dir"
             ) from None
-        if not is_empty:
-            _check_identity(identity)
         self._lock = disk.FolderLock(path, LOCK)
         disk.remove_leftovers(path)
         if not identity.exists():
@@ -253,6 +251,19 @@ def _model_folders(path: Path) -> list[Path]:
         and entry.name not in NOT_YET_OURS
         and not entry.name.startswith((disk.TEMPORARY, disk.TRASH))
     ]
+
+
+def check_owner(path: Path) -> bool:
+    """Return whether a folder is a server's already; an empty one can become it.
+
+    Raises:
+        DataFolderInvalid: It is another program's, or of a newer version.
+        OSError: It cannot be read.
+    """
+    if NOT_YET_OURS.issuperset(entry.name for entry in path.iterdir()):
+        return False
+    _check_identity(path / IDENTITY)
+    return True
 
 
 def _check_identity(identity: Path) -> None:

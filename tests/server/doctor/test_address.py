@@ -10,6 +10,8 @@ from stepwell_server.doctor.address import check_address
 from stepwell_server.settings import Settings
 from stepwell_server.tokens import TokenStore
 
+from tests import servers
+
 
 def findings(path, **settings):
     """Return what is found, by check."""
@@ -22,24 +24,26 @@ def test_a_port_that_is_free_is_well(tmp_path):
     assert findings(tmp_path, uds=tmp_path / "s")["port"].state == "ok"
 
 
-def test_a_server_of_ours_is_told_from_another_program(tmp_path, server):
-    """One that runs is well; a stranger on the port is not."""
-    ours = findings(tmp_path, port=urlsplit(server.url).port)["port"]
+def test_a_server_of_ours_is_told_from_another_program(tmp_path):
+    """One that runs on this folder is well; one on another, and a stranger, have the port."""
+    with servers.hosted(tmp_path) as server:
+        port = urlsplit(server.url).port
+        ours = findings(tmp_path, port=port)["port"]
+        other = findings(tmp_path / "other", port=port)["port"]
     with socket.create_server(("127.0.0.1", 0)) as stranger:
         port = stranger.getsockname()[1]
         theirs = findings(tmp_path, port=port)["port"]
 
     assert (ours.state, "answers" in ours.found) == ("ok", True)
-    assert (theirs.state, "taken" in theirs.found) == ("failed", True)
-    assert str(port) in theirs.advice
+    assert (other.state, "another data folder" in other.found) == ("failed", True)
+    assert (theirs.state, "another program" in theirs.found) == ("failed", True)
+    assert f":{port}" in theirs.advice
 
 
 def test_a_server_with_tls_is_ours_too(tmp_path, certificate):
     """Its health is asked over TLS, if the settings have a certificate."""
-    from tests import servers
-
     cert, key = certificate
-    with servers.hosted(tmp_path / "data", tls_cert=cert, tls_key=key) as running:
+    with servers.hosted(tmp_path, tls_cert=cert, tls_key=key) as running:
         port = urlsplit(running.url).port
         finding = findings(tmp_path, port=port, tls_cert=cert, tls_key=key)["port"]
 

@@ -63,6 +63,17 @@ def test_a_folder_of_another_program_is_told(tmp_path, text):
     assert findings(tmp_path)["data folder"].state == "failed"
 
 
+def test_a_folder_with_other_files_is_told_as_a_start_would(tmp_path):
+    """Somebody's home is no data folder; nothing is written into it."""
+    (tmp_path / "thesis.tex").write_text("x")
+
+    finding = findings(tmp_path)["data folder"]
+
+    assert (finding.state, "not Stepwell's" in finding.found) == ("failed", True)
+    assert "choose another with --data-dir" in finding.advice
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
 def test_little_room_is_a_warning(tmp_path, monkeypatch):
     """With what can be done."""
     monkeypatch.setattr(checks, "FREE_BYTES", 1 << 60)

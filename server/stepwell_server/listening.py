@@ -1,0 +1,65 @@
+"""The port of a server, taken before anything else is done: a refusal leaves nothing behind."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from contextlib import ExitStack
+
+from stepwell_core.errors import StepwellError
+
+
+class AddressUnusable(StepwellError):
+    """The server cannot listen there."""
+
+    code = "address_unusable"
+
+
+class AddressTaken(AddressUnusable):
+    """Another program listens there."""
+
+    code = "address_taken"
+
+
+def bound(host: str, port: int) -> list[socket.socket]:
+    """Return sockets with an address, one for each that the host has; they do not listen yet.
+
+    Until they do, who connects is refused. Who is given them closes them.
+
+    Args:
+        host: A name or an address of this machine.
+        port: 0 takes a free one.
+
+    Raises:
+        AddressTaken: Another program listens on the port.
+        AddressUnusable: The host is not this machine, or the port is not for this user.
+    """
+    try:
+        return _bound(host, port)
+    except OSError as error:
+        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        if error.errno == errno.EADDRINUSE:
+            raise AddressTaken(
+                f"Another program listens on {where}; choose another port with --port"
+            ) from None
+        reason = error.strerror or str(error)
+        raise AddressUnusable(
+            f"The server cannot listen on {where} ({reason}); choose an address of this machine "
+            "with --host, and a port above 1023 with --port"
+        ) from None
+
+
+def _bound(host: str, port: int) -> list[socket.socket]:
+    flags = socket.AI_PASSIVE
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
+    with ExitStack() as failed:
+        sockets = []
+        for family, kind, protocol, _, address in dict.fromkeys(found):
+            listener = failed.enter_context(socket.socket(family, kind, protocol))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:  # "::" is no other way to "0.0.0.0"
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listener.bind(address)
+            sockets.append(listener)
+        failed.pop_all()
+    return sockets

@@ -1,0 +1,58 @@
+"""A port is taken before anything else is done."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+from stepwell_server.listening import AddressTaken, AddressUnusable, bound
+
+
+def closed(sockets):
+    """Close sockets; returns their addresses."""
+    addresses = [listener.getsockname()[:2] for listener in sockets]
+    for listener in sockets:
+        listener.close()
+    return addresses
+
+
+def test_it_does_not_listen_yet():
+    """A worker that comes while models are recovered is refused, and tries again."""
+    (listener,) = bound("127.0.0.1", 0)
+    with listener, socket.socket() as caller, pytest.raises(ConnectionRefusedError):
+        caller.connect(listener.getsockname())
+
+
+def test_a_host_with_several_addresses_has_a_socket_for_each(monkeypatch):
+    """A name may be an IPv4 and an IPv6 address; one that is there twice is bound once."""
+    found = [
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0)),
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.2", 0)),
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0)),
+    ]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **options: found)
+
+    assert [host for host, _ in closed(bound("two.example", 0))] == ["127.0.0.1", "127.0.0.2"]
+
+
+def test_a_port_that_is_taken_is_told_and_nothing_stays_open(monkeypatch):
+    """Though the host's first address is free."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        found = [
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, port))
+            for host in ("127.0.0.2", "127.0.0.1")
+        ]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **options: found)
+        with pytest.raises(AddressTaken, match=f"listens on x:{port}; choose another port"):
+            bound("x", port)
+        monkeypatch.undo()
+
+        assert closed(bound("127.0.0.2", port)) == [("127.0.0.2", port)]
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no.such.host.invalid"])
+def test_an_address_of_another_machine_is_refused(host):
+    """With what was received and what to do."""
+    with pytest.raises(AddressUnusable, match=f"cannot listen on {host}:0 .*--host"):
+        bound(host, 0)
