@@ -23,7 +23,7 @@ MEDIA_TYPE = "application/octet-stream"
 def export(
     endpoint: Endpoint, model: str, checkpoint: str, folder: Path, progress: Progress
 ) -> list[Path]:
-    """Download a checkpoint's files into a folder, and return their paths.
+    """Download a checkpoint's files into a folder, check each tensor, and return their paths.
 
     Args:
         endpoint: The server.
@@ -36,12 +36,13 @@ def export(
     Raises:
         Conflict: The folder has a file of one of their names.
         InvalidName: A name can be none.
+        CheckpointInvalid: A tensor that arrived does not match its hash.
         StepwellError: The folder cannot be written, or what the server says.
     """
     import httpx
     from stepwell.calls import model_path
 
-    from stepwell_server.storage.checkpoint import FILES
+    from stepwell_server.storage.checkpoint import FILES, verify
 
     name, part = check_identifier(model, "model"), check_identifier(checkpoint, "checkpoint")
     arguments = {**endpoint.client_arguments(), **endpoint.transport_arguments()}
@@ -53,6 +54,12 @@ def export(
         for file in FILES:  # the manifest is the last: with it the export is whole
             path = model_path(name, "checkpoints", part, "files", file)
             _download(client, path, file, drafts, progress)
+        task = progress.add_task("verifying", total=None)
+
+        def note(phase: str, done: int, nbytes: int) -> None:
+            progress.update(task, completed=done, total=nbytes)
+
+        verify(drafts, part, note)
         return drafts.show()
 
 
@@ -87,6 +94,18 @@ class Drafts:
         target = self._folder / name
         self._files[target] = disk.temporary_beside(target)
         return disk.NewFile(self._files[target], is_large=True)
+
+    def size(self, checkpoint_id: str, name: str) -> int:
+        """Return the bytes of a file that was written; as `ModelStore.size`."""
+        return self._draft(name).stat().st_size
+
+    def pieces(self, checkpoint_id: str, name: str) -> Iterator[memoryview]:
+        """Yield the bytes of a file that was written; as `ModelStore.pieces`."""
+        return disk.pieces_of(self._draft(name))
+
+    def _draft(self, name: str) -> Path:
+        """Return where a file is; what stood before its name in its store does not count here."""
+        return self._files[self._folder / name.rpartition("/")[2]]
 
     def show(self) -> list[Path]:
         """Give all files their names, durably, in the order in which they were begun."""

@@ -338,6 +338,22 @@ def test_a_name_never_becomes_a_path_of_another_resource(run, tmp_path, model_na
     )
 
 
+@pytest.mark.parametrize("name", checkpoint.FILES)
+def test_an_export_of_a_damaged_checkpoint_is_refused(run, model, data_dir, tmp_path, name):
+    """Whichever file has a flipped bit; who can export need not be allowed to verify."""
+    made = model.checkpoint()
+    path = data_dir / model.name / "checkpoints" / made.id / name
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 1
+    path.write_bytes(content)
+
+    refused = run("export", model.name, made.id, tmp_path / "out")
+
+    assert refused.returncode == 1
+    assert f"Checkpoint {made.id}: " in refused.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 OCTETS = "application/octet-stream"
 
 

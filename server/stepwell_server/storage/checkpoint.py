@@ -26,7 +26,7 @@ from stepwell_core.ledger import Ledger
 from stepwell_core.state import Counters, Snapshot, State, pipeline_of, slot_names
 
 from stepwell_server.storage import ledger_text
-from stepwell_server.storage.stores.base import MANIFEST, ModelStore
+from stepwell_server.storage.stores.base import MANIFEST, Files, ModelStore
 from stepwell_server.storage.tensor_files import Note, Place, TensorFile, write_tensors
 
 FORMAT = "stepwell-checkpoint"
@@ -152,7 +152,7 @@ def write(
     return manifest
 
 
-def read_manifest(store: ModelStore, checkpoint_id: str) -> Manifest:
+def read_manifest(store: Files, checkpoint_id: str) -> Manifest:
     """Return what a checkpoint says about itself.
 
     Raises:
@@ -216,7 +216,7 @@ def read(store: ModelStore, checkpoint_id: str) -> tuple[Manifest, State]:
     return manifest, state
 
 
-def verify(store: ModelStore, checkpoint_id: str, progress: Progress) -> Manifest:
+def verify(store: Files, checkpoint_id: str, progress: Progress) -> Manifest:
     """Read a checkpoint whole, keep nothing, and check every tensor against its hash.
 
     Raises:
@@ -306,7 +306,7 @@ def _named_slots(layout: Layout, slots: Mapping[str, Arenas]) -> dict[str, Array
 
 
 def _read_file(
-    store: ModelStore,
+    store: Files,
     manifest: Manifest,
     name: str,
     into: Mapping[str, Array] | None,
@@ -374,7 +374,7 @@ def _sealed(text: bytes) -> bytes:
     return _SEAL % xxhash.xxh3_128_hexdigest(text).encode() + text + b"}\n"
 
 
-def _unsealed(store: ModelStore, checkpoint_id: str) -> tuple[dict[str, Any], bytes]:
+def _unsealed(store: Files, checkpoint_id: str) -> tuple[dict[str, Any], bytes]:
     """Return what a manifest says, and the text of its ledger."""
     try:
         if store.size(checkpoint_id, MANIFEST) > MAX_MANIFEST_BYTES:

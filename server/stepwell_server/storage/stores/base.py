@@ -54,6 +54,16 @@ class Draft(ABC):
         """
 
 
+class Files(Protocol):
+    """The files of checkpoints, as who reads them needs them; a `ModelStore` is one."""
+
+    def size(self, checkpoint_id: str, name: str) -> int:
+        """Return the bytes of a file; see `ModelStore.size`."""
+
+    def pieces(self, checkpoint_id: str, name: str) -> Iterator[memoryview]:
+        """Yield the bytes of a file; see `ModelStore.pieces`."""
+
+
 class ModelStore(ABC):
     """The checkpoints of one model.
 
