@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from stepwell_core import keras_config
 from stepwell_core.errors import InvalidArgument
 from stepwell_core.keras_config import AnyOptimizer
@@ -81,11 +80,3 @@ def without_callables(optimizer: AnyOptimizer) -> AnyOptimizer:
     if isinstance(optimizer, LossScaleOptimizer):
         return replace(optimizer, inner_optimizer=rule)
     return rule
-
-
-def values_of(hyperparameters: Hyperparameters) -> dict[str, float]:
-    """Return plain numbers, calling what is callable."""
-    return {
-        name: float(np.float64(value() if callable(value) else value))
-        for name, value in hyperparameters.items()
-    }

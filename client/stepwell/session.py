@@ -36,8 +36,9 @@ from stepwell import calls
 from stepwell.calls import Answer, Call, model_path
 from stepwell.destinations import Destination
 from stepwell.drops import Drops
-from stepwell.optimizers import Hyperparameters, values_of
+from stepwell.optimizers import Hyperparameters
 from stepwell.pulls import PullOptions, Pulls
+from stepwell.push_numbers import said_of, values_of
 from stepwell.results import Parameters, PushResult
 from stepwell.retry import Flow, Patience, repeatedly
 
@@ -232,14 +233,13 @@ class Session:
         the old one, are dropped: the session is opened anew and the parameters are pulled.
         """
         yield from self._ensure_open()
-        scale = self.loss_scale if loss_scale is None else float(loss_scale)
-        said = {
-            "version": self.version if version is None else int(version),
-            "kind": kind,
-            "weight": float(weight),
-            "loss_scale": None if kind != "gradient" else scale,
-            "metrics": {name: float(value) for name, value in (metrics or {}).items()},
-        }
+        said = said_of(
+            version=self.version if version is None else version,
+            kind=kind,
+            weight=weight,
+            loss_scale=self.loss_scale if loss_scale is None else loss_scale,
+            metrics=metrics,
+        )
         try:
             return (
                 yield from self._push_once(

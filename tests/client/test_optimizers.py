@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import stepwell
 from stepwell.errors import InvalidArgument
-from stepwell.optimizers import as_optimizer, callables_of, rule_of, values_of, without_callables
+from stepwell.optimizers import as_optimizer, callables_of, rule_of, without_callables
+from stepwell.push_numbers import values_of
 from stepwell_core.optimizers import PerPush
 
 # Keras's own variables do not know NumPy's newest keyword yet.
