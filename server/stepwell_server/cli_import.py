@@ -66,6 +66,8 @@ def _readable(file: Path) -> Iterator[None]:
 
     try:
         yield
+    except FileNotFoundError:
+        raise InvalidInput(f"There is no file {file}; nothing changed") from None
     except (OSError, SafetensorError) as error:
         raise InvalidInput(
             f"An import is of safetensors files. {file} cannot be read as one "

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import difflib
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
+from stepwell_core.errors import shown
 
 if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
     from stepwell_server.settings import Settings
 
 EXIT_USAGE = 2
+
+PREFIX = "STEPWELL_"
+OTHER_VARIABLES = ("STEPWELL_CONFIG", "STEPWELL_URL", "STEPWELL_TOKEN", "STEPWELL_CACHE_DIR")
+"""Which are no settings of a server."""
 
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
@@ -27,15 +37,46 @@ def load_settings(config: Path | None, **flags: Any) -> Settings:
 
     from stepwell_server.settings import Settings
 
+    for sentence in misspelt(os.environ, Settings.model_fields):
+        errors.print(f"stepwell: {sentence}", markup=False)
     try:
         return Settings.load(config, **flags)
     except ValidationError as error:
         for found in error.errors(include_url=False):
-            name = ".".join(str(part) for part in found["loc"]) or "settings"
-            errors.print(
-                f"stepwell: {name}: {found['msg'].removeprefix('Value error, ')}", markup=False
-            )
+            errors.print(f"stepwell: {_sentence(found, Settings.model_fields)}", markup=False)
         raise typer.Exit(EXIT_USAGE) from None
     except (OSError, ValueError) as error:
         errors.print(f"stepwell: {error}", markup=False)
         raise typer.Exit(EXIT_USAGE) from None
+
+
+def _sentence(found: ErrorDetails, names: Iterable[str]) -> str:
+    """Return what is wrong with one setting, in a sentence."""
+    name = ".".join(str(part) for part in found["loc"])
+    if found["type"] == "extra_forbidden":
+        return f"There is no setting {name!r}{_suggestion(name, names, 0.7)}; see docs/settings.md"
+    rule = found["msg"].removeprefix("Value error, ")
+    if not name:  # several settings together
+        return rule
+    return f"{name}: {rule}. Received: {shown(found['input'])}"
+
+
+def misspelt(environment: Iterable[str], names: Iterable[str]) -> list[str]:
+    """Return a sentence for each variable that is almost the name of a setting, and is none.
+
+    Args:
+        environment: Names of variables.
+        names: Of the settings.
+    """
+    variables = [f"{PREFIX}{name.upper()}" for name in names]
+    return [
+        f"{name} is no setting and has no effect{suggestion}"
+        for name in environment
+        if name.startswith(PREFIX) and name not in [*variables, *OTHER_VARIABLES]
+        if (suggestion := _suggestion(name, variables, 0.85))
+    ]
+
+
+def _suggestion(name: str, names: Iterable[str], likeness: float) -> str:
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=likeness)
+    return f" (did you mean {close[0]!r}?)" if close else ""

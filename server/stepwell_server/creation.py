@@ -74,8 +74,8 @@ def check_same(existing: Definition, wanted: Definition, *, exist_ok: bool) -> N
     """
     if not exist_ok:
         raise ModelExists(
-            f"There is a model {wanted.name!r} already; open it, delete it, or create with "
-            "exist_ok",
+            f"There is a model {wanted.name!r} already; open it, delete it, choose another name, "
+            "or create with exist_ok",
             model=wanted.name,
         )
     differences = existing.differences(wanted)

@@ -97,15 +97,24 @@ async def _on_validation_error(request: Request, error: Exception) -> Response:
 
 
 def invalid_fields(found: Any) -> errors.InvalidInput:
-    """Return pydantic's findings as our error: which field, which rule; never the value."""
-    places = [
-        {
+    """Return pydantic's findings as our error: which field, which rule; of values only numbers.
+
+    Text may be a secret, and is repeated nowhere.
+    """
+    places = []
+    for entry in list(found)[:16]:
+        place = {
             "field": ".".join(str(part) for part in entry["loc"])[:200],
             "rule": entry["msg"].removeprefix("Value error, ")[:200],
         }
-        for entry in list(found)[:16]
-    ]
-    text = "; ".join(f"{place['field']}: {place['rule']}" for place in places)
+        if isinstance(value := entry.get("input"), int | float):
+            place["received"] = errors.shown(value)
+        places.append(place)
+    text = "; ".join(
+        f"{place['field']}: {place['rule']}"
+        + (f". Received: {place['received']}" if "received" in place else "")
+        for place in places
+    )
     return errors.InvalidInput(f"The request's fields break rules: {text}", fields=places)
 
 
