@@ -102,6 +102,7 @@ def _summary(model: dict[str, Any], now_s: float) -> dict[str, Any]:
         "open_sessions": model.get("open_sessions"),
         "journal_bytes": durability["journal_bytes"],
         "read_only": durability["read_only"],
+        "recovered": durability.get("recovered"),
         "checkpoint": durability["checkpoint"],
         "checkpoint_age_s": None if made_s is None else max(0.0, now_s - made_s),
         "is_writing": durability["writing"] is not None,
@@ -125,7 +126,25 @@ def _show_server(told: dict[str, Any]) -> None:
     lines += [
         f"read-only   {m['name']}: {m['read_only']}" for m in told["models"] if m["read_only"]
     ]
+    for model in told["models"]:
+        lines += [f"recovered   {model['name']}: {loss}" for loss in _losses(model["recovered"])]
     typer.echo("\n".join(lines) + "\n")
+
+
+def _losses(recovered: dict[str, Any] | None) -> list[str]:
+    """Return sentences on what a model may not have that it had before the server's start."""
+    if recovered is None:
+        return []
+    losses = []
+    if damaged := recovered.get("damaged"):
+        losses.append(
+            f"checkpoint {', '.join(damaged)} is damaged; it went on from {recovered['checkpoint']}"
+        )
+    if not recovered["is_whole"]:
+        losses.append(
+            f"the end of its history may be lost; it went on at version {recovered['version']}"
+        )
+    return losses
 
 
 def _show_models(summaries: list[dict[str, Any]]) -> None:

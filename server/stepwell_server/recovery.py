@@ -37,6 +37,7 @@ class Recovered:
 
     Attributes:
         checkpoint: The name of the checkpoint it was read from.
+        damaged: The names of those after it, which were passed over.
         version: The model's, after all that was read.
         records: How many changes were made again from the journal.
         cut_off: Where the journal ended in a torn record, "file:offset"; None if it did not.
@@ -44,6 +45,7 @@ class Recovered:
     """
 
     checkpoint: str
+    damaged: list[str]
     version: int
     records: int
     cut_off: str | None
@@ -92,6 +94,8 @@ def read_model(folder: ModelFolder) -> Recovery:
         DataFolderInvalid: It is another model's folder.
     """
     manifest, state = folder.archive.newest()
+    ids = folder.archive.ids()
+    damaged = ids[ids.index(manifest.id) + 1 :]
     if manifest.definition.name != folder.name:
         raise DataFolderInvalid(
             f"The folder {folder.path} holds a model that calls itself "
@@ -105,8 +109,7 @@ def read_model(folder: ModelFolder) -> Recovery:
     try:
         made = _make_again(engine, folder, manifest)
     except JournalInvalid as error:
-        has_fallen_back = folder.archive.ids()[-1] != manifest.id
-        if not has_fallen_back or engine.counters != manifest.counters:
+        if not damaged or engine.counters != manifest.counters:
             raise
         # The checkpoint that the journal goes on from is damaged: that was complained of already.
         log.error("journal_does_not_join", model=folder.name, reason=error.message)
@@ -114,7 +117,14 @@ def read_model(folder: ModelFolder) -> Recovery:
     is_whole = is_clean or _is_proven(made.last)
     if not is_whole:
         engine = Engine(engine.state(), new_incarnation())  # the old one is not used any more
-    recovered = Recovered(manifest.id, engine.counters.version, made.count, made.torn, is_whole)
+    recovered = Recovered(
+        checkpoint=manifest.id,
+        damaged=damaged,
+        version=engine.counters.version,
+        records=made.count,
+        cut_off=made.torn,
+        is_whole=is_whole,
+    )
     failpoints.reach("recovery.read")
     return Recovery(folder, manifest, engine, made.next_number, recovered)
 

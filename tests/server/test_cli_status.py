@@ -18,6 +18,7 @@ from stepwell_server.cli_status import age_shown, bytes_shown
 
 from tests import servers
 from tests.server.calls import LAYOUT, Worker, create, new_name
+from tests.server.registries import damage_newest_checkpoint
 from tests.servers import ServerThread
 
 Run = Callable[..., tuple[int, str, str]]
@@ -136,6 +137,22 @@ def test_a_degraded_server_ends_with_1_and_says_which_model(run, server, trained
     assert code == 1
     assert "degraded" in out
     assert f"{trained}: the disk is broken" in out
+
+
+def test_what_may_be_lost_since_the_start_is_told(run, tmp_path):
+    """A damaged checkpoint was passed over: nobody has to find that in a log."""
+    with servers.hosted(tmp_path) as server, servers.http(server.url) as http:
+        path = create(http, "m")
+        Worker(http, path).push()
+    damage_newest_checkpoint(tmp_path)
+
+    with servers.hosted(tmp_path) as server:
+        screen = run("status", "--url", server.url)
+        (model,) = told(run("status", "--url", server.url, "--json"))["models"]
+
+    went_on = "checkpoint 000002-v1 is damaged; it went on from 000001-v0"
+    assert f"recovered   m: {went_on}\n" in screen[1]
+    assert model["recovered"]["damaged"] == ["000002-v1"]
 
 
 @pytest.mark.parametrize("command", [("status",), ("models",), ("workers", "m")])
