@@ -12,6 +12,9 @@ export class Problem extends Error {
   }
 }
 
+/** Nobody answered: the server is away, or the network. */
+export class NoAnswer extends Error {}
+
 // sessionStorage: of this tab and origin, gone with the tab, and sent nowhere by itself.
 export const token = () => sessionStorage.getItem(KEY);
 export const remember = (secret) => sessionStorage.setItem(KEY, secret);
@@ -19,14 +22,19 @@ export const forget = () => sessionStorage.removeItem(KEY);
 
 export const modelPath = (name) => `/v1/models/${encodeURIComponent(name)}`;
 
-function request(path, { method = "GET", body, headers = {}, signal } = {}) {
+async function request(path, { method = "GET", body, headers = {}, signal } = {}) {
   const all = { ...headers };
   if (token() !== null) all.Authorization = `Bearer ${token()}`;
   if (body !== undefined) all["Content-Type"] = "application/json";
-  return fetch(path, {
-    method, headers: all, signal, cache: "no-store", credentials: "omit", redirect: "error",
-    body: body === undefined ? undefined : JSON.stringify(body),
-  });
+  try {
+    return await fetch(path, {
+      method, headers: all, signal, cache: "no-store", credentials: "omit", redirect: "error",
+      body: body === undefined ? undefined : JSON.stringify(body),
+    });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new NoAnswer(`The server did not answer: ${error.message}`);
+  }
 }
 
 async function checked(answer) {

@@ -1,6 +1,6 @@
 // Begins: asks who we are, lists the models, shows one of them, and repaints while things happen.
 
-import { call, forget, modelPath, Problem, remember, token } from "./api.js";
+import { call, forget, modelPath, NoAnswer, Problem, remember, token } from "./api.js";
 import { Charts } from "./charts.js";
 import { Checkpoints } from "./checkpoints.js";
 import { byId, element, notice, section, setText } from "./elements.js";
@@ -40,6 +40,9 @@ class ModelPage {
       section("checkpoints", "Checkpoints", this.checkpoints.whole));
     byId("model").hidden = false;
     this.feed.start();
+    for (const name of ["Version", "Pushes", "Workers", "Staleness", "Gradients", "Mode", "Stream", "Model"]) {
+      this.tile(name, "–");
+    }
     this.painting = setInterval(() => this.paint(), PAINT_MS);
     this.charts.show([this.feed]);
     this.reload();
@@ -121,6 +124,7 @@ class ModelPage {
     this.tile("Stream", feed.isLive ? "live" : "reconnecting");
     const isDirty = [feed, ...this.compared.values()].some((one) => one.isDirty);
     if (!isDirty) return;
+    feed.flush();
     for (const one of [feed, ...this.compared.values()]) one.isDirty = false;
     this.tile("Staleness", number(feed.series.get("staleness_mean")?.value.at(-1)));
     this.charts.redraw();
@@ -203,8 +207,10 @@ async function ask() {
     }
     setText(byId("server-state"), "no answer");
     byId("server-state").className = "state failed";
+    if (!(error instanceof Problem || error instanceof NoAnswer)) throw error; // ours: the console says so
+  } finally {
+    if (!document.hidden && byId("sign-in").hidden) asking = setTimeout(ask, ASK_MS);
   }
-  if (!document.hidden) asking = setTimeout(ask, ASK_MS);
 }
 
 async function showModel(models, role) {

@@ -9,6 +9,8 @@ const TITLES = {
   pushes: "Pushes per second", staleness_max: "Staleness (versions)",
 };
 const COLORS = ["--line-1", "--line-2", "--line-3", "--line-4"];
+const MARKS = { checkpoint: "dot", cut: "solid", hyperparameters: "dash", consistency: "dash" };
+const MOST_MARKS = 30; // the newest
 const METRIC = "metrics.";
 const MOST_METRICS = 12; // curves on a page; a worker may send 64
 
@@ -17,13 +19,29 @@ let loading = null;
 /** Return plotly.js, or null if this server has none; the page works without curves too. */
 export function plotly() {
   loading ??= new Promise((resolve) => {
+    const allowStyles = withoutStyles();
+    const end = (found) => () => {
+      allowStyles();
+      resolve(found());
+    };
     const script = element("script", {
       src: new URL("plotly.min.js", import.meta.url).href,
-      load: () => resolve(globalThis.Plotly), error: () => resolve(null),
+      load: end(() => globalThis.Plotly), error: end(() => null),
     });
     document.head.append(script);
   });
   return loading;
+}
+
+/**
+ * Let style elements be templates, which style nothing, until the returned function is called. When
+ * plotly.js begins, it adds the styles of its maps, which we have none of, and the page's
+ * Content-Security-Policy would stop that with an error. Nothing else here makes a style element.
+ */
+function withoutStyles() {
+  document.createElement = (tag, options) =>
+    Document.prototype.createElement.call(document, tag === "style" ? "template" : tag, options);
+  return () => { delete document.createElement; };
 }
 
 /** Return a color of the style sheet as the browser resolves it, for light or dark. */
@@ -40,6 +58,8 @@ export class Charts {
   constructor() {
     this.cards = new Map();
     this.grid = element("div", { class: "grid", id: "curves" });
+    this.legend = element("p", { class: "note" },
+      "Upright lines: dotted is a checkpoint, dashed a change by hand, solid a restore.");
     this.axis = select("Over", "axis", [["version", "version"], ["time", "time"]], () => this.redraw());
     this.smoothing = element("input", {
       id: "smoothing", type: "range", min: "0", max: "0.99", step: "0.01", value: "0", input: () => this.redraw(),
@@ -50,7 +70,7 @@ export class Charts {
     this.controls = element("div", { class: "controls" }, this.axis,
       element("label", {}, "Smoothing ", this.smoothing),
       element("label", {}, this.log, " Log scale"));
-    this.whole = element("div", {}, this.controls, this.missing, this.grid);
+    this.whole = element("div", {}, this.controls, this.missing, this.grid, this.legend);
     this.watcher = new IntersectionObserver((seen) => {
       for (const { target, isIntersecting } of seen) {
         const card = [...this.cards.values()].find(({ plot }) => plot === target);
@@ -59,6 +79,12 @@ export class Charts {
       this.redraw();
     });
     this.feeds = [];
+    this.queue = [];
+    this.isHeld = false; // while somebody drags in a curve, it is not drawn anew under the finger
+    this.grid.addEventListener("pointerdown", () => { this.isHeld = true; });
+    for (const kind of ["pointerup", "pointercancel"]) {
+      addEventListener(kind, () => { this.isHeld = false; });
+    }
   }
 
   /** Show these models; the first has the first color. */
@@ -79,8 +105,19 @@ export class Charts {
       card.remove();
       this.cards.delete(name);
     }
-    const style = { text: color("--text"), grid: color("--rule"), lines: COLORS.map(color) };
-    for (const name of names) this.draw(name, style);
+    this.style = {
+      text: color("--text"), grid: color("--rule"), mark: color("--quiet"), lines: COLORS.map(color),
+    };
+    const isDrawing = this.queue.length > 0;
+    this.queue = names;
+    if (!isDrawing && names.length > 0) requestAnimationFrame(() => this.drawNext());
+  }
+
+  /** One curve a frame: all of them at once would take longer than a frame has. */
+  drawNext() {
+    const name = this.queue.shift();
+    if (name !== undefined && !this.isHeld) this.draw(name, this.style);
+    if (this.queue.length > 0) requestAnimationFrame(() => this.drawNext());
   }
 
   names() {
@@ -109,7 +146,7 @@ export class Charts {
     if (!isSeen) return;
     const traces = all.flatMap((columns, place) =>
       this.traces(columns, this.feeds[place].name, style.lines[place], this.feeds.length > 1));
-    this.Plotly.react(plot, traces, this.layout(style), { displayModeBar: false, responsive: true });
+    this.Plotly.react(plot, traces, this.layout(style, all), { displayModeBar: false, responsive: true });
   }
 
   traces(columns, model, line, hasLegend) {
@@ -126,15 +163,39 @@ export class Charts {
     return [raw, main];
   }
 
-  layout(style) {
-    const axis = { gridcolor: style.grid, linecolor: style.grid, zeroline: false, automargin: true, fixedrange: false };
+  layout(style, all) {
+    const axis = { gridcolor: style.grid, linecolor: style.grid, zeroline: false, automargin: true };
     return {
-      xaxis: { ...axis, type: this.axis.value === "time" ? "date" : "linear" },
-      yaxis: { ...axis, type: this.log.checked ? "log" : "linear", exponentformat: "power" },
-      margin: { l: 8, r: 8, t: 8, b: 8 }, height: 210, font: { color: style.text, size: 11, family: "system-ui, sans-serif" },
+      xaxis: { ...axis, type: this.axis.value === "time" ? "date" : "linear", nticks: 6 },
+      yaxis: { ...axis, type: this.log.checked ? "log" : "linear", exponentformat: "power", nticks: 6, ...this.span(all) },
+      margin: { l: 8, r: 8, t: 8, b: 8 }, height: 210,
+      font: { color: style.text, size: 11, family: "system-ui, sans-serif" },
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", hovermode: "x", dragmode: "zoom",
       legend: { orientation: "h", y: 1.15 }, uirevision: this.axis.value + this.log.checked,
+      shapes: this.marks(style),
     };
+  }
+
+  /** A value that stays the same has a range of its own: plotly's is from -1 to 1 around it. */
+  span(all) {
+    const values = all.flatMap(({ value }) => value);
+    const least = values.reduce((a, b) => Math.min(a, b), Infinity);
+    const most = values.reduce((a, b) => Math.max(a, b), -Infinity);
+    if (this.log.checked || least !== most) return {};
+    const reach = Math.abs(least) / 2 || 1;
+    return { range: [least - reach, most + reach] };
+  }
+
+  /** Where something was changed by hand, or saved: thin lines from bottom to top. */
+  marks(style) {
+    const isTime = this.axis.value === "time";
+    return this.feeds[0].events.filter(({ kind }) => kind in MARKS).slice(-MOST_MARKS).map((event) => {
+      const x = isTime ? new Date(event.time * 1000) : event.version;
+      return {
+        type: "line", xref: "x", yref: "paper", x0: x, x1: x, y0: 0, y1: 1, layer: "below",
+        line: { color: style.mark, width: 1, dash: MARKS[event.kind] },
+      };
+    });
   }
 }
 

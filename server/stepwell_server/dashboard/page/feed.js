@@ -42,7 +42,8 @@ export class Feed {
     this.leftOut = 0;
     this.onEvent = onEvent;
     this.last = null; // the number of the last event
-    this.sampled = 0;
+    this.sampled = 0; // when the last step came into the curves
+    this.pending = null; // the newest, if it did not
   }
 
   start() {
@@ -98,6 +99,7 @@ export class Feed {
       call(`${modelPath(this.name)}/history?points=4000&kinds=step&kinds=drop`, { signal }),
     ]);
     this.series = new Map(Object.entries(history.series));
+    this.pending = null;
     this.events = rows(history.events).slice(-MOST_EVENTS);
     this.leftOut = history.left_out;
     this.workers = new Map();
@@ -138,10 +140,17 @@ export class Feed {
     }
   }
 
+  /** One step in a while, and the newest of all, once `flush` is called. */
   draw(step) {
-    const now = step.time * 1000;
-    if (now - this.sampled < SAMPLE_MS) return;
-    this.sampled = now;
+    this.pending = step;
+    if ((step.time - this.sampled) * 1000 >= SAMPLE_MS) this.flush();
+  }
+
+  flush() {
+    const step = this.pending;
+    if (step === null) return;
+    this.pending = null;
+    this.sampled = step.time;
     for (const [name, value] of Object.entries(seriesOf(step))) {
       if (value === null || value === undefined) continue;
       let columns = this.series.get(name) ?? empty();

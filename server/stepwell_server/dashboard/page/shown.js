@@ -28,4 +28,14 @@ export function age(seconds) {
 
 export const moment = (unixSeconds) => new Date(unixSeconds * 1000).toLocaleString();
 
-export const value = (some) => (typeof some === "string" ? some : JSON.stringify(some));
+/** A value of a hyperparameter: a float32, as learning rates are, with as few digits as say which. */
+export function value(some) {
+  if (typeof some === "string") return some;
+  if (typeof some === "number" && Math.fround(some) === some) {
+    for (let digits = 1; digits <= 9; digits += 1) {
+      const short = Number(some.toPrecision(digits));
+      if (Math.fround(short) === some) return String(short);
+    }
+  }
+  return JSON.stringify(some);
+}
