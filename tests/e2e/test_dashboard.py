@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ SIZE = 1000
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
+    """One browser for all tests."""
     with chromium() as running:
         yield running
 
@@ -55,15 +57,15 @@ def screen(browser: Any, url: str) -> Iterator[Watched]:
 
 def train(url: str, name: str, steps: int, token: str | None = None) -> None:
     """Make a model and push to it from two workers, who stay."""
-    client = stepwell.Client(url, token=token)
     start = {"w": np.zeros(SIZE, np.float32)}
-    model = client.create_model(name, start, optimizer=stepwell.Adam(1e-3))
     random = np.random.default_rng(0)
-    for worker in [model.worker("w0"), model.worker("w1")]:
-        worker.pull()
-        for step in range(steps):
-            gradient = random.normal(size=SIZE).astype(np.float32)
-            worker.push_pull({"w": gradient}, metrics={"loss": 1 / (step + 1)})
+    with stepwell.Client(url, token=token) as client:
+        model = client.create_model(name, start, optimizer=stepwell.Adam(1e-3))
+        for worker in [model.worker("w0"), model.worker("w1")]:
+            worker.pull()
+            for step in range(steps):
+                gradient = random.normal(size=SIZE).astype(np.float32)
+                worker.push_pull({"w": gradient}, metrics={"loss": 1 / (step + 1)})
 
 
 def show(screen: Watched, name: str) -> Any:
@@ -74,11 +76,13 @@ def show(screen: Watched, name: str) -> Any:
 
 
 def optimizer(url: str, name: str) -> dict[str, Any]:
+    """Return the hyperparameters as they are on the server."""
     config = httpx.get(f"{url}/v1/models/{name}/optimizer").json()["config"]
     return dict(config)
 
 
 def wait_for_text(page: Any, selector: str, text: str) -> None:
+    """Wait until a text is there."""
     page.locator(selector).filter(has_text=text).first.wait_for()
 
 
@@ -103,6 +107,7 @@ def test_curves_are_drawn_with_what_the_workers_said(url, screen) -> None:
 
     page = show(screen, "drawn")
 
+    wait_for_text(page, "#curves figcaption", "Pushes per second")
     captions = page.locator("#curves figcaption").all_inner_texts()
     assert [text.rpartition(" ")[0] for text in captions[:4]] == [
         "loss", "Gradient norm", "Update norm", "Learning rate",
@@ -121,15 +126,14 @@ def test_what_happens_is_seen_without_asking(url, screen) -> None:
     train(url, "live", steps=1)
     page = show(screen, "live")
     wait_for_text(page, "#tile-stream", "live")
-    model = stepwell.Client(url).model("live")
 
-    with model.worker("late") as worker:
+    with stepwell.Client(url) as client, (model := client.model("live")).worker("late") as worker:
         worker.pull()
         for _ in range(9):
             worker.push({"w": np.ones(SIZE, np.float32)})
         model.checkpoint()
 
-        page.wait_for_function("document.querySelector('#tile-version').innerText === '11'")
+        page.locator("#tile-version", has_text=re.compile("^11$")).wait_for()
         wait_for_text(page, "#timeline li", "late joined")
         wait_for_text(page, "#timeline li", "checkpoint 000002-v11")
         wait_for_text(page, "#checkpoints tbody th", "000002-v11")
@@ -159,7 +163,10 @@ def test_who_looked_at_older_values_changes_nothing(browser, url) -> None:
     with watched(browser, url) as screen:
         page = show(screen, "shared")
         page.locator("#h-learning_rate").fill("0.5")
-        page.route("**/optimizer", lambda route: route.abort() if route.request.method == "GET" else route.continue_())
+        page.route(
+            "**/optimizer",
+            lambda route: route.abort() if route.request.method == "GET" else route.continue_(),
+        )
         httpx.patch(f"{url}/v1/models/shared/optimizer", json={"learning_rate": 0.125})
         wait_for_text(page, "#timeline li", "0.125")
         page.unroute("**/optimizer")
@@ -180,7 +187,7 @@ def test_a_value_that_cannot_be_is_the_servers_sentence(browser, url) -> None:
         page.locator("#change").click()
         wait_for_text(page, "#notice.failed", "Received: about one")
 
-        page.locator("#h-beta_1").fill("7")
+        page.locator("#h-beta_1").fill('"seven"')
         page.locator("#change").click()
         page.locator("#confirm").click()
 
@@ -203,7 +210,7 @@ def test_a_checkpoint_is_verified_downloaded_and_restored(url, screen, tmp_path)
     page.locator("#confirm").click()
 
     wait_for_text(page, "#timeline li", "restored 000001-v0")
-    page.wait_for_function("document.querySelector('#tile-version').innerText === '0'")
+    page.locator("#tile-version", has_text=re.compile("^0$")).wait_for()
     assert httpx.get(f"{url}/v1/models/saved").json()["version"] == 0
 
 
@@ -223,7 +230,7 @@ def test_names_that_workers_made_up_are_text(url, screen) -> None:
     """A metric may be called anything printable, and is never HTML."""
     train(url, "hostile", steps=1)
     name = "<img src=x onerror=alert(1)>"
-    with stepwell.Client(url).model("hostile").worker("w2") as worker:
+    with stepwell.Client(url) as client, client.model("hostile").worker("w2") as worker:
         worker.pull()
         worker.push({"w": np.ones(SIZE, np.float32)}, metrics={name: 1.0, "<b>": 2.0})
 
@@ -302,7 +309,8 @@ LEAST_CONTRAST = """() => {
     }
   };
   return Math.min(...[...document.querySelectorAll("main *, header *")]
-    .filter((one) => one.checkVisibility() && [...one.childNodes].some((node) => node.nodeType === 3 && node.data.trim()))
+    .filter((one) => one.checkVisibility())
+    .filter((one) => [...one.childNodes].some((node) => node.nodeType === 3 && node.data.trim()))
     .filter((one) => !(one instanceof SVGElement))
     .map((one) => [light(getComputedStyle(one).color), light(behind(one))].sort())
     .map(([a, b]) => (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05)));

@@ -17,9 +17,11 @@ from tests.server.calls import assert_problem
 def stranger(tmp_path_factory):
     """A client without a token, of a server that has tokens."""
     data_dir = tmp_path_factory.mktemp("closed")
-    with servers.hosted(data_dir, token_file=_token_file(data_dir.parent)) as server:
-        with servers.http(server.url) as client:
-            yield client
+    with (
+        servers.hosted(data_dir, token_file=_token_file(data_dir.parent)) as server,
+        servers.http(server.url) as client,
+    ):
+        yield client
 
 
 def _token_file(folder):
@@ -30,6 +32,7 @@ def _token_file(folder):
 
 
 def address(name: str) -> str:
+    """Return where a file of the page is."""
     return f"/dashboard/{shared_files().version}/{name}"
 
 
@@ -96,7 +99,9 @@ def test_who_takes_no_gzip_gets_the_same_bytes(stranger):
 
     assert "content-encoding" not in plain.headers
     assert plain.headers["vary"] == "Accept-Encoding"
-    assert plain.content == gzip.decompress(shared_files().find(shared_files().version, "app.js").packed)
+    assert plain.content == gzip.decompress(
+        shared_files().find(shared_files().version, "app.js").packed
+    )
 
 
 @pytest.mark.parametrize(

@@ -164,10 +164,13 @@ export class Charts {
   }
 
   layout(style, all) {
-    const axis = { gridcolor: style.grid, linecolor: style.grid, zeroline: false, automargin: true };
+    // exponentformat: 10 with a raised exponent would need a style attribute, hence another policy.
+    const axis = {
+      gridcolor: style.grid, linecolor: style.grid, zeroline: false, automargin: true, exponentformat: "e",
+    };
     return {
       xaxis: { ...axis, type: this.axis.value === "time" ? "date" : "linear", nticks: 6 },
-      yaxis: { ...axis, type: this.log.checked ? "log" : "linear", exponentformat: "power", nticks: 6, ...this.span(all) },
+      yaxis: { ...axis, type: this.log.checked ? "log" : "linear", nticks: 6, ...this.span(all) },
       margin: { l: 8, r: 8, t: 8, b: 8 }, height: 210,
       font: { color: style.text, size: 11, family: "system-ui, sans-serif" },
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", hovermode: "x", dragmode: "zoom",
