@@ -5,10 +5,11 @@ const ANSWER_MS = 60_000;
 
 /** What the server says against a call: a sentence for people, and a code. */
 export class Problem extends Error {
-  constructor(status, fields) {
+  constructor(status, fields, secret) {
     super(fields.detail ?? fields.title ?? `The server answered with status ${status}`);
     this.status = status;
     this.code = fields.code ?? "";
+    this.secret = secret; // the token that it was asked with
   }
 }
 
@@ -22,9 +23,9 @@ export const forget = () => sessionStorage.removeItem(KEY);
 
 export const modelPath = (name) => `/v1/models/${encodeURIComponent(name)}`;
 
-async function request(path, { method = "GET", body, headers = {}, signal } = {}) {
+async function request(path, secret, { method = "GET", body, headers = {}, signal } = {}) {
   const all = { ...headers };
-  if (token() !== null) all.Authorization = `Bearer ${token()}`;
+  if (secret !== null) all.Authorization = `Bearer ${secret}`;
   if (body !== undefined) all["Content-Type"] = "application/json";
   try {
     return await fetch(path, {
@@ -37,7 +38,7 @@ async function request(path, { method = "GET", body, headers = {}, signal } = {}
   }
 }
 
-async function checked(answer) {
+async function checked(answer, secret) {
   if (answer.ok) return answer;
   let fields = {};
   try {
@@ -45,13 +46,14 @@ async function checked(answer) {
   } catch {
     // Not of our server, such as a proxy's: the status is all there is to say.
   }
-  throw new Problem(answer.status, fields);
+  throw new Problem(answer.status, fields, secret);
 }
 
 /** Return the answer itself, for its headers or bytes. */
 export async function send(path, options = {}) {
   const signal = options.signal ?? AbortSignal.timeout(options.timeoutMs ?? ANSWER_MS);
-  return checked(await request(path, { ...options, signal }));
+  const secret = token();
+  return checked(await request(path, secret, { ...options, signal }), secret);
 }
 
 /** Return the JSON that a call answers. */
@@ -61,7 +63,8 @@ export async function call(path, options = {}) {
 
 /** Yield the server-sent events of a path: {id, kind, data}; ends when the server ends it. */
 export async function* events(path, signal) {
-  const answer = await checked(await request(path, { signal }));
+  const secret = token();
+  const answer = await checked(await request(path, secret, { signal }), secret);
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {

@@ -146,12 +146,16 @@ let health = null;
 let asking = 0;
 
 function failed(error) {
-  if (error instanceof Problem && error.status === 401) signIn();
+  if (error instanceof Problem && error.status === 401) signIn(error);
   else if (error.name !== "AbortError") notice(error.message, { failed: true });
 }
 
-function signIn() {
+function signIn(refusal) {
   clearTimeout(asking);
+  if (refusal.secret !== token()) { // another one was given meanwhile
+    asking = setTimeout(ask, ASK_MS);
+    return;
+  }
   leave();
   if (token() !== null) notice("The server does not know this token, or not any more.", { failed: true });
   forget();
@@ -202,14 +206,17 @@ async function ask() {
     await showModel(models, about.role);
   } catch (error) {
     if (error instanceof Problem && error.status === 401) {
-      signIn();
+      signIn(error);
       return;
     }
     setText(byId("server-state"), "no answer");
     byId("server-state").className = "state failed";
     if (!(error instanceof Problem || error instanceof NoAnswer)) throw error; // ours: the console says so
   } finally {
-    if (!document.hidden && byId("sign-in").hidden) asking = setTimeout(ask, ASK_MS);
+    if (!document.hidden && byId("sign-in").hidden) {
+      clearTimeout(asking);
+      asking = setTimeout(ask, ASK_MS);
+    }
   }
 }
 

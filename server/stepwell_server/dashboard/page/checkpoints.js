@@ -73,7 +73,7 @@ export class Checkpoints {
       + "and workers have to pull again. A checkpoint of now is not written first.";
     if (!await confirmed("Restore this checkpoint?", text, "Restore")) return;
     const { version } = await call(`${this.path}/${id}/restore`, { method: "POST", timeoutMs: HOUR_MS });
-    notice(`${this.model} is at version ${version} again`);
+    notice(`${this.model} is as it was in ${id}, as version ${version}`);
     await this.load();
   }
 
