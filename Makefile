@@ -27,7 +27,7 @@ test: $(INSTALLED) ## Run the tests.
 # The rest: what takes long, and what needs more than `make setup` installs.
 test-full: $(INSTALLED_INTEGRATIONS) ## Install what some tests need, frameworks and packages of Debian, and run those tests.
 	.ci/install-test-tools
-	STEPWELL_REQUIRE=strace,tmpfs,Rscript,jax,keras,optax,torch $(BIN)/python -m pytest -m full $(ARGS)
+	STEPWELL_REQUIRE=strace,tmpfs,Rscript,chromium,playwright.sync_api,jax,keras,optax,torch $(BIN)/python -m pytest -m full $(ARGS)
 
 soak: $(INSTALLED) ## Kill servers for an hour, 1,000 times, and check that nothing was lost.
 	$(BIN)/python -m tests.faults.soak $(ARGS)
@@ -68,8 +68,8 @@ $(INSTALLED_BENCH): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	@touch $@
 
-# The frameworks that the client is at home in; the tests of these skip where they are missing.
+# The frameworks that the client is at home in, and what drives a browser; tests skip where they are missing.
 $(INSTALLED_INTEGRATIONS): $(INSTALLED_BENCH)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	  --constraint constraints.txt --editable ".[jax,keras]" optax
+	  --constraint constraints.txt --editable ".[jax,keras]" optax playwright
 	@touch $@

@@ -22,10 +22,14 @@ from stepwell_core.errors import StepwellError
 from stepwell_server import problems
 from stepwell_server.tokens import ROLES, Authenticator
 
-PUBLIC = frozenset({"/healthz", "/readyz"})
+PUBLIC = frozenset({"/healthz", "/readyz", "/", "/dashboard/{version}/{file}"})
+"""Paths that everyone may get: health, and the dashboard's page and files, which hold no data."""
 
 IS_KNOWN = "stepwell.is_known"
 """In the scope of a public call: whether its caller has a role all the same."""
+
+ROLE = "stepwell.role"
+"""In the scope of any other call: the role of its caller."""
 
 READ, PUSH, ADMIN = ROLES
 
@@ -84,6 +88,7 @@ BODY_TYPES = frozenset({"application/json", wire.MEDIA_TYPE})
 _PATTERNS = [
     (method, compile_path(path)[0], role) for (method, path), role in ROLE_OF_ROUTE.items()
 ]
+_PUBLIC_PATTERNS = [compile_path(path)[0] for path in PUBLIC if "{" in path]
 _TEMPLATES = [(method, compile_path(path)[0], path) for method, path in ROLE_OF_ROUTE]
 
 
@@ -121,7 +126,7 @@ class Gate:
         headers = _headers(scope)
         self._check_browser(headers)
         self._check_body(scope["method"], headers)
-        if scope["path"] in PUBLIC and scope["method"] in ("GET", "HEAD"):
+        if scope["method"] in ("GET", "HEAD") and is_public(scope["path"]):
             scope[IS_KNOWN] = self._is_known(headers)
             return
         role = self._role(headers)
@@ -132,6 +137,7 @@ class Gate:
                 needed=needed,
                 received=role,
             )
+        scope[ROLE] = role
 
     def _check_browser(self, headers: Mapping[str, str]) -> None:
         authority = headers.get("host", "").lower()
@@ -189,6 +195,11 @@ def _headers(scope: Scope) -> dict[str, str]:
             raise errors.MalformedMessage(f"A request has one {name} header. Received: several")
         headers[name] = raw_value.decode("latin-1")
     return headers
+
+
+def is_public(path: str) -> bool:
+    """Return whether everyone may get a path."""
+    return path in PUBLIC or any(pattern.match(path) for pattern in _PUBLIC_PATTERNS)
 
 
 def role_needed(method: str, path: str) -> str:

@@ -5,6 +5,7 @@ from fastapi import APIRouter
 from stepwell_server.routes import (
     checkpoints,
     consistency,
+    dashboard,
     gradients,
     health,
     history,
@@ -19,6 +20,7 @@ from stepwell_server.routes import (
 
 ROUTERS: tuple[APIRouter, ...] = (
     health.router,
+    dashboard.router,
     metrics.router,
     models.router,
     parameters.router,

@@ -14,7 +14,7 @@ from stepwell_core.layout import PAYLOAD_DTYPES
 from stepwell_core.optimizers import OPTIMIZERS
 
 from stepwell_server import __version__
-from stepwell_server.gate import IS_KNOWN
+from stepwell_server.gate import IS_KNOWN, ROLE
 from stepwell_server.model import HostedModel
 from stepwell_server.representations import MEDIA_TYPES
 from stepwell_server.routes.access import TheSettings, staging_of
@@ -64,13 +64,14 @@ def _health(model: HostedModel) -> dict[str, Any]:
 
 @router.get("/v1")
 async def about(request: Request, settings: TheSettings) -> dict[str, Any]:
-    """Say which protocol, limits and features this server has, and what it has counted."""
+    """Say which protocol, limits and features this server has, what it counted, and who asks."""
     staging = staging_of(request)
     return {
         "stepwell": __version__,
         "protocol": wire.PROTOCOL,
         "durability": settings.durability,
         "instance": request.app.state.instance,
+        "role": request.scope[ROLE],
         "memory_socket": request.app.state.memory_socket,
         "limits": {
             "max_header_bytes": wire.MAX_HEADER_BYTES,

@@ -1,0 +1,278 @@
+// Begins: asks who we are, lists the models, shows one of them, and repaints while things happen.
+
+import { call, forget, modelPath, NoAnswer, Problem, remember, token } from "./api.js";
+import { Charts } from "./charts.js";
+import { Checkpoints } from "./checkpoints.js";
+import { byId, element, notice, section, setText } from "./elements.js";
+import { Feed } from "./feed.js";
+import { Health } from "./health.js";
+import { Hyperparameters } from "./hyperparameters.js";
+import { bytes, number } from "./shown.js";
+import { Timeline } from "./timeline.js";
+import { welcome } from "./welcome.js";
+import { Workers } from "./workers.js";
+
+const ASK_MS = 1500; // what the stream does not say: states of workers, the server's health
+const PAINT_MS = 500;
+const MOST_COMPARED = 3; // a browser has six connections to a server, and a stream keeps one
+
+/** The page of one model. */
+class ModelPage {
+  constructor(name, role) {
+    this.name = name;
+    this.path = modelPath(name);
+    this.feed = new Feed(name, (event) => this.happened(event));
+    this.compared = new Map();
+    this.charts = new Charts();
+    this.workers = new Workers();
+    this.timeline = new Timeline();
+    this.hyperparameters = new Hyperparameters(name, role === "admin");
+    this.checkpoints = new Checkpoints(name, role === "admin");
+    this.tiles = new Map();
+    this.facts = element("dl", { class: "facts tiles" });
+    this.choice = element("div", { class: "controls", id: "compare" });
+    byId("model").replaceChildren(
+      section("summary", name, this.facts),
+      section("curves-section", "Curves", this.choice, this.charts.whole),
+      section("workers", "Workers", this.workers.whole),
+      section("timeline", "Timeline", this.timeline.whole),
+      section("hyperparameters", "Hyperparameters", this.hyperparameters.whole),
+      section("checkpoints", "Checkpoints", this.checkpoints.whole));
+    byId("model").hidden = false;
+    this.feed.start();
+    for (const name of ["Version", "Pushes", "Workers", "Staleness", "Gradients", "Mode", "Stream", "Model"]) {
+      this.tile(name, "–");
+    }
+    this.painting = setInterval(() => this.paint(), PAINT_MS);
+    this.charts.show([this.feed]);
+    this.reload();
+  }
+
+  close() {
+    clearInterval(this.painting);
+    this.feed.stop();
+    for (const feed of this.compared.values()) feed.stop();
+  }
+
+  pause() {
+    this.feed.stop();
+  }
+
+  resume() {
+    this.feed.start();
+  }
+
+  reload() {
+    for (const part of [this.hyperparameters, this.checkpoints]) part.load().catch(failed);
+  }
+
+  happened({ kind }) {
+    if (kind === "checkpoint" || kind === "cut") this.checkpoints.load().catch(failed);
+    if (kind === "hyperparameters" || kind === "cut") this.hyperparameters.load().catch(failed);
+  }
+
+  /** Other models whose curves are drawn beside ours. */
+  offer(names) {
+    const others = names.filter((name) => name !== this.name);
+    const shown = [...this.choice.querySelectorAll("input")].map((box) => box.value);
+    if (shown.join("\n") === others.join("\n")) return;
+    this.choice.replaceChildren(...(others.length ? ["Compare with "] : []), ...others.map((name) =>
+      element("label", {}, element("input", {
+        type: "checkbox", value: name, checked: this.compared.has(name),
+        change: (event) => this.compare(name, event.target),
+      }), ` ${name}`)));
+    for (const name of this.compared.keys()) if (!others.includes(name)) this.compared.delete(name);
+  }
+
+  compare(name, box) {
+    if (!box.checked) {
+      this.compared.delete(name);
+    } else if (this.compared.size === MOST_COMPARED) {
+      box.checked = false;
+      notice(`${MOST_COMPARED} models beside this one are the most that one can tell apart.`);
+    } else {
+      this.compared.set(name, new Feed(name));
+      this.askCompared();
+    }
+    this.charts.show([this.feed, ...this.compared.values()]);
+  }
+
+  /** They are asked for again and again: a stream each would take the connections of other tabs. */
+  async askCompared() {
+    for (const feed of this.compared.values()) {
+      await feed.refresh();
+    }
+  }
+
+  async ask(models) {
+    const model = models.find(({ name }) => name === this.name);
+    const [{ workers }] = await Promise.all([call(`${this.path}/workers`), this.askCompared()]);
+    const open = this.workers.show(workers, performance.now() / 1000, this.feed);
+    const pushes = open.reduce((sum, worker) => sum + (worker.rate ?? 0), 0);
+    this.model = model;
+    this.tile("Workers", `${number(open.length)} open`);
+    this.tile("Pushes", `${number(pushes)} /s`);
+    this.tile("Gradients", `${bytes(pushes * model.bytes)}/s`);
+    this.tile("Model", `${number(model.parameters)} parameters, ${bytes(model.bytes)}`);
+    this.tile("Mode", model.consistency.mode);
+    this.offer(models.map(({ name }) => name));
+  }
+
+  paint() {
+    const { feed } = this;
+    if (this.model) this.tile("Version", number(Math.max(feed.version ?? 0, 0) || this.model.version));
+    this.tile("Stream", feed.isLive ? "live" : "reconnecting");
+    const isDirty = [feed, ...this.compared.values()].some((one) => one.isDirty);
+    if (!isDirty) return;
+    feed.flush();
+    for (const one of [feed, ...this.compared.values()]) one.isDirty = false;
+    this.tile("Staleness", number(feed.series.get("staleness_mean")?.value.at(-1)));
+    this.charts.redraw();
+    this.timeline.show(feed);
+  }
+
+  tile(name, text) {
+    if (!this.tiles.has(name)) {
+      const place = element("dd", { id: `tile-${name.toLowerCase()}` });
+      this.tiles.set(name, place);
+      this.facts.append(element("div", {}, element("dt", {}, name), place));
+    }
+    setText(this.tiles.get(name), text);
+  }
+}
+
+let page = null;
+let health = null;
+let asking = 0;
+
+function failed(error) {
+  if (error instanceof Problem && error.status === 401) signIn(error);
+  else if (error.name !== "AbortError") notice(error.message, { failed: true });
+}
+
+function signIn(refusal) {
+  clearTimeout(asking);
+  if (refusal.secret !== token()) { // another one was given meanwhile
+    asking = setTimeout(ask, ASK_MS);
+    return;
+  }
+  leave();
+  if (token() !== null) notice("The server does not know this token, or not any more.", { failed: true });
+  forget();
+  byId("health").hidden = true;
+  byId("welcome").hidden = true;
+  byId("sign-in").hidden = false;
+  byId("sign-out").hidden = true;
+  byId("models").replaceChildren();
+  setText(byId("server-state"), "needs a token");
+  byId("token").focus();
+}
+
+function leave() {
+  page?.close();
+  page = null;
+  byId("model").hidden = true;
+}
+
+/** The model that the address names, or the first one. */
+function wanted(models) {
+  const named = decodeURIComponent(location.hash.slice(1));
+  return models.some(({ name }) => name === named) ? named : models[0]?.name;
+}
+
+function listModels(models, chosen) {
+  const where = byId("models");
+  const names = models.map(({ name }) => name);
+  const mark = JSON.stringify([names, chosen]);
+  if (where.dataset.mark === mark) return;
+  where.dataset.mark = mark;
+  where.replaceChildren(...names.map((name) => element("a", {
+    href: `#${encodeURIComponent(name)}`, "aria-current": name === chosen ? "page" : null,
+  }, name)));
+}
+
+/** Ask for everything that is no event, and show it; again after a while. */
+async function ask() {
+  clearTimeout(asking);
+  try {
+    const [about, ready, { models }] = await Promise.all([call("/v1"), call("/readyz"), call("/v1/models")]);
+    byId("sign-in").hidden = true;
+    byId("sign-out").hidden = token() === null;
+    health ??= new Health(byId("health"));
+    byId("health").hidden = false;
+    health.show(about, ready, models);
+    setText(byId("server-state"), ready.status);
+    byId("server-state").className = `state ${ready.status}`;
+    await showModel(models, about.role);
+  } catch (error) {
+    if (error instanceof Problem && error.status === 401) {
+      signIn(error);
+      return;
+    }
+    setText(byId("server-state"), "no answer");
+    byId("server-state").className = "state failed";
+    if (!(error instanceof Problem || error instanceof NoAnswer)) throw error; // ours: the console says so
+  } finally {
+    if (!document.hidden && byId("sign-in").hidden) {
+      clearTimeout(asking);
+      asking = setTimeout(ask, ASK_MS);
+    }
+  }
+}
+
+async function showModel(models, role) {
+  const name = wanted(models);
+  listModels(models, name);
+  byId("welcome").hidden = models.length > 0;
+  if (models.length === 0) {
+    if (!byId("welcome").firstChild) welcome(byId("welcome"));
+    leave();
+    return;
+  }
+  if (page?.name !== name) {
+    leave();
+    page = new ModelPage(name, role);
+    document.title = `${name} – Stepwell`;
+  }
+  await page.ask(models);
+}
+
+function setTheme(theme) {
+  document.documentElement.dataset.theme = theme;
+  setText(byId("theme"), `Theme: ${theme}`);
+  page?.charts.redraw();
+}
+
+function begin() {
+  const themes = ["auto", "light", "dark"];
+  setTheme(localStorage.getItem("stepwell.theme") ?? "auto");
+  byId("theme").addEventListener("click", () => {
+    const next = themes[(themes.indexOf(document.documentElement.dataset.theme) + 1) % themes.length];
+    localStorage.setItem("stepwell.theme", next);
+    setTheme(next);
+  });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => page?.charts.redraw());
+  byId("token-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    remember(byId("token").value.trim());
+    byId("token").value = "";
+    notice("");
+    ask();
+  });
+  byId("sign-out").addEventListener("click", () => {
+    forget();
+    location.reload();
+  });
+  addEventListener("hashchange", ask);
+  // A tab that nobody sees asks for nothing, and lets go of its connection.
+  document.addEventListener("visibilitychange", () => {
+    if (document.hidden) page?.pause();
+    else {
+      page?.resume();
+      ask();
+    }
+  });
+  ask();
+}
+
+begin();

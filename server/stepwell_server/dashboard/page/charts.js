@@ -1,0 +1,216 @@
+// Curves of a model, and of others beside it, by plotly.js, which is loaded when it is first needed.
+
+import { element, setText } from "./elements.js";
+import { number } from "./shown.js";
+import { empty, rates, smoothed, thinned } from "./series.js";
+
+const TITLES = {
+  gradient_norm: "Gradient norm", update_norm: "Update norm", learning_rate: "Learning rate",
+  pushes: "Pushes per second", staleness_max: "Staleness (versions)",
+};
+const COLORS = ["--line-1", "--line-2", "--line-3", "--line-4"];
+const MARKS = { checkpoint: "dot", cut: "solid", hyperparameters: "dash", consistency: "dash" };
+const MOST_MARKS = 30; // the newest
+const METRIC = "metrics.";
+const MOST_METRICS = 12; // curves on a page; a worker may send 64
+
+let loading = null;
+
+/** Return plotly.js, or null if this server has none; the page works without curves too. */
+export function plotly() {
+  loading ??= new Promise((resolve) => {
+    const allowStyles = withoutStyles();
+    const end = (found) => () => {
+      allowStyles();
+      resolve(found());
+    };
+    const script = element("script", {
+      src: new URL("plotly.min.js", import.meta.url).href,
+      load: end(() => globalThis.Plotly), error: end(() => null),
+    });
+    document.head.append(script);
+  });
+  return loading;
+}
+
+/**
+ * Let style elements be templates, which style nothing, until the returned function is called. When
+ * plotly.js begins, it adds the styles of its maps, which we have none of, and the page's
+ * Content-Security-Policy would stop that with an error. Nothing else here makes a style element.
+ */
+function withoutStyles() {
+  document.createElement = (tag, options) =>
+    Document.prototype.createElement.call(document, tag === "style" ? "template" : tag, options);
+  return () => { delete document.createElement; };
+}
+
+/** Return a color of the style sheet as the browser resolves it, for light or dark. */
+function color(name) {
+  const probe = element("span");
+  probe.style.color = `var(${name})`;
+  document.body.append(probe);
+  const found = getComputedStyle(probe).color;
+  probe.remove();
+  return found;
+}
+
+export class Charts {
+  constructor() {
+    this.cards = new Map();
+    this.grid = element("div", { class: "grid", id: "curves" });
+    this.legend = element("p", { class: "note" },
+      "Upright lines: dotted is a checkpoint, dashed a change by hand, solid a restore.");
+    this.axis = select("Over", "axis", [["version", "version"], ["time", "time"]], () => this.redraw());
+    this.smoothing = element("input", {
+      id: "smoothing", type: "range", min: "0", max: "0.99", step: "0.01", value: "0", input: () => this.redraw(),
+    });
+    this.log = element("input", { id: "log", type: "checkbox", change: () => this.redraw() });
+    this.missing = element("p", { class: "note", hidden: true },
+      "There are no curves: this server has no plotly.js. pip install plotly, and start it again.");
+    this.controls = element("div", { class: "controls" }, this.axis,
+      element("label", {}, "Smoothing ", this.smoothing),
+      element("label", {}, this.log, " Log scale"));
+    this.whole = element("div", {}, this.controls, this.missing, this.grid, this.legend);
+    this.watcher = new IntersectionObserver((seen) => {
+      for (const { target, isIntersecting } of seen) {
+        const card = [...this.cards.values()].find(({ plot }) => plot === target);
+        if (card) card.isSeen = isIntersecting;
+      }
+      this.redraw();
+    });
+    this.feeds = [];
+    this.queue = [];
+    this.isHeld = false; // while somebody drags in a curve, it is not drawn anew under the finger
+    this.grid.addEventListener("pointerdown", () => { this.isHeld = true; });
+    for (const kind of ["pointerup", "pointercancel"]) {
+      addEventListener(kind, () => { this.isHeld = false; });
+    }
+  }
+
+  /** Show these models; the first has the first color. */
+  async show(feeds) {
+    this.feeds = feeds;
+    this.Plotly ??= await plotly();
+    this.missing.hidden = this.Plotly !== null;
+    if (this.Plotly !== null) this.redraw();
+  }
+
+  redraw() {
+    if (!this.Plotly) return;
+    const names = this.names();
+    for (const [name, { card, plot }] of this.cards) {
+      if (names.includes(name)) continue;
+      this.watcher.unobserve(plot);
+      this.Plotly.purge(plot);
+      card.remove();
+      this.cards.delete(name);
+    }
+    this.style = {
+      text: color("--text"), grid: color("--rule"), mark: color("--quiet"), lines: COLORS.map(color),
+    };
+    const isDrawing = this.queue.length > 0;
+    this.queue = names;
+    if (!isDrawing && names.length > 0) requestAnimationFrame(() => this.drawNext());
+  }
+
+  /** One curve a frame: all of them at once would take longer than a frame has. */
+  drawNext() {
+    const name = this.queue.shift();
+    if (name !== undefined && !this.isHeld) this.draw(name, this.style);
+    if (this.queue.length > 0) requestAnimationFrame(() => this.drawNext());
+  }
+
+  names() {
+    const had = new Set(this.feeds.flatMap((feed) => [...feed.series.keys()]));
+    const metrics = [...had].filter((name) => name.startsWith(METRIC)).sort();
+    const first = metrics.filter((name) => name === `${METRIC}loss`);
+    const others = metrics.filter((name) => name !== `${METRIC}loss`).slice(0, MOST_METRICS - 1);
+    const own = ["gradient_norm", "update_norm", "learning_rate"].filter((name) => had.has(name));
+    return [...first, ...others, ...own, ...(had.has("contributors") ? ["pushes", "staleness_max"] : [])];
+  }
+
+  draw(name, style) {
+    const title = TITLES[name] ?? name.slice(METRIC.length);
+    if (!this.cards.has(name)) {
+      const plot = element("div", { class: "plot" });
+      const now = element("span", { class: "now" });
+      const card = element("figure", { class: "card" }, element("figcaption", {}, title, " ", now), plot);
+      this.grid.append(card);
+      this.cards.set(name, { card, plot, now, isSeen: true });
+      this.watcher.observe(plot);
+    }
+    const { card, plot, now, isSeen } = this.cards.get(name);
+    const all = this.feeds.map((feed) => columnsOf(feed, name));
+    setText(now, number(all[0].value.at(-1)));
+    card.setAttribute("aria-label", `${title}: ${number(all[0].value.at(-1))}`);
+    if (!isSeen) return;
+    const traces = all.flatMap((columns, place) =>
+      this.traces(columns, this.feeds[place].name, style.lines[place], this.feeds.length > 1));
+    this.Plotly.react(plot, traces, this.layout(style, all), { displayModeBar: false, responsive: true });
+  }
+
+  traces(columns, model, line, hasLegend) {
+    const isTime = this.axis.value === "time";
+    const x = isTime ? columns.time.map((time) => new Date(time * 1000)) : columns.version;
+    const weight = Number(this.smoothing.value);
+    const base = { x, type: "scatter", mode: columns.value.length < 2 ? "markers" : "lines", name: model };
+    const main = {
+      ...base, y: smoothed(columns.value, weight), line: { color: line, width: 1.6 },
+      marker: { color: line }, showlegend: hasLegend,
+    };
+    if (weight === 0) return [main];
+    const raw = { ...base, y: columns.value, line: { color: line, width: 1 }, opacity: 0.25, hoverinfo: "skip", showlegend: false };
+    return [raw, main];
+  }
+
+  layout(style, all) {
+    // exponentformat: 10 with a raised exponent would need a style attribute, hence another policy.
+    const axis = {
+      gridcolor: style.grid, linecolor: style.grid, zeroline: false, automargin: true, exponentformat: "e",
+    };
+    return {
+      xaxis: { ...axis, type: this.axis.value === "time" ? "date" : "linear", nticks: 6 },
+      yaxis: { ...axis, type: this.log.checked ? "log" : "linear", nticks: 6, ...this.span(all) },
+      margin: { l: 8, r: 8, t: 8, b: 8 }, height: 210,
+      font: { color: style.text, size: 11, family: "system-ui, sans-serif" },
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", hovermode: "x", dragmode: "zoom",
+      legend: { orientation: "h", y: 1.15 }, uirevision: this.axis.value + this.log.checked,
+      shapes: this.marks(style),
+    };
+  }
+
+  /** A value that stays the same has a range of its own: plotly's is from -1 to 1 around it. */
+  span(all) {
+    const values = all.flatMap(({ value }) => value);
+    const least = values.reduce((a, b) => Math.min(a, b), Infinity);
+    const most = values.reduce((a, b) => Math.max(a, b), -Infinity);
+    if (this.log.checked || least !== most) return {};
+    const reach = Math.abs(least) / 2 || 1;
+    return { range: [least - reach, most + reach] };
+  }
+
+  /** Where something was changed by hand, or saved: thin lines from bottom to top. */
+  marks(style) {
+    const isTime = this.axis.value === "time";
+    return this.feeds[0].events.filter(({ kind }) => kind in MARKS).slice(-MOST_MARKS).map((event) => {
+      const x = isTime ? new Date(event.time * 1000) : event.version;
+      return {
+        type: "line", xref: "x", yref: "paper", x0: x, x1: x, y0: 0, y1: 1, layer: "below",
+        line: { color: style.mark, width: 1, dash: MARKS[event.kind] },
+      };
+    });
+  }
+}
+
+function columnsOf(feed, name) {
+  if (name === "pushes") return thinned(rates(feed.series.get("contributors") ?? empty()));
+  return thinned(feed.series.get(name) ?? empty());
+}
+
+function select(label, id, options, change) {
+  const made = element("select", { id, change },
+    ...options.map(([value, text]) => element("option", { value }, text)));
+  const whole = element("label", {}, `${label} `, made);
+  Object.defineProperty(whole, "value", { get: () => made.value });
+  return whole;
+}
