@@ -8,10 +8,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 INSTALLED_BENCH := $(VENV)/.installed-bench
+INSTALLED_DOCS := $(VENV)/.installed-docs
 INSTALLED_INTEGRATIONS := $(VENV)/.installed-integrations
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full soak check serve bench bench-peers clean
+.PHONY: help setup demo test test-full soak check docs serve bench bench-peers clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +37,9 @@ check: $(INSTALLED) ## Check format, lint and types.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict core/stepwell_core server/stepwell_server client/stepwell
+
+docs: $(INSTALLED_DOCS) ## Build the documentation as a site, build/docs/index.html.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --config-file docs/site/mkdocs.yml $(ARGS)
 
 serve: $(INSTALLED) ## Start a server on http://127.0.0.1:8700.
 	$(BIN)/stepwell serve $(ARGS)
@@ -66,6 +70,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 # torch is 200 MB and more, and only the benchmarks and the tests of its integration need it.
 $(INSTALLED_BENCH): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	@touch $@
+
+# The site's generator is 20 MB, and nothing else needs it.
+$(INSTALLED_DOCS): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[docs]"
 	@touch $@
 
 # The frameworks that the client is at home in, and what drives a browser; tests skip where they are missing.
