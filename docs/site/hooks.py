@@ -13,7 +13,9 @@ from typing import Any
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)#\s]+)[^)]*\)")
 """A link of Markdown, not an image: its text, and its target without an anchor."""
 
-TAG = re.compile(r"<(link|script|img|iframe|source|video|audio|object|embed)\b[^>]*>", re.IGNORECASE)
+TAG = re.compile(
+    r"<(link|script|img|iframe|source|video|audio|object|embed)\b[^>]*>", re.IGNORECASE
+)
 ADDRESS = re.compile(r"""(?:src|srcset|href|data)\s*=\s*["']?\s*(?:https?:)?//""", re.IGNORECASE)
 IMPORTED = re.compile(r"""(?:url\(|@import)\s*["']?\s*(?:https?:)?//""", re.IGNORECASE)
 

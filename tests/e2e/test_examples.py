@@ -1,4 +1,4 @@
-"""The programs in examples/ and the README's code run as they stand, against a real server."""
+"""The programs in examples/ run as they stand, against a real server."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.requirements import require, require_package, require_program
+from tests.requirements import require, require_program
 from tests.servers import served
 
 ROOT = Path(__file__).parents[2]
@@ -133,45 +133,3 @@ def test_an_r_program_sends_arrays_whole_and_is_told_what_is_wrong(url: str) -> 
 
     assert "cube" in printed
     assert "shape" in printed
-
-
-def test_the_readmes_python_runs(url: str, tmp_path: Path) -> None:
-    """What a newcomer pastes works; only the address is another."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert blocks
-    for number, block in enumerate(blocks):
-        program = tmp_path / f"block_{number}.py"
-        program.write_text(block.replace("http://127.0.0.1:8700", url))
-        run(url, sys.executable, str(program))
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("framework", ["jax", "keras"])
-def test_the_quick_start_of_a_framework_runs(
-    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, framework: str
-) -> None:
-    """What docs/jax.md and docs/keras.md show trains to the known answer; Keras on JAX."""
-    for package in ("jax", "keras", "optax"):
-        require_package(package)
-    monkeypatch.setenv("KERAS_BACKEND", "jax")
-    (block,) = re.findall(
-        r"```python\n(.*?)```", (ROOT / "docs" / f"{framework}.md").read_text(), re.DOTALL
-    )
-    program = tmp_path / "block.py"
-    program.write_text(block.replace("http://127.0.0.1:8700", url))
-
-    assert run(url, sys.executable, str(program)) == "y = 3.00 x -2.00\n"
-
-
-def test_links_in_the_documents_lead_somewhere() -> None:
-    """A relative link names a file that exists."""
-    broken = []
-    for document in [
-        *ROOT.glob("*.md"),
-        *(ROOT / "docs").rglob("*.md"),
-        *ROOT.glob("examples/*.md"),
-    ]:
-        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text()):
-            if "://" not in target and not (document.parent / target).exists():
-                broken.append(f"{document.relative_to(ROOT)}: {target}")
-    assert not broken

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -599,19 +597,3 @@ def test_a_token_that_may_only_push_trains_but_does_not_create(tmp_path) -> None
         ) as optimizer:
             train(module, optimizer, steps=1)
             assert optimizer.last_result.outcome == "applied"
-
-
-def test_the_quick_start_of_the_documents_runs(server, monkeypatch) -> None:
-    """The first block of docs/torch.md, as it stands there."""
-    # Arrange
-    text = (Path(__file__).parents[3] / "docs" / "torch.md").read_text()
-    (code, *_) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    monkeypatch.setenv("STEPWELL_URL", server.url)
-    names: dict[str, Any] = {}
-
-    # Act
-    exec(compile(code, "docs/torch.md", "exec"), names)
-    names["optimizer"].close()
-
-    # Assert
-    assert names["optimizer"].last_result.version == 10
