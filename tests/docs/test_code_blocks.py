@@ -28,9 +28,6 @@ from tests.docs.blocks import (
 from tests.requirements import require_package, require_program
 from tests.servers import served
 
-ADDRESS = "http://127.0.0.1:8700"
-"""What the documents call the server."""
-
 PACKAGES = {
     "docs/jax.md": ("jax", "optax"),
     "docs/keras.md": ("keras", "jax"),
@@ -122,7 +119,7 @@ def test_the_python_of_a_page_runs(url: str, tmp_path: Path, name: str) -> None:
     """What a reader pastes works; only the address is another. It prints what the page says."""
     # Arrange
     found = found_in(name)
-    (tmp_path / "page.py").write_text(program(found).replace(ADDRESS, url))
+    (tmp_path / "page.py").write_text(program(found).replace("http://127.0.0.1:8700", url))
 
     # Act
     output = run([sys.executable, "page.py"], tmp_path, STEPWELL_URL=url)
@@ -137,14 +134,16 @@ def test_what_a_reader_types_into_a_shell_works(url: str, tmp_path: Path, name: 
     """All of a page in one shell, in an empty folder with the files that the page has."""
     # Arrange
     found = found_in(name)
-    script, port = session(found), str(free_port())
-    address = f"http://127.0.0.1:{port}" if "stepwell serve" in script else url
+    port = url.rpartition(":")[2]
+    if "stepwell serve" in session(found):
+        port = str(free_port())
+    script = session(found).replace(":8700", f":{port}")
     for block in found:
         if block.title:
-            (tmp_path / block.title).write_text(block.code.replace(ADDRESS, address))
-    script = script.replace(ADDRESS, address).replace(":8700", f":{port}")
+            (tmp_path / block.title).write_text(block.code.replace(":8700", f":{port}"))
 
     # Act
+    address = f"http://127.0.0.1:{port}"
     output = run(["bash", "-eu", "-c", script], tmp_path, STEPWELL_URL=address, STEPWELL_PORT=port)
 
     # Assert
