@@ -168,7 +168,9 @@ class Worker(WorkerHandle):
                 kept and not written to. They must be copies: what the last `pull` or `push_pull`
                 returned is what is subtracted from them. The worker keeps those arrays until the
                 next pull, and nobody may write to them before this returns.
-            weight, metrics, hyperparameters: See `push`.
+            weight: See `push`.
+            metrics: See `push`.
+            hyperparameters: See `push`.
             state: Values of tensors that are not optimized, which are sent as they are; None for
                 one that is to stay as it is. These names are then not in `parameters`.
 

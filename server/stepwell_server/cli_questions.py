@@ -44,6 +44,8 @@ class Questions:
         arguments = {**endpoint.client_arguments(), **endpoint.transport_arguments()}
         arguments["headers"]["Accept"] = "application/json"
         arguments["timeout"] = ANSWER_S
+        if arguments["verify"] is True:  # as for every other command, SSL_CERT_FILE counts
+            arguments["verify"] = httpx.create_ssl_context()
         self.url = endpoint.url
         self.now_s = time.time()
         self._client: httpx.Client = httpx.Client(**arguments, trust_env=endpoint.has_proxy)
@@ -53,15 +55,30 @@ class Questions:
 
         Raises:
             ConnectionFailed: Nobody is there.
+            CertificateRefused: Whoever is there has a certificate that is not trusted.
             UnexpectedAnswer: Somebody else is.
             StepwellError: What the server says.
         """
         import httpx
-        from stepwell.errors import ConnectionFailed, UnexpectedAnswer, from_problem
+        from stepwell.errors import (
+            CertificateRefused,
+            ConnectionFailed,
+            UnexpectedAnswer,
+            from_problem,
+        )
+        from stepwell.transport.failures import of_httpx
 
         try:
             answer = self._client.get(path)
         except httpx.HTTPError as error:
+            failure = of_httpx(error)
+            if isinstance(failure, CertificateRefused):
+                found, _, _ = failure.message.partition(". ")
+                raise CertificateRefused(
+                    f"{found}. If it is your own, name it, or the authority that made it, in "
+                    "SSL_CERT_FILE; the name in the URL must be one of those in it",
+                    was_sent=False,
+                ) from None
             raise ConnectionFailed(
                 f"No server answers at {self.url} ({type(error).__name__}). Start one with "
                 "`stepwell serve`, or say where it is with --url or STEPWELL_URL"

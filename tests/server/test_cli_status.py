@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -222,3 +223,22 @@ def test_completion_is_there_for_the_shells(shell):
     )
 
     assert "complete" in printed.stdout
+
+
+def test_a_certificate_of_ones_own_is_named_by_a_variable(
+    run: Run,
+    certificate: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """SSL_CERT_FILE, as for all other commands; without it the reason is told."""
+    cert, key = certificate
+    with servers.hosted(tmp_path / "data", tls_cert=cert, tls_key=key) as secured:
+        code, _, refused = run("status", "--url", secured.url)
+        monkeypatch.setenv("SSL_CERT_FILE", str(cert))
+        status = told(run("status", "--url", secured.url, "--json"))
+
+    assert code == 1
+    assert "is not trusted" in refused
+    assert "SSL_CERT_FILE" in refused
+    assert status["status"] == "ready"

@@ -64,7 +64,9 @@ class RemoteOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # torch is 
         optimizer: One of torch that made no step (SGD, Adagrad, Adam, AdamW), its class, with
             `options`, or whatever `stepwell.Client.create_model` takes. The result is that of
             torch's or of Keras's.
-        url, token, timeout: See `stepwell.Client`.
+        url: See `stepwell.Client`.
+        token: See `stepwell.Client`.
+        timeout: See `stepwell.Client`.
         client: A client that is there already, instead of those three.
         worker: Name of this process among the model's workers; default: host and process number.
         consistency: For a model that is not there yet; see `stepwell.Client.create_model`.
