@@ -39,7 +39,7 @@ check: $(INSTALLED) ## Check format, lint and types.
 	$(BIN)/mypy --strict core/stepwell_core server/stepwell_server client/stepwell
 
 docs: $(INSTALLED_DOCS) ## Build the documentation as a site, build/docs/index.html.
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --config-file docs/site/mkdocs.yml $(ARGS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/site/mkdocs.yml $(ARGS)
 
 serve: $(INSTALLED) ## Start a server on http://127.0.0.1:8700.
 	$(BIN)/stepwell serve $(ARGS)
