@@ -33,6 +33,7 @@ DEFAULT = {
 
 SUITES = DEFAULT | {
     "metrics": "benchmarks.metrics",
+    "dashboard": "benchmarks.dashboard",
     "peers": "benchmarks.peers.suite",
     "federated": "benchmarks.federated.suite",
 }
