@@ -33,6 +33,8 @@ DEFAULT = {
 
 SUITES = DEFAULT | {
     "metrics": "benchmarks.metrics",
+    "torch": "benchmarks.torch_step",
+    "dashboard": "benchmarks.dashboard",
     "peers": "benchmarks.peers.suite",
     "federated": "benchmarks.federated.suite",
 }

@@ -30,7 +30,8 @@ class Client:
     A forked process may go on using it: it makes connections of its own.
 
     Args:
-        url: Of the server; default: `STEPWELL_URL`, or http://127.0.0.1:8700.
+        url: Of the server, or unix:///path of its socket; default: `STEPWELL_URL`, or
+            http://127.0.0.1:8700.
         token: Default: `STEPWELL_TOKEN`, or the first one in the file `STEPWELL_TOKEN_FILE`.
         timeout: How long to wait for what.
         verify: What to think of the server's certificate: True, False or an `ssl.SSLContext`.

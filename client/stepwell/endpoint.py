@@ -20,6 +20,10 @@ from stepwell.retry import Timeout
 
 DEFAULT_URL = "http://127.0.0.1:8700"
 
+UNIX = "unix://"
+LOCAL_URL = "http://localhost"
+"""What a server behind a Unix socket is called in requests."""
+
 KEEP_ALIVE_S = 30.0
 """Shorter than the server's 75 s, so the client never writes into a connection that is being
 closed."""
@@ -51,7 +55,8 @@ class Endpoint:
         if not _is_server_url(self.url):
             raise InvalidArgument(
                 "A server's URL is like http://127.0.0.1:8700, with nothing behind the port and no "
-                f"user in it. Received: {_without_user(self.url)!r}"
+                "user in it, or like unix:///run/stepwell/stepwell.sock. Received: "
+                f"{_without_user(self.url)!r}"
             )
         if self.token is not None and not (self.token.isascii() and self.token.isprintable()):
             raise InvalidArgument("A token is like sw_push_... Received: other characters")
@@ -71,8 +76,11 @@ class Endpoint:
     ) -> Self:
         """Return where the server is; what is not given comes from the environment."""
         token = (token or os.environ.get("STEPWELL_TOKEN") or _token_from_file()).strip()
+        url = url or os.environ.get("STEPWELL_URL") or DEFAULT_URL
+        if uds is None and isinstance(url, str) and url.startswith(UNIX):
+            url, uds = LOCAL_URL, _socket_in(url)
         found = cls(
-            url=url or os.environ.get("STEPWELL_URL") or DEFAULT_URL,
+            url=url,
             token=token or None,
             uds=None if uds is None else os.fspath(uds),
             **{name: value for name, value in options.items() if value is not None},
@@ -94,6 +102,11 @@ class Endpoint:
             return ipaddress.ip_address(host).is_loopback
         except ValueError:
             return False
+
+    @property
+    def name(self) -> str:
+        """The URL for people: of the Unix socket if there is one."""
+        return self.url if self.uds is None else f"{UNIX}{self.uds}"
 
     @property
     def is_tls(self) -> bool:
@@ -148,6 +161,21 @@ def check_transport(transport: str) -> str:
     if transport not in ("auto", "http"):
         raise InvalidArgument(f'`transport` is "auto" or "http". Received: {shown(transport)}')
     return transport
+
+
+def _socket_in(url: str) -> str:
+    """Return the path in a URL `unix:///path`.
+
+    Raises:
+        InvalidArgument: There is none, or a host before it.
+    """
+    path = url.removeprefix(UNIX)
+    if not path.startswith("/") or len(path) < 2:
+        raise InvalidArgument(
+            "The URL of a Unix socket is like unix:///run/stepwell/stepwell.sock. Received: "
+            f"{url!r}"
+        )
+    return path
 
 
 def _token_from_file() -> str:

@@ -24,7 +24,7 @@ from stepwell_core import wire
 from stepwell_core.errors import NoSharedMemory
 
 from stepwell.connection import Connection
-from stepwell.endpoint import Endpoint
+from stepwell.endpoint import LOCAL_URL, Endpoint
 from stepwell.errors import UnexpectedAnswer, from_problem
 from stepwell.http_response import Response
 
@@ -63,7 +63,7 @@ class MemoryConnection(Connection):
         self._descriptors: list[int] = []
         self._untold = 0  # requests whose answers were not read yet
         self.is_usable = True
-        super().__init__(replace(endpoint, url="http://localhost", uds=path))
+        super().__init__(replace(endpoint, url=LOCAL_URL, uds=path))
         _all.add(self)
         try:
             with _short(path) as self._uds:

@@ -182,7 +182,7 @@ def parse(model: type[M], fields: Mapping[str, Any]) -> M:
     try:
         return model.model_validate(dict(fields))
     except ValidationError as error:
-        raise invalid_fields(error.errors(include_url=False, include_input=False)) from None
+        raise invalid_fields(error.errors(include_url=False)) from None
 
 
 def arrays_from_json(layout: Layout, values: object) -> dict[str, Array]:

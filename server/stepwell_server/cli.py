@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 import typer
 from stepwell_core.errors import StepwellError
 
-from stepwell_server import __version__, cli_checkpoints, cli_status, cli_top
+from stepwell_server import __version__, cli_checkpoints, cli_status, cli_tensorboard, cli_top
+from stepwell_server.cli_bench import bench
 from stepwell_server.cli_doctor import doctor
 from stepwell_server.cli_settings import EXIT_USAGE, errors, load_settings
 
@@ -31,9 +32,11 @@ token_app = typer.Typer(
 )
 app.add_typer(token_app, name="token")
 app.add_typer(cli_checkpoints.app, name="checkpoint")
+app.add_typer(cli_tensorboard.app, name="export")
 cli_status.register(app)
 cli_top.register(app)
 app.command("doctor")(doctor)
+app.command("bench")(bench)
 
 DataDir = Annotated[Path, typer.Option(help="The server's data folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, alone, on stdout.")]

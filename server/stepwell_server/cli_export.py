@@ -39,17 +39,16 @@ def export(
         CheckpointInvalid: A tensor that arrived does not match its hash.
         StepwellError: The folder cannot be written, or what the server says.
     """
-    import httpx
     from stepwell.calls import model_path
+    from stepwell.transport.over_httpx import new_client
 
     from stepwell_server.storage.checkpoint import FILES, verify
 
     name, part = check_identifier(model, "model"), check_identifier(checkpoint, "checkpoint")
-    arguments = {**endpoint.client_arguments(), **endpoint.transport_arguments()}
     with (
         _said_in_a_sentence(folder),
         Drafts(folder, FILES) as drafts,
-        httpx.Client(**arguments, trust_env=endpoint.has_proxy) as client,
+        new_client(endpoint) as client,
     ):
         for file in FILES:  # the manifest is the last: with it the export is whole
             path = model_path(name, "checkpoints", part, "files", file)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 import typer
 
 if TYPE_CHECKING:  # not needed by a server that starts
-    import httpx
+    pass
 
 Url = Annotated[
     str | None, typer.Option(help="Of the server [STEPWELL_URL, or http://127.0.0.1:8700].")
@@ -37,18 +37,15 @@ class Questions:
     """
 
     def __init__(self, url: str | None) -> None:
-        import httpx
         from stepwell.endpoint import Endpoint
+        from stepwell.transport.over_httpx import new_client
 
         endpoint = Endpoint.find(url, None, None)
-        arguments = {**endpoint.client_arguments(), **endpoint.transport_arguments()}
-        arguments["headers"]["Accept"] = "application/json"
-        arguments["timeout"] = ANSWER_S
-        if arguments["verify"] is True:  # as for every other command, SSL_CERT_FILE counts
-            arguments["verify"] = httpx.create_ssl_context()
-        self.url = endpoint.url
+        self.url = endpoint.name
         self.now_s = time.time()
-        self._client: httpx.Client = httpx.Client(**arguments, trust_env=endpoint.has_proxy)
+        self._client = new_client(endpoint)
+        self._client.headers["Accept"] = "application/json"
+        self._client.timeout = ANSWER_S
 
     def ask(self, path: str) -> dict[str, Any]:
         """Return what a path answers, 503 included: a server that is not ready says so.

@@ -15,6 +15,8 @@ from starlette.responses import Response
 from stepwell_core import errors
 from stepwell_core.errors import StepwellError
 
+from stepwell_server import __version__
+
 MEDIA_TYPE = "application/problem+json"
 
 STATUS: Mapping[type[StepwellError], int] = {
@@ -105,7 +107,7 @@ def invalid_fields(found: Any) -> errors.InvalidInput:
     for entry in list(found)[:16]:
         place = {
             "field": ".".join(str(part) for part in entry["loc"])[:200],
-            "rule": entry["msg"].removeprefix("Value error, ")[:200],
+            "rule": _rule(entry),
         }
         if isinstance(value := entry.get("input"), int | float):
             place["received"] = errors.shown(value)
@@ -116,6 +118,14 @@ def invalid_fields(found: Any) -> errors.InvalidInput:
         for place in places
     )
     return errors.InvalidInput(f"The request's fields break rules: {text}", fields=places)
+
+
+def _rule(entry: Mapping[str, Any]) -> str:
+    if entry["type"] == "extra_forbidden":
+        return (
+            f"Stepwell {__version__}, which this server is, has no such field; is the client newer?"
+        )
+    return str(entry["msg"]).removeprefix("Value error, ")[:200]
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:

@@ -6,7 +6,16 @@ from collections.abc import Callable
 
 import pytest
 
-from benchmarks import checkpoint, durability, metrics, shapes, startup, update
+from benchmarks import (
+    checkpoint,
+    dashboard,
+    durability,
+    metrics,
+    shapes,
+    startup,
+    torch_step,
+    update,
+)
 from benchmarks import workers as many
 from benchmarks.federated import suite as federated
 from benchmarks.measure import Result
@@ -26,12 +35,14 @@ SUITES: dict[str, Callable[[], Result]] = {
     "durability": lambda: durability.run({"tiny": SIZE}, rounds=1),
     "checkpoint": lambda: checkpoint.run(SIZE, rounds=1),
     "metrics": lambda: metrics.run(rounds=1, calls=2),
+    "torch": lambda: torch_step.run({"a": (300, 400), "b": (7,)}, rounds=2),
+    "dashboard": lambda: dashboard.run(workers=9, steps=200, seconds=1.0),
     "peers": lambda: peers.run(SIZE, rounds=1, environments=()),
     "federated": lambda: federated.run(rounds=2, layers=1, width=16, words=32, context=8),
 }
 
 
-LONG = {"durability", "federated", "peers", "wire.large", "wire.workers"}
+LONG = {"torch", "dashboard", "durability", "federated", "peers", "wire.large", "wire.workers"}
 
 
 @pytest.mark.parametrize(

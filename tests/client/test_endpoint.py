@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import stepwell
 from stepwell.endpoint import Endpoint
@@ -28,6 +29,28 @@ def test_what_is_no_servers_url_is_refused(url):
     """The sentence shows one."""
     with pytest.raises(InvalidArgument, match=r"like http://127.0.0.1:8700"):
         stepwell.Client(url)
+
+
+@pytest.mark.parametrize("url", ["unix://", "unix:///", "unix://run/stepwell.sock"])
+def test_the_url_of_a_socket_has_a_whole_path(url):
+    """What stands before the path would be a host."""
+    with pytest.raises(InvalidArgument, match=r"like unix:///run/stepwell/stepwell.sock"):
+        stepwell.Client(url)
+
+
+def test_a_url_may_name_a_unix_socket(tmp_path, monkeypatch):
+    """As an argument or in the environment, so a worker in another container needs nothing else."""
+    from tests import servers
+
+    with servers.hosted(tmp_path) as server:
+        url = f"unix://{tmp_path / 'stepwell.sock'}"
+        monkeypatch.setenv("STEPWELL_URL", url)
+        with stepwell.Client() as client:
+            client.create_model("m", {"w": np.zeros(3, np.float32)}, optimizer="sgd")
+        with stepwell.Client(url) as client, stepwell.Client(server.url) as other:
+            assert client.models() == other.models() == ["m"]
+
+    assert Endpoint.find(url, None, None).name == url
 
 
 def test_a_password_in_a_url_is_refused_and_not_shown():

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import socket
+import ssl
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +30,12 @@ _POLL_S = 0.2
 ACCURACY = 0.97
 WORKERS = 4
 PUSHES = 2400
+
+ADDED_BYTES = 400e6
+"""What the server's image may add to its base."""
+
+TLS_NAME = "stepwell.example"
+BASE = "python:3.11-slim-bookworm"
 
 
 @cache
@@ -73,12 +80,14 @@ class Project:
 
     def __init__(self, secrets: Path) -> None:
         self.secrets = secrets
-        self.port = free_port()
+        self.port, self.tls_port = free_port(), free_port()
         self._environment = os.environ | {
             "COMPOSE_PROJECT_NAME": f"stepwell-test-{os.getpid()}",
             "STEPWELL_IMAGE": "stepwell-test",
             "STEPWELL_PUBLISHED_PORT": str(self.port),
             "STEPWELL_SECRETS": str(secrets),
+            "STEPWELL_TLS_NAMES": TLS_NAME,
+            "STEPWELL_TLS_PORT": f"127.0.0.1:{self.tls_port}",
         }
 
     def compose(self, *arguments: str, timeout_s: float = DEADLINE_S) -> str:
@@ -102,9 +111,9 @@ class Project:
         """Return what the engine says of a service's containers."""
         return [json.loads(run("docker", "inspect", name))[0] for name in self.containers(service)]
 
-    def server(self) -> dict[str, Any]:
+    def server(self, service: str = "server") -> dict[str, Any]:
         """Return what the engine says of the server's container."""
-        (container,) = self.inspect("server")
+        (container,) = self.inspect(service)
         return container
 
     def in_server(self, *command: str) -> subprocess.CompletedProcess[str]:
@@ -117,11 +126,11 @@ class Project:
             check=False,
         )
 
-    def wait_until_healthy(self) -> None:
+    def wait_until_healthy(self, service: str = "server") -> None:
         """Wait until the engine calls the server healthy."""
         wait_until(
-            lambda: self.server()["State"]["Health"]["Status"] == "healthy",
-            lambda: self.compose("logs", "--no-color", "server"),
+            lambda: self.server(service)["State"]["Health"]["Status"] == "healthy",
+            lambda: self.compose("logs", "--no-color", service),
         )
 
     def http(self, token: str | None = None) -> httpx.Client:
@@ -178,14 +187,16 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     """The project, built from these sources, with a server that is healthy."""
     secrets = tmp_path_factory.mktemp("secrets")
     run(str(ROOT / "docker" / "make-tokens"), str(secrets))
+    run(str(ROOT / "docker" / "make-certificate"), TLS_NAME, str(secrets))
     project = Project(secrets)
-    project.compose("build", timeout_s=BUILD_S)
+    project.compose("--profile", "demo", "build", timeout_s=BUILD_S)
     try:
-        project.compose("up", "-d", "server")
+        project.compose("up", "-d")
         project.wait_until_healthy()
         yield project
     finally:
-        project.compose("down", "--volumes", "--remove-orphans")
+        profiles = ("--profile", "demo", "--profile", "tls")
+        project.compose(*profiles, "down", "--volumes", "--remove-orphans")
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +204,20 @@ def outcome(project: Project) -> dict[str, Any]:
     """What the demo printed, alone on stdout, after its workers trained in their containers."""
     result: dict[str, Any] = json.loads(project.compose("run", "--rm", "-T", "demo"))
     return result
+
+
+def test_nothing_but_the_server_starts_by_itself(project: Project) -> None:
+    """The demo and what is for other machines are asked for by name."""
+    assert project.compose("ps", "--services").split() == ["server"]
+
+
+def test_the_image_is_small(project: Project) -> None:
+    """Without what the demo needs: that is in another target."""
+    format_ = ("image", "inspect", "--format", "{{.Size}}")
+    whole, base = (int(run("docker", *format_, name)) for name in ("stepwell-test", BASE))
+
+    assert whole - base < ADDED_BYTES
+    assert project.in_server("python", "-c", "import matplotlib").returncode != 0
 
 
 def test_the_server_has_no_right_that_it_does_not_need(project: Project) -> None:
@@ -280,6 +305,29 @@ def test_a_workers_token_may_push_and_not_delete(project: Project) -> None:
     assert said == {"outcome": "applied", "delete": "forbidden"}
 
 
+MEMORY_PROGRAM = """
+import json, numpy as np, stepwell
+with stepwell.Client("unix:///run/stepwell/stepwell.sock") as client:
+    model = client.create_model("large", {"w": np.zeros(1 << 20, np.float32)}, optimizer="sgd")
+    with model.worker("here") as worker:
+        worker.pull()
+        worker.push({"w": np.ones(1 << 20, np.float32)})
+        is_shared = worker._memory._connection is not None
+    changed = float(model.pull()["w"][-1])
+    client.delete_model("large")
+print(json.dumps({"is_shared": is_shared, "changed": changed}))
+"""
+
+
+def test_containers_share_memory_through_a_volume(project: Project) -> None:
+    """The server's socket is in a volume of both, so a gradient is not sent but shown."""
+    command = ("run", "--rm", "-T", "--no-deps", "--entrypoint", "python", "demo", "-c")
+    said = json.loads(project.compose(*command, MEMORY_PROGRAM))
+
+    assert said["is_shared"] is True
+    assert said["changed"] < 0
+
+
 @pytest.mark.usefixtures("outcome")
 def test_a_stop_is_clean_and_a_start_goes_on_where_it_was(project: Project) -> None:
     """SIGTERM ends the server with 0 in its own time; models, incarnations and kernels stay."""
@@ -307,3 +355,23 @@ def model_as_it_is(project: Project) -> dict[str, Any]:
     kept = {name: fields[name] for name in ("incarnation", "version", "iterations")}
     tensors = safetensors.numpy.load(parameters.content)  # the header's order is not fixed
     return kept | {name: array.tobytes() for name, array in tensors.items()}
+
+
+@pytest.mark.usefixtures("outcome")
+def test_the_same_server_speaks_tls_to_other_machines(project: Project) -> None:
+    """The profile `tls` takes the data over; the name is checked, and plain HTTP is no answer."""
+    before = model_as_it_is(project)
+    project.compose("stop", "server")
+    project.compose("up", "-d", "server-tls")
+    project.wait_until_healthy("server-tls")
+
+    trusted = ssl.create_default_context(cafile=str(project.secrets / "tls-ca.pem"))
+    headers = {"Authorization": f"Bearer {project.token('push')}", "Host": TLS_NAME}
+    with httpx.Client(verify=trusted, trust_env=False, headers=headers) as http:
+        url, name = f"https://127.0.0.1:{project.tls_port}", {"sni_hostname": TLS_NAME}
+        model = http.get(f"{url}/v1/models/digits", extensions=name)
+        with pytest.raises(httpx.ConnectError, match="certificate"):
+            http.get(f"{url}/v1", extensions={"sni_hostname": "other.example"})
+
+    assert model.json()["incarnation"] == before["incarnation"]
+    assert model.json()["version"] == before["version"]

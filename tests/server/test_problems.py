@@ -4,9 +4,9 @@ import json
 
 import pytest
 from stepwell_core import errors
-from stepwell_server import problems
+from stepwell_server import __version__, problems
 
-from tests.server.calls import PROBLEM, assert_problem, create
+from tests.server.calls import PROBLEM, Worker, assert_problem, create
 
 EXPECTED = {
     "invalid_input": 422,
@@ -97,6 +97,29 @@ def test_a_query_that_breaks_a_rule_names_the_field_and_not_the_value(http):
     document = assert_problem(answer, 422, "invalid_input")
     assert document["fields"][0]["field"] == "query.epoch"
     assert "77777" not in answer.text
+
+
+def test_a_number_that_breaks_a_rule_is_shown_and_text_is_not(http):
+    """Text may be a secret that was put into the wrong place."""
+    path = create(http)
+    worker = Worker(http, path)
+
+    number = assert_problem(worker.try_push(weight=-1.5), 422, "invalid_input")
+    text = assert_problem(worker.try_push(weight="sw_admin_secret"), 422, "invalid_input")
+
+    assert "weight: Input should be greater than 0. Received: -1.5" in number["detail"]
+    assert "weight: Input should be a valid number" in text["detail"]
+    assert "secret" not in str(text)
+
+
+def test_a_field_that_is_not_known_tells_the_servers_version(http):
+    """A newer client says more than an older server understands."""
+    worker = Worker(http, create(http))
+
+    document = assert_problem(worker.try_push(from_the_future=1), 422, "invalid_input")
+
+    assert f"from_the_future: Stepwell {__version__}" in document["detail"]
+    assert "is the client newer?" in document["detail"]
 
 
 def test_a_bug_is_500_without_its_trace(http, server, monkeypatch):

@@ -6,7 +6,8 @@
 
 Each step pushes the gradients and assigns the parameters that come back; slots, clipping, decay,
 schedules and averages are the server's. The names of the tensors are the variables' paths, as
-"sequential/dense/kernel". Variables that are not trained (statistics of BatchNorm) stay local.
+"sequential/dense/kernel". Variables that are not trained, such as the statistics of BatchNorm, go
+along as `state`.
 
 On the JAX backend the exchange is an ordered host callback inside the compiled step.
 """
@@ -20,18 +21,17 @@ import keras
 import numpy as np
 from stepwell_core import keras_config
 from stepwell_core.consistency import Consistency
-from stepwell_core.errors import InvalidArgument, LayoutMismatch, StepwellError, shown
+from stepwell_core.errors import InvalidArgument, StepwellError, shown
 from stepwell_core.keras_config import AnyOptimizer
 from stepwell_core.layout import Array
 from stepwell_core.loss_scale import LossScaleOptimizer
 from stepwell_core.schedules import LearningRateSchedule
 
 from stepwell.client import Client, Model
+from stepwell.integrations.keras_variables import State, as_held, check_matches, named
 from stepwell.optimizers import as_optimizer
 from stepwell.results import Parameters
 from stepwell.worker import Worker
-
-_HALF = ("float16", "bfloat16")  # such variables are held in float32 on the server
 
 
 @keras.saving.register_keras_serializable(package="stepwell")
@@ -48,6 +48,10 @@ class RemoteOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         url: Of the server; see `stepwell.Client`, which also says where a token comes from.
         client: Of the server, instead of `url`.
         consistency: When pushes become a step; default `stepwell.Async()`.
+        state: Variables that are not trained but kept beside the parameters, in checkpoints too:
+            `model.non_trainable_variables`, of a model that is built. Those of floating point are;
+            they begin at the server's, each push sets the server's, and no pull sets ours. On JAX
+            a push has the values that `KeepState` saw last.
         pulls: Whether each step assigns the new parameters. Without, they change when `Pull` or
             `pull` says so.
         name: Of this optimizer in Keras.
@@ -69,6 +73,7 @@ class RemoteOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         url: str | None = None,
         client: Client | None = None,
         consistency: Consistency | None = None,
+        state: Sequence[Any] = (),
         pulls: bool = True,
         name: str = "remote_optimizer",
     ) -> None:
@@ -87,6 +92,8 @@ class RemoteOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         self._consistency = consistency
         self._pulls = pulls
         self._names: list[str] = []
+        self._state = State(state)
+        self._kept: dict[str, Array] | None = None  # its values, for the next push
         self._error: StepwellError | None = None
         self._last: Parameters | None = None
 
@@ -106,27 +113,29 @@ class RemoteOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         """
         if self.built:
             return
-        named = _named(variables)
+        trained = named(variables)
+        self._state.name(trained)
         client = self._client or Client(self._url)
         try:
-            self.remote = self._joined(client, named)
+            self.remote = self._joined(client, trained)
             self.worker = self.remote.worker(self._worker_name).open()
             parameters = self.worker.pull()
         except StepwellError:
             if self._owns_client:
                 client.close()
             raise
-        self._client, self._names = client, list(named)
+        self._client, self._names = client, list(trained)
         super().build(list(variables))
         self._assign(parameters)
+        self._state.assign(parameters)
 
-    def _joined(self, client: Client, named: Mapping[str, Any]) -> Model:
+    def _joined(self, client: Client, trained: Mapping[str, Any]) -> Model:
         if self._model_name in client.models():
-            _check_matches(client.model(self._model_name), named)
-        values = {name: _as_held(variable) for name, variable in named.items()}
+            check_matches(client.model(self._model_name), {**trained, **self._state.named})
         return client.create_model(
             self._model_name,
-            values,
+            {name: as_held(variable) for name, variable in trained.items()},
+            state=self._state.values(),
             optimizer=self._rule,
             consistency=self._consistency,
             exist_ok=True,
@@ -166,10 +175,17 @@ class RemoteOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
                 self._assign(self._last)
 
     def _exchange(self, gradients: Mapping[str, Any]) -> None:
+        if self._state.named and keras.backend.backend() != "jax":
+            self.keep_state()
+        state, self._kept = self._kept, None
         if self._pulls:
-            self._last = self._session().push_pull(gradients)
+            self._last = self._session().push_pull(gradients, state=state)
         else:
-            self._session().push(gradients)
+            self._session().push(gradients, state=state)
+
+    def keep_state(self) -> None:
+        """Send the present values of `state` with the next push. Not inside a compiled function."""
+        self._kept = self._state.values()
 
     def _exchange_traced(self, gradients: Mapping[str, Any]) -> None:
         """Put the exchange into the compiled step, in the order of the program."""
@@ -248,14 +264,12 @@ class RemoteOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         }
 
 
-class Pull(keras.callbacks.Callback):  # type: ignore[misc]
-    """A callback that pulls at the beginning of epochs or batches.
-
-    For `RemoteOptimizer(pulls=False)`, which pushes at each step and pulls at none.
+class _Regularly(keras.callbacks.Callback):  # type: ignore[misc]
+    """Does something at the beginning of epochs or batches.
 
     Args:
         at: "epoch" or "batch".
-        every: How many of them from one pull to the next; >= 1.
+        every: How many of them from one time to the next; >= 1.
 
     Raises:
         InvalidArgument: They are something else, or the model has another optimizer.
@@ -270,25 +284,48 @@ class Pull(keras.callbacks.Callback):  # type: ignore[misc]
         self._at, self._every = at, every
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Pull if it is due."""
+        """Do it if it is due."""
         if self._at == "epoch" and epoch % self._every == 0:
-            self._pull()
+            self._begin()
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        """Pull if it is due."""
+        """Do it if it is due."""
         if self._at == "batch" and batch % self._every == 0:
-            self._pull()
+            self._begin()
 
-    def _pull(self) -> None:
+    def _begin(self) -> None:
         optimizer = self.model.optimizer
         if not isinstance(optimizer, RemoteOptimizer):
             raise InvalidArgument(
-                "`Pull` needs a model compiled with a RemoteOptimizer. Received: "
+                f"`{type(self).__name__}` needs a model compiled with a RemoteOptimizer. Received: "
                 f"{type(optimizer).__name__}"
             )
         if keras.backend.backend() == "jax":
-            self.model.jax_state_sync()  # else the compiled step goes on with its own state
+            self.model.jax_state_sync()  # the variables are in the compiled step's own state
+        self._do(optimizer)
+
+    def _do(self, optimizer: RemoteOptimizer) -> None:
+        raise NotImplementedError
+
+
+class Pull(_Regularly):
+    """A callback that pulls at the beginning of epochs or batches; see `at` and `every`.
+
+    For `RemoteOptimizer(pulls=False)`, which pushes at each step and pulls at none.
+    """
+
+    def _do(self, optimizer: RemoteOptimizer) -> None:
         optimizer.pull()
+
+
+class KeepState(_Regularly):
+    """A callback that sends `RemoteOptimizer(state=...)` at the beginning of epochs or batches.
+
+    For JAX, whose compiled step keeps the statistics to itself; elsewhere each push has them.
+    """
+
+    def _do(self, optimizer: RemoteOptimizer) -> None:
+        optimizer.keep_state()
 
 
 def _local_rate(rule: AnyOptimizer) -> Any:
@@ -297,57 +334,6 @@ def _local_rate(rule: AnyOptimizer) -> Any:
     if isinstance(rate, LearningRateSchedule):
         return keras.optimizers.schedules.deserialize(rate.serialize())
     return float(rate) if isinstance(rate, int | float) else 0.0
-
-
-def _named(variables: Sequence[Any]) -> dict[str, Any]:
-    """Return variables by their paths.
-
-    Raises:
-        InvalidArgument: One cannot be trained by a server.
-    """
-    named: dict[str, Any] = {}
-    for variable in variables:
-        if variable.path in named:
-            raise InvalidArgument(
-                f"Each variable has a path of its own. Received twice: {variable.path!r}; give the "
-                "layers names of their own",
-                tensor=variable.path,
-            )
-        if variable.constraint is not None:
-            raise InvalidArgument(
-                f"A server applies no constraints. Received: {type(variable.constraint).__name__} "
-                f"on {variable.path!r}; leave it out",
-                tensor=variable.path,
-            )
-        if getattr(variable, "overwrite_with_gradient", False):
-            raise InvalidArgument(
-                f"A server trains no scales of float8. Received: {variable.path!r}; train in "
-                "float32 or bfloat16",
-                tensor=variable.path,
-            )
-        named[variable.path] = variable
-    return named
-
-
-def _check_matches(model: Model, named: Mapping[str, Any]) -> None:
-    """Raise unless a model on the server has these variables; a sentence for people of Keras."""
-    theirs = {tensor.name: tensor.shape for tensor in model.layout}
-    ours = {name: tuple(variable.shape) for name, variable in named.items()}
-    for name in [*ours, *theirs]:
-        if ours.get(name) != theirs.get(name):
-            raise LayoutMismatch(
-                f"The model {model.name!r} on the server was created from other variables: "
-                f"{name!r} has shape {theirs.get(name, 'none')} there and {ours.get(name, 'none')} "
-                "here. Keras counts layers without a name in each process: name them, call "
-                "keras.utils.clear_session() before, or take another model's name",
-                tensor=name,
-            )
-
-
-def _as_held(variable: Any) -> Array:
-    value: Array = keras.ops.convert_to_numpy(variable.value)
-    is_half = keras.backend.standardize_dtype(variable.dtype) in _HALF
-    return value.astype(np.float32) if is_half else value
 
 
 def _is_traced(values: Sequence[Any]) -> bool:

@@ -31,7 +31,7 @@ class HttpxTransport:
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
-        self._clients = PerProcess(lambda: _new_client(endpoint))
+        self._clients = PerProcess(lambda: new_client(endpoint))
 
     def send(self, call: Call) -> Answer:
         """Make a call; raises as `DirectTransport.send`."""
@@ -151,7 +151,8 @@ async def _async_received(response: httpx.Response) -> AsyncIterator[bytes]:
         yield piece
 
 
-def _new_client(endpoint: Endpoint) -> httpx.Client:
+def new_client(endpoint: Endpoint) -> httpx.Client:
+    """Return a client of httpx that goes where an endpoint says; who asks closes it."""
     arguments, connections = endpoint.client_arguments(), endpoint.transport_arguments()
     if not endpoint.is_local:
         return httpx.Client(**arguments, **connections)

@@ -13,7 +13,7 @@ import sys
 import keras
 import numpy as np
 import stepwell
-from stepwell.integrations.keras import Pull, RemoteOptimizer
+from stepwell.integrations.keras import KeepState, Pull, RemoteOptimizer
 
 URL = sys.argv[1]
 BACKEND = keras.backend.backend()
@@ -67,6 +67,79 @@ def pulled_by_epoch():
     return {"is_changed": is_changed, "is_behind": is_behind, "is_newest": is_newest}
 
 
+class Noted(keras.callbacks.Callback):
+    """Notes the statistics at the beginning of each batch."""
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.seen = statistics(self.model)
+
+
+def statistics(model):
+    """Return what BatchNorm keeps of the data, by path."""
+    return {v.path: keras.ops.convert_to_numpy(v.value) for v in model.non_trainable_variables}
+
+
+def normalized():
+    """Return how statistics of BatchNorm come to the server, and to who joins later."""
+
+    def network_with_statistics():
+        keras.utils.set_random_seed(7)
+        layers = [
+            keras.layers.Dense(4, name="hidden"),
+            keras.layers.BatchNormalization(name="norm"),
+            keras.layers.Dropout(0.0, name="drop"),
+            keras.layers.Dense(1, name="out"),
+        ]
+        return keras.Sequential([keras.Input((3,)), *layers], name="net")
+
+    model, noted = network_with_statistics(), Noted()
+    remote = RemoteOptimizer(
+        keras.optimizers.SGD(0.05),
+        model=f"{BACKEND}-norm",
+        url=URL,
+        state=model.non_trainable_variables,
+    )
+    model.compile(optimizer=remote, loss="mse")
+    model.fit(DATA, TARGETS, callbacks=[KeepState("batch"), noted], **FIT)
+    alone = network_with_statistics()
+    alone.compile(optimizer=keras.optimizers.SGD(0.05), loss="mse")
+    alone.fit(DATA, TARGETS, **FIT)
+    pulled = remote.remote.pull()
+    expected = noted.seen if BACKEND == "jax" else statistics(model)
+    later = network_with_statistics()
+    joined = RemoteOptimizer(
+        "sgd", model=f"{BACKEND}-norm-later", url=URL, state=later.non_trainable_variables
+    )
+    joined.build(later.trainable_variables)
+    other = network_with_statistics()
+    for variable in other.non_trainable_variables:
+        if "norm" in variable.path:
+            variable.assign(variable.value * 0 + 9)
+    again = RemoteOptimizer(
+        "sgd",
+        model=f"{BACKEND}-norm-later",
+        worker="w1",
+        url=URL,
+        state=other.non_trainable_variables,
+    )
+    again.build(other.trainable_variables)
+    names = [path for path in expected if "norm" in path]
+    found = {
+        "names": sorted(names),
+        "is_sent": all((pulled[path] == expected[path]).all() for path in names),
+        "is_joined": all(
+            (statistics(other)[path] == statistics(later)[path]).all() for path in names
+        ),
+        "apart": max(
+            float(np.abs(a - b).max())
+            for a, b in zip(model.get_weights(), alone.get_weights(), strict=True)
+        ),
+    }
+    for optimizer in (remote, joined, again):
+        optimizer.close()
+    return found
+
+
 def refused():
     """Return what a fit raises when its model was deleted, and whether the network lives on."""
     name = f"{BACKEND}-deleted"
@@ -117,6 +190,7 @@ print(
             "epochs": pulled_by_epoch(),
             "refused": refused(),
             "rate": scheduled(),
+            "normalized": normalized(),
         }
     )
 )

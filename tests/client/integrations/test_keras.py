@@ -97,6 +97,54 @@ def test_who_joins_later_begins_at_the_parameters_of_the_server(new):
     np.testing.assert_array_equal(second[1].numpy(), first[1].numpy())
 
 
+def new_statistics(value=0.0, dtype="float32"):
+    """Return a variable that is not trained."""
+    with keras.name_scope("norm"):
+        return keras.Variable(np.full(3, value), name="moving_mean", trainable=False, dtype=dtype)
+
+
+def test_state_begins_at_the_servers_and_each_push_sets_it(new):
+    """Beside the parameters, not optimized; another worker's own is not touched by a pull."""
+    first, second = new_statistics(), new_statistics(9.0)
+    ours, theirs = new_variables(), new_variables()
+    remote = new(state=[first])
+    remote.build(ours)
+    first.assign([1.0, 2.0, 3.0])
+    remote.apply(GRADIENTS, ours)
+    joined = new(worker="w1", state=[second])
+    joined.build(theirs)
+    second.assign([5.0, 5.0, 5.0])
+    joined.apply(GRADIENTS, theirs)
+    remote.pull()
+
+    np.testing.assert_array_equal(remote.remote.pull()["norm/moving_mean"], [5.0, 5.0, 5.0])
+    np.testing.assert_array_equal(first.numpy(), [1.0, 2.0, 3.0])
+    assert remote.remote.describe()["state"] == ["norm/moving_mean"]
+
+
+def test_seeds_and_counters_are_no_state(new):
+    """They are this process's own."""
+    remote = new(state=[new_statistics(dtype="uint32")])
+    remote.build(new_variables())
+
+    assert "norm/moving_mean" not in remote.remote.layout.names
+
+
+def test_a_variable_is_trained_or_is_state(new):
+    """The sentence says where state comes from."""
+    variables = new_variables()
+    with pytest.raises(InvalidArgument, match=r"dense/bias.*model.non_trainable_variables"):
+        new(state=variables[1:]).build(variables)
+
+
+def test_a_model_without_this_state_is_refused_by_its_name(new):
+    """As other variables are."""
+    new().build(new_variables())
+
+    with pytest.raises(LayoutMismatch, match="'norm/moving_mean' has shape none there"):
+        new(worker="w1", state=[new_statistics()]).build(new_variables())
+
+
 def test_a_learning_rate_that_is_set_is_the_servers(new):
     """Callbacks of Keras set it so; a schedule cannot be set, as in Keras."""
     optimizer = new(keras.optimizers.SGD(0.5))
@@ -244,3 +292,9 @@ def test_a_fit_through_a_server_is_that_of_keras_alone(server, backend):
     assert found["epochs"] == {"is_changed": True, "is_behind": True, "is_newest": True}
     assert found["refused"] == {"raised": "ModelNotFound", "is_whole": True}
     assert found["rate"] == pytest.approx(0.25 / 3)
+    assert found["normalized"].pop("apart") < 1e-5
+    assert found["normalized"] == {
+        "names": ["net/norm/moving_mean", "net/norm/moving_variance"],
+        "is_sent": True,
+        "is_joined": True,
+    }

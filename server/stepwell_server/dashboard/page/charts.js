@@ -109,7 +109,8 @@ export class Charts {
       text: color("--text"), grid: color("--rule"), mark: color("--quiet"), lines: COLORS.map(color),
     };
     const isDrawing = this.queue.length > 0;
-    this.queue = names;
+    const waiting = this.queue.filter((name) => names.includes(name)); // they were not drawn the last time
+    this.queue = [...waiting, ...names.filter((name) => !waiting.includes(name))];
     if (!isDrawing && names.length > 0) requestAnimationFrame(() => this.drawNext());
   }
 
