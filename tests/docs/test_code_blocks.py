@@ -35,6 +35,9 @@ PACKAGES = {
 }
 """What a page needs that `make setup` does not install, or that takes seconds to import."""
 
+LONG = ("docs/how-to/checkpoints.md",)
+"""Pages with a dozen commands, each of which takes a second to start; `make test-full` runs them."""
+
 PROGRAMS = {"docs/how-to/tokens-and-tls.md": ("openssl",)}
 """Of the system, and also the Debian packages that they are in."""
 
@@ -47,12 +50,12 @@ def name_of(page: Path) -> str:
 
 
 def pages_with(code: Callable[[list[Block]], str]) -> list[Any]:
-    """Return the pages with a program, or with a session; those of frameworks are marked."""
+    """Return the pages with a program, or with a session; what takes long is marked."""
     chosen = []
     for page in pages():
         name = name_of(page)
         if code(list(blocks(page.read_text()))):
-            marks = [pytest.mark.full] if name in PACKAGES else []
+            marks = [pytest.mark.full] if name in (*PACKAGES, *LONG) else []
             chosen.append(pytest.param(name, id=name, marks=marks))
     return chosen
 
