@@ -36,7 +36,7 @@ PACKAGES = {
 """What a page needs that `make setup` does not install, or that takes seconds to import."""
 
 LONG = ("docs/how-to/checkpoints.md",)
-"""Pages with a dozen commands, each of which takes a second to start; `make test-full` runs them."""
+"""Pages with a dozen commands, which take a second each; `make test-full` runs them."""
 
 PROGRAMS = {"docs/how-to/tokens-and-tls.md": ("openssl",)}
 """Of the system, and also the Debian packages that they are in."""

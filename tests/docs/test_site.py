@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import stepwell
 import yaml
 
 from tests.docs.blocks import ROOT
@@ -64,6 +65,15 @@ def test_every_page_is_in_the_navigation_once() -> None:
     assert sorted(listed) == sorted(
         path.relative_to(folder).as_posix() for path in folder.rglob("*.md")
     )
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    """What `import stepwell` gives; each as a directive of mkdocstrings."""
+    page = (ROOT / "docs" / "reference" / "python.md").read_text()
+
+    listed = set(re.findall(r"^::: stepwell\.(\w+)", page, re.MULTILINE))
+
+    assert set(stepwell.__all__) - {"__version__"} <= listed
 
 
 @pytest.fixture(scope="module")
