@@ -102,6 +102,17 @@ def test_beats_go_out_three_times_in_each_lease(lease_s, pause_s):
     assert module._pause_s(lambda: session) == pytest.approx(pause_s)
 
 
+def test_a_beat_is_told_how_long_the_lease_is_now():
+    """An administrator may have changed it; an older server says nothing."""
+    session = new_session(lease_s=30.0)
+
+    Script({"lease_s": 1.5}).run(session.heartbeat())
+    told = session.lease_s
+    Script({}).run(session.heartbeat())
+
+    assert (told, session.lease_s) == (1.5, 1.5)
+
+
 def test_a_beat_that_fails_is_followed_by_the_next():
     """The push tells what is the matter; a thread that ended would let the worker expire."""
     session, beats = new_session(lease_s=0.03), Beats(ConnectionFailed("gone"))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import ssl
 import threading
+import time
+from concurrent.futures import wait
 
 import pytest
 from stepwell_server import deadlines
 
 from tests import servers
-from tests.server.calls import Worker, create, image, packed
+from tests.server.calls import Worker, create, filled, image, packed, payload
 from tests.server.connections import Caller, chunked, request
 from tests.server.places import LARGE, Push
 
@@ -33,6 +35,30 @@ def test_a_body_that_stalls_is_408_and_the_last_of_its_connection(place, monkeyp
             assert answer.headers["connection"] == "close"
             assert line.is_closed()
     assert image(place.http, push.path) == before
+
+
+@pytest.mark.parametrize("how", ["length", "chunks"])
+def test_a_body_that_stands_still_delays_a_step_by_its_workers_lease(http, pool, server, how):
+    """Not by the longer time that a body may stall; its sender is told that its session ended."""
+    mode = {"mode": "sync", "workers": 2, "lease_s": 0.6}
+    path = create(http, values=filled(0.0), consistency=mode)
+    stopped, lives = Worker(http, path, "stopped"), Worker(http, path, "lives")
+    body = packed(stopped.header(), payload(filled(1.0)))
+    route = f"{path}/gradients"
+    whole = request(route, body) if how == "length" else chunked(route, body, 90)
+    with Caller(server.url).line() as line:
+        line.send(whole[:-9])
+        began = time.monotonic()
+        waits = pool.submit(lives.try_push)
+        while not waits.done():
+            assert lives.heartbeat().status_code == 200
+            wait([waits], timeout=0.05)
+        took_s = time.monotonic() - began
+
+        assert waits.result().json()["outcome"] == "applied"
+        assert took_s < 0.6 * deadlines.BODY_WINDOW_S
+        line.answer().problem(409, "session_expired")
+        assert line.is_closed()
 
 
 def test_a_body_that_trickles_is_408(place, monkeypatch):
