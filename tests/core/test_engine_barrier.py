@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from stepwell_core.aggregation import RunningSum
 from stepwell_core.consistency import Sync
 from stepwell_core.engine import Engine
 from stepwell_core.errors import (
@@ -522,3 +524,31 @@ def test_many_workers_with_many_tensors_in_all_orders_make_the_same_model():
         images.append(image(engine)[:2])
 
     assert images[0] == images[1]
+
+
+@pytest.mark.parametrize("fails_at", [1, 2, 3])
+def test_a_sum_that_memory_runs_out_for_leaves_nothing_in_the_next_one(monkeypatch, fails_at):
+    """Whoever was in it comes again, and counts once."""
+    engine, workers = sync_engine(3, SGD(0.5))
+    other, others = sync_engine(3, SGD(0.5))
+    add, calls = RunningSum.add, 0
+
+    def fails_once(*arguments, **options):
+        nonlocal calls
+        calls += 1
+        add(*arguments, **options)  # half of it may have been added by then
+        if calls == fails_at:
+            raise MemoryError
+
+    with monkeypatch.context() as patch, contextlib.suppress(MemoryError):
+        patch.setattr(RunningSum, "add", fails_once)
+        for worker, gradient in zip(workers, GRADIENTS, strict=False):
+            engine.stage(worker.make(gradient))
+    forgotten = list(engine.policy.waiting)
+    for own, theirs, gradient in zip(workers, others, GRADIENTS, strict=False):
+        own.push(gradient)
+        theirs.push(gradient)
+
+    assert forgotten == []
+    assert engine.counters.version == 1
+    assert image(engine) == image(other)
