@@ -20,7 +20,7 @@ from stepwell_core.errors import (
     Unavailable,
 )
 from stepwell_core.ledger import check_repetition
-from stepwell_core.push import Push, Staged, Waiting
+from stepwell_core.push import Push, Staged
 from stepwell_core.session import Result
 
 from stepwell_server import failpoints

@@ -14,6 +14,7 @@ from stepwell_core.consistency import Sync
 from stepwell_core.engine import Engine
 from stepwell_core.errors import (
     Fenced,
+    InvalidInput,
     PushInFlight,
     SequenceGap,
     SessionExpired,
@@ -22,7 +23,7 @@ from stepwell_core.errors import (
 from stepwell_core.layout import Layout, Tensor
 from stepwell_core.loss_scale import LossScaleOptimizer
 from stepwell_core.optimizers import SGD, Adam, PerPush
-from stepwell_core.push import Staged, Waiting
+from stepwell_core.push import LEAST_WEIGHT, MOST_WEIGHT, Staged, Waiting
 from stepwell_core.state import Counters
 
 from tests.core.models import (
@@ -552,3 +553,19 @@ def test_a_sum_that_memory_runs_out_for_leaves_nothing_in_the_next_one(monkeypat
     assert forgotten == []
     assert engine.counters.version == 1
     assert image(engine) == image(other)
+
+
+@pytest.mark.parametrize("weight", [LEAST_WEIGHT, MOST_WEIGHT])
+def test_the_largest_and_smallest_weights_make_the_same_step_as_any_other(weight):
+    """Their sum does not leave float32; what would is refused, or two pushes could spoil a model."""
+    engine, workers = sync_engine(3, SGD(0.5))
+    plain, others = sync_engine(3, SGD(0.5))
+    for own, other, gradient in zip(workers, others, GRADIENTS, strict=False):
+        own.push(gradient, weight=weight)
+        other.push(gradient)
+
+    for name, array in parameters_of(engine).items():
+        np.testing.assert_allclose(array, parameters_of(plain)[name], rtol=1e-6)
+    for beyond in (np.nextafter(LEAST_WEIGHT, 0), np.nextafter(MOST_WEIGHT, np.inf), 3e38):
+        with pytest.raises(InvalidInput, match="weight"):
+            engine.stage(workers[0].make(GRADIENTS[0], weight=float(beyond)))
