@@ -557,7 +557,7 @@ def test_a_sum_that_memory_runs_out_for_leaves_nothing_in_the_next_one(monkeypat
 
 @pytest.mark.parametrize("weight", [LEAST_WEIGHT, MOST_WEIGHT])
 def test_the_largest_and_smallest_weights_make_the_same_step_as_any_other(weight):
-    """Their sum does not leave float32; what would is refused, or two pushes could spoil a model."""
+    """Their sum stays in float32; what would not is refused, or two pushes could spoil a model."""
     engine, workers = sync_engine(3, SGD(0.5))
     plain, others = sync_engine(3, SGD(0.5))
     for own, other, gradient in zip(workers, others, GRADIENTS, strict=False):
