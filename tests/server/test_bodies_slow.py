@@ -14,7 +14,8 @@ from stepwell_server import deadlines
 from tests import servers
 from tests.server.calls import Worker, create, filled, image, packed, payload
 from tests.server.connections import Caller, chunked, request
-from tests.server.places import LARGE, Push
+from tests.server.places import LARGE, Push, wait_for
+from tests.server.routes.test_workers import waiting_push
 
 pytestmark = pytest.mark.usefixtures("nothing_is_logged")
 
@@ -59,6 +60,28 @@ def test_a_body_that_stands_still_delays_a_step_by_its_workers_lease(http, pool,
         assert took_s < 0.6 * deadlines.BODY_WINDOW_S
         line.answer().problem(409, "session_expired")
         assert line.is_closed()
+
+
+def test_a_step_of_a_quorum_does_not_wait_for_the_body_of_a_straggler(http, pool, server):
+    """That is what the others are there for: each of the workers has a place to send to."""
+    path = create(http, consistency={"mode": "quorum", "workers": 3, "quorum": 2})
+    straggler, first, second = (Worker(http, path, name) for name in ("slow", "w1", "w2"))
+    waits = waiting_push(pool, first)
+    with Caller(server.url).line() as line:
+        line.send(request(f"{path}/gradients", packed(straggler.header(), bytes(80)))[:-9])
+        wait_for(lambda: is_sending(http, path, "slow"))
+        began = time.monotonic()
+
+        assert second.push()["outcome"] == "applied"
+
+        assert time.monotonic() - began < 0.6 * deadlines.BODY_WINDOW_S
+        assert waits.result().json()["outcome"] == "applied"
+
+
+def is_sending(http, path: str, worker: str) -> bool:
+    """Return whether a gradient of a worker is being received."""
+    listed = http.get(f"{path}/workers").json()["workers"]
+    return any(known["worker"] == worker and known["is_sending"] for known in listed)
 
 
 def test_a_body_that_trickles_is_408(place, monkeypatch):

@@ -174,7 +174,10 @@ class Consistency(ABC):
 
     @property
     def most_kept(self) -> int:
-        """How many gradients are kept in memory at most until their step is made."""
+        """How many gradients have a place in memory until their step is made, also while they come.
+
+        The server reserves so much, so that none waits for another's place.
+        """
         return 0
 
     @property
