@@ -174,6 +174,20 @@ def test_a_task_beats_and_ends_when_it_is_stopped():
     assert asyncio.run(beat()) == (1, [])
 
 
+def test_a_task_whose_client_was_closed_ends_without_an_error_that_nobody_sees():
+    """As a thread does; asyncio would report a task whose exception was never retrieved."""
+
+    async def beat():
+        session, beats = new_session(lease_s=0.03), Beats(RuntimeError("the client is closed"))
+        heart = AsyncHeartbeat(session, beats.send_async)
+        heart.start()
+        (task,) = asyncio.all_tasks() - {asyncio.current_task()}
+        await asyncio.wait([task], timeout=DEADLINE_S)
+        return task.exception(), len(beats.calls)
+
+    assert asyncio.run(beat()) == (None, 1)
+
+
 def test_a_task_ends_with_the_session_that_nobody_closed():
     """As a thread does."""
 
