@@ -31,12 +31,16 @@ class Sending:
         epoch: Of its session.
         sender: Where it comes from; None if it is the server alone that has to do with it now.
         now: The time.
+
+    Attributes:
+        worker: As above.
+        epoch: As above.
     """
 
     def __init__(
         self, membership: Membership, worker: str, epoch: int, sender: Sender | None, now: float
     ) -> None:
-        self.who = worker, epoch
+        self.worker, self.epoch = worker, epoch
         self._membership = membership
         self._sender = sender
         self._is_over = False
@@ -45,7 +49,9 @@ class Sending:
     def listen(self, now: float) -> None:
         """Note the last sign of life: when bytes came, or now where the server keeps it waiting."""
         silent_since = None if self._sender is None else self._sender.silent_since
-        self._membership.seen(*self.who, now if silent_since is None else silent_since)
+        self._membership.seen(
+            self.worker, self.epoch, now if silent_since is None else silent_since
+        )
 
     def cut(self, error: StepwellError) -> None:
         """Wait for it no longer: its session has ended."""
@@ -58,4 +64,4 @@ class Sending:
             self._is_over = True
             if self._sender is not None and not whole:
                 self.listen(now)
-            self._membership.sent(*self.who, now, whole=whole)
+            self._membership.sent(self.worker, self.epoch, now, whole=whole)

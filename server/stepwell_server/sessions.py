@@ -13,7 +13,7 @@ from typing import Any
 
 import structlog
 from stepwell_core.engine import Engine
-from stepwell_core.errors import SessionExpired, StepwellError, WorkerNotFound
+from stepwell_core.errors import Conflict, Fenced, SessionExpired, StepwellError, WorkerNotFound
 from stepwell_core.membership import Expiry, Membership
 from stepwell_core.record import SessionClosed, SessionOpened
 from stepwell_core.session import Session
@@ -87,6 +87,7 @@ class Sessions:
 
     def _joined(self, worker: str, epoch: int) -> None:
         self._membership.joined(worker, epoch, self._loop.time())
+        self._cut(worker, epoch - 1, Fenced, "a newer one was opened")
 
     async def close(self, worker: str, epoch: int | None, incarnation: str | None = None) -> None:
         """Close a session; the current one if `epoch` is None.
@@ -235,7 +236,8 @@ class Sessions:
 
         is_ended = await self._change(expire)
         self._membership.left(expiry.worker, expiry.epoch)
-        self._cut(expiry)
+        reason = "no byte of it came for longer than the lease. Open a new one"
+        self._cut(expiry.worker, expiry.epoch, SessionExpired, reason)
         if is_ended:
             log.warning(
                 "session_expired",
@@ -245,19 +247,18 @@ class Sessions:
                 reason=expiry.reason,
             )
 
-    def _cut(self, expiry: Expiry) -> None:
-        """Wait no longer for a gradient that was half sent."""
-        who = expiry.worker, expiry.epoch
-        for sending in [sending for sending in self._sendings if sending.who == who]:
-            sending.cut(
-                SessionExpired(
-                    f"The session of worker {expiry.worker!r} with epoch {expiry.epoch} ended: no "
-                    "byte of the gradient that was on its way came for longer than its lease. Open "
-                    "a new one, and send it again",
-                    worker=expiry.worker,
-                    epoch=expiry.epoch,
+    def _cut(self, worker: str, epoch: int, error: type[Conflict], reason: str) -> None:
+        """Wait no longer for gradients of a session that has ended, or of earlier ones.
+
+        They could not be admitted, and their memory may be what the worker's next one waits for.
+        """
+        for sending in list(self._sendings):
+            if sending.worker == worker and sending.epoch <= epoch:
+                message = (
+                    f"The session of worker {worker!r} with epoch {sending.epoch} ended while its "
+                    f"gradient was on its way: {reason}"
                 )
-            )
+                sending.cut(error(message, worker=worker, epoch=epoch))
 
     async def end(self) -> None:
         """Watch no longer."""

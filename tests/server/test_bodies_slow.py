@@ -62,6 +62,22 @@ def test_a_body_that_stands_still_delays_a_step_by_its_workers_lease(http, pool,
         assert line.is_closed()
 
 
+def test_a_body_of_a_session_that_was_fenced_makes_room_for_the_next_one(http, server):
+    """Its worker was started again, and its old connection does not know of it yet."""
+    path = create(http, consistency={"mode": "sync", "workers": 1})
+    old = Worker(http, path)
+    with Caller(server.url).line() as line:
+        line.send(request(f"{path}/gradients", packed(old.header(), bytes(80)))[:-9])
+        wait_for(lambda: is_sending(http, path, "w0"))
+        began = time.monotonic()
+
+        assert Worker(http, path).push()["outcome"] == "applied"
+
+        assert time.monotonic() - began < 0.6 * deadlines.BODY_WINDOW_S
+        line.answer().problem(409, "fenced")
+        assert line.is_closed()
+
+
 def test_a_step_of_a_quorum_does_not_wait_for_the_body_of_a_straggler(http, pool, server):
     """That is what the others are there for: each of the workers has a place to send to."""
     path = create(http, consistency={"mode": "quorum", "workers": 3, "quorum": 2})
