@@ -8,7 +8,6 @@ out three times in each lease. One that fails is no error: the next push tells w
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 import weakref
 from collections.abc import Awaitable, Callable
@@ -120,8 +119,12 @@ async def _beat_async(
         woken.clear()
         session = reference()
         if session is not None and session.is_open and not was_woken:
-            with contextlib.suppress(StepwellError):  # the next push tells
+            try:
                 await send(session.heartbeat())
+            except StepwellError:
+                pass  # the next push tells
+            except RuntimeError:
+                return  # the client was closed, and nothing can be sent any more
         del session
 
 

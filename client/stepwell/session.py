@@ -135,11 +135,12 @@ class Session:
         yield Call("DELETE", path, query, timeout_s=CLOSE_S)
 
     def heartbeat(self) -> Flow[None]:
-        """Renew the lease; one try."""
+        """Renew the lease, which may be another from now on; one try."""
         path = model_path(self.model, "workers", self.worker, "heartbeat")
         body = {"epoch": self.epoch, "incarnation": self.incarnation}
         timeout_s = None if self.lease_s is None else max(self.lease_s / 3, 1.0)
-        yield Call("POST", path, json=body, timeout_s=timeout_s)
+        answer = yield Call("POST", path, json=body, timeout_s=timeout_s)
+        self.lease_s = answer.fields.get("lease_s", self.lease_s)
 
     def _take_new_epoch(self) -> Flow[Answer]:
         """Open a session at the server; whether an unresolved push had its effect is known then.

@@ -79,11 +79,16 @@ class Engine(HeldModel):
     def stage_due(self) -> Staged | None:
         """Return a step that pushes which wait can make now, to be committed, if there is one.
 
-        To be called until there is none after each change, if any push waits.
+        To be called until there is none after each change, if any push waits. If it fails, for
+        lack of memory, none waits any more.
         """
         assert not self._staged, "what was staged is committed or withdrawn before"
-        step = self.policy.due()
-        return None if step is None else self._stage_step(step.pushes, step.scale)
+        try:
+            step = self.policy.due()
+            return None if step is None else self._stage_step(step.pushes, step.scale)
+        except BaseException:
+            self._forget_waiting()  # a sum may be half made
+            raise
 
     # Pushes
 
@@ -114,6 +119,7 @@ class Engine(HeldModel):
                 session may not make this push.
             PayloadMismatch: It was made before, with other bytes.
             InvalidInput: The push breaks a rule of the model; its sequence number is not used up.
+            MemoryError: There is none for a sum; nothing changed, but no push waits any more.
         """
         assert self.can_stage(push), "what was staged is committed or withdrawn before"
         self.check_incarnation(push.worker, push.epoch, push.incarnation)
@@ -132,10 +138,14 @@ class Engine(HeldModel):
             return self.keep(decision.drop(push, offered.outcome, self._ahead))
         if isinstance(offered, Gather):
             return self._stage_gathered(push, offered)
-        self._reduction.add(push)
-        if isinstance(offered, Wait):
-            return Waiting(is_added=self._reduction.adds_on_arrival)
-        return self._stage_step(offered.pushes, offered.scale)
+        try:
+            self._reduction.add(push)
+            if isinstance(offered, Wait):
+                return Waiting(is_added=self._reduction.adds_on_arrival)
+            return self._stage_step(offered.pushes, offered.scale)
+        except BaseException:
+            self._forget_waiting()  # a sum may be half made
+            raise
 
     def _kinds_in_step(self) -> list[Kind]:
         """Return the kinds of what the next push would make a step with."""

@@ -21,10 +21,13 @@ from stepwell_core.ledger import Ledger
 from stepwell_core.loss_scale import LossScale, LossScaleOptimizer
 from stepwell_core.pipeline import AVERAGE, Pipeline
 from stepwell_core.push import Push, Staged
-from stepwell_core.reduction import reduction_of
+from stepwell_core.reduction import Reduction, reduction_of
 from stepwell_core.state import Counters, Snapshot, State, check_state, pipeline_of
 from stepwell_core.store import Store
 from stepwell_core.succession import replaced, restored
+
+Room = tuple[Reduction, Arenas | None]
+"""What a mode needs memory for: see `HeldModel.prepare_consistency`."""
 
 
 class HeldModel:
@@ -188,24 +191,41 @@ class HeldModel:
         self.definition = definition
         self.pipeline = pipeline
 
-    def adopt_consistency(self, mode: Consistency) -> tuple[Push, ...]:
+    def prepare_consistency(self, mode: Consistency) -> Room:
+        """Return the memory that `adopt_consistency` takes; changes nothing.
+
+        Raises:
+            MemoryError: There is too little.
+        """
+        definition = self.definition.with_consistency(mode)
+        needs_buffer = mode.gathers and self._buffer is None
+        arenas = self.layout.new_arenas() if needs_buffer else None
+        return reduction_of(definition, self.pipeline), arenas
+
+    def adopt_consistency(self, mode: Consistency, room: Room | None = None) -> tuple[Push, ...]:
         """Let pushes become steps by another mode from now on; adds no version.
 
         All clocks begin anew. Nothing may be gathered: see `stage_gathered`.
+
+        Args:
+            mode: It.
+            room: What `prepare_consistency` returned, the model's from now on. With it, this cannot
+                fail.
 
         Returns:
             The pushes that waited, to be staged again; those that were added to a running sum are
             not among them, and have to come again.
         """
         assert not self._staged, "what was staged is committed or withdrawn before"
+        reduction, arenas = room or self.prepare_consistency(mode)
         waited = () if self._reduction.adds_on_arrival else tuple(self.policy.waiting)
         self.definition = self.definition.with_consistency(mode)
-        self._reduction = reduction_of(self.definition, self.pipeline)
+        self._reduction = reduction
         if not mode.gathers:
             self.store.slots.pop(BUFFER, None)
             self._buffer = None
-        elif self._buffer is None:
-            arenas = self.store.slots[BUFFER] = self.layout.new_arenas()
+        elif arenas is not None:
+            self.store.slots[BUFFER] = arenas
             self._buffer = Buffer(self.pipeline, arenas, {})
         self.ledger.restart_clocks()
         self._forget_waiting()

@@ -5,6 +5,9 @@ A worker is *there* while its session is open. Its lease ends when it has given 
 caught by `patience_s` without a push. A push that waits for others is no silence of its worker, as
 long as that lives.
 
+A worker lives by the lease that it was told: when that becomes shorter, it is so for the worker
+from its next heartbeat on, whose answer says it.
+
 Pure: time comes in as an argument, in seconds of a clock that never goes back.
 
 Source: Gray and Cheriton, 1989, "Leases: An Efficient Fault-Tolerant Mechanism for Distributed File
@@ -29,13 +32,15 @@ class Member:
     Attributes:
         epoch: Of its session.
         seen: When it gave its last sign of life.
-        pushed: When its last push came, or its session was opened.
-        sending: How many of its gradients are being received; while one is, its lease holds.
+        pushed: When its last push came or last waited, or its session was opened.
+        told_s: The lease that it knows of.
+        sending: How many of its gradients are being received; while one is, nobody is impatient.
     """
 
     epoch: int
     seen: float
     pushed: float
+    told_s: float
     sending: int = 0
 
 
@@ -67,7 +72,7 @@ class Membership:
     def begin_anew(
         self, sessions: Mapping[str, int], lease_s: float, patience_s: float, now: float
     ) -> None:
-        """Let all leases begin now; gradients that are being received hold theirs on.
+        """Let all leases begin now; gradients that are being received go on.
 
         Args:
             sessions: The epochs of those that are open, by worker.
@@ -77,17 +82,19 @@ class Membership:
         """
         before = self.members
         self.lease_s, self.patience_s = lease_s, patience_s
-        self.members = {worker: Member(epoch, now, now) for worker, epoch in sessions.items()}
+        self.members = {
+            worker: Member(epoch, now, now, lease_s) for worker, epoch in sessions.items()
+        }
         for worker, member in self.members.items():
             old = before.get(worker)
             if old is not None and old.epoch == member.epoch:
-                member.sending = old.sending
+                member.sending, member.told_s = old.sending, old.told_s
 
     def joined(self, worker: str, epoch: int, now: float) -> None:
         """Note a new session, in the place of an older one of the worker."""
         member = self.members.get(worker)
         if member is None or member.epoch < epoch:
-            self.members[worker] = Member(epoch, now, now)
+            self.members[worker] = Member(epoch, now, now, self.lease_s)
 
     def left(self, worker: str, epoch: int) -> None:
         """Note that a session ended."""
@@ -101,8 +108,22 @@ class Membership:
         if member is not None:
             member.seen = max(member.seen, now)
 
+    def told(self, worker: str, epoch: int, now: float) -> float:
+        """Note a sign of life that is answered with the lease, and return that in seconds."""
+        member = self._find(worker, epoch)
+        if member is not None:
+            member.seen, member.told_s = max(member.seen, now), self.lease_s
+        return self.lease_s
+
+    def waits(self, workers: Collection[str], now: float) -> None:
+        """Note who waits for others: patience is counted from when they were last seen to."""
+        for worker in workers:
+            member = self.members.get(worker)
+            if member is not None:
+                member.pushed = max(member.pushed, now)
+
     def sends(self, worker: str, epoch: int, now: float) -> None:
-        """Note that a gradient begins to come."""
+        """Note that a gradient begins to come; its bytes are signs of life, to be noted too."""
         member = self._find(worker, epoch)
         if member is not None:
             member.sending += 1
@@ -123,11 +144,14 @@ class Membership:
         if member is not None:
             member.pushed = max(member.pushed, now)
 
-    def forgive(self, lag_s: float) -> None:
-        """Take no account of some seconds in which nobody listened: the server itself slept."""
+    def forgive(self, lag_s: float, now: float) -> None:
+        """Take no account of some seconds in which nobody listened: the server itself slept.
+
+        Who was heard since then gets nothing: no sign is later than now.
+        """
         for member in self.members.values():
-            member.seen += lag_s
-            member.pushed += lag_s
+            member.seen = min(member.seen + lag_s, max(member.seen, now))
+            member.pushed = min(member.pushed + lag_s, max(member.pushed, now))
 
     def expired(self, now: float, waiting: Collection[str] = ()) -> list[Expiry]:
         """Return whose session is to be ended.
@@ -148,10 +172,9 @@ class Membership:
 
     def _ends(self, waiting: Collection[str]) -> Iterator[tuple[str, float, str]]:
         for worker, member in self.members.items():
-            if not member.sending:
-                yield worker, member.seen + self.lease_s, SILENT
-                if worker not in waiting:
-                    yield worker, member.pushed + self.patience_s, HUNG
+            yield worker, member.seen + max(member.told_s, self.lease_s), SILENT
+            if not member.sending and worker not in waiting:
+                yield worker, member.pushed + self.patience_s, HUNG
 
     def _find(self, worker: str, epoch: int) -> Member | None:
         member = self.members.get(worker)

@@ -30,7 +30,7 @@ class Push:
             sender's buffer is free afterwards. Of a delta it is the delta itself, whose loss scale
             makes it the pseudo-gradient once it is admitted.
         version: Of the parameters it was computed at; None if the worker never pulled.
-        weight: In an aggregate; finite and > 0.
+        weight: In an aggregate; from `LEAST_WEIGHT` to `MOST_WEIGHT`.
         loss_scale: What the loss was multiplied by; None means the current one. Of a delta it has
             no meaning.
         hyperparameters: Values of those that were declared to come with each push.
@@ -129,7 +129,11 @@ class Staged:
 
 LEAST_FACTOR = float(np.finfo(np.float32).tiny)
 MOST_FACTOR = float(np.finfo(np.float32).max)
-"""What a float32 gradient can be multiplied or divided by and not be 0 or infinite at once."""
+"""What a float32 gradient can be divided by and not be 0 or infinite at once."""
+
+LEAST_WEIGHT, MOST_WEIGHT = 2.0**-64, 2.0**64
+"""Far from the ends of float32 (2^-126, 2^128): a step sums up to a million gradients times their
+weights, and a sum that overflows is a model full of NaN, which no look at one gradient prevents."""
 
 
 def check_push(push: Push, definition: Definition, newest_version: int) -> None:
@@ -145,9 +149,14 @@ def check_push(push: Push, definition: Definition, newest_version: int) -> None:
         InvalidArgument: A hyperparameter that came with it breaks its rule.
     """
     definition.check_tensors(push.gradient.layout.segments, push.state)
-    for name, factor in (("weight", push.weight), ("loss scale", push.loss_scale)):
-        if factor is not None and not LEAST_FACTOR <= factor <= MOST_FACTOR:
-            raise InvalidInput(f"A {name} is finite and > 0, as a float32 too. Received: {factor}")
+    if not LEAST_WEIGHT <= push.weight <= MOST_WEIGHT:
+        raise InvalidInput(
+            "A weight is from 2^-64 to 2^64, so that float32 holds the sum of a step. Received: "
+            f"{push.weight}"
+        )
+    scale = push.loss_scale
+    if scale is not None and not LEAST_FACTOR <= scale <= MOST_FACTOR:
+        raise InvalidInput(f"A loss scale is finite and > 0, as a float32 too. Received: {scale}")
     if push.version is not None and push.version > newest_version:
         raise InvalidInput(
             f"The gradient says it was computed at version {push.version}, but the model is at "

@@ -91,7 +91,9 @@ class InOrder(Reduction):
         return self._sum.take()
 
     def clear(self) -> None:
-        """Do nothing."""
+        """Forget a sum that could not be finished; its memory is kept."""
+        if self._sum is not None:
+            self._sum.clear()
 
 
 class OnArrival(Reduction):

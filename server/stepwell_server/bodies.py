@@ -27,6 +27,7 @@ from stepwell_core.layout import MAX_DIMENSIONS, Arenas, Array, Layout, Tensor, 
 
 from stepwell_server.problems import invalid_fields
 from stepwell_server.receiving import HTTP_EXTENSION
+from stepwell_server.sending import Sender
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -89,6 +90,9 @@ class MessageReader:
     Args:
         request: Its body was not touched yet.
 
+    Attributes:
+        sender: Says whether bytes come; None where the server cannot tell.
+
     Raises:
         BodyTooLarge: The body says that it is larger than the server takes.
     """
@@ -99,7 +103,9 @@ class MessageReader:
         if length.isdecimal() and int(length) > limit:
             raise BodyTooLarge(f"A body has at most {limit} bytes. Received: {length}", limit=limit)
         self._decoder = wire.Decoder()
-        self._receive = request.scope.get("extensions", {}).get(HTTP_EXTENSION, {}).get("receive")
+        http = request.scope.get("extensions", {}).get(HTTP_EXTENSION, {})
+        self._receive = http.get("receive")
+        self.sender: Sender | None = http.get("body")
         self._request = request
         self._has_more = True
 

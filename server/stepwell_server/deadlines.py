@@ -28,6 +28,9 @@ class Pace:
             little, or when the deadline is over; nothing is waited for then.
         loop: Whose time counts.
         length: Of the body, in bytes; 0 if it is not known, then what has come counts.
+
+    Attributes:
+        heard: When bytes came last, or began to be waited for.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class Pace:
         self._loop = loop
         self._timer: asyncio.TimerHandle | None = None
         self._begun = 0.0
+        self.heard = 0.0
         self._window_s = BODY_WINDOW_S  # what is left of it
         self._window_bytes = 0
         self._length = length
@@ -52,17 +56,27 @@ class Pace:
         size = max(self._length, self._received)
         return BODY_S + size / BODY_BYTES_PER_S - self._waited_s
 
+    @property
+    def silent_since(self) -> float | None:
+        """Since when bytes are waited for and none has come; None if none are waited for."""
+        return None if self._timer is None else self.heard
+
     def count(self, nbytes: int) -> None:
         """Take note of bytes that have come."""
+        self.heard = self._loop.time()
         self._received += nbytes
         self._window_bytes += nbytes
 
     def start(self) -> None:
         """Say that bytes are waited for."""
         if self._timer is None:
-            self._begun = self._loop.time()
-            due_s = max(0.0, min(self._window_s, self._left_s))
-            self._timer = self._loop.call_later(due_s, self._check)
+            self.heard = self._loop.time()
+            self._go_on()
+
+    def _go_on(self) -> None:
+        self._begun = self._loop.time()
+        due_s = max(0.0, min(self._window_s, self._left_s))
+        self._timer = self._loop.call_later(due_s, self._check)
 
     def pause(self) -> None:
         """Say that they are not."""
@@ -81,7 +95,7 @@ class Pace:
                 f"Received: {self._received} bytes in {self._waited_s:.0f} s"
             )
         elif self._window_s > TICK_S or self._is_window_full():
-            self.start()
+            self._go_on()
             return
         else:
             reason = (

@@ -165,6 +165,7 @@ class StepwellProtocol(HttpToolsProtocol):
             body = RequestBody(
                 self, self._behind, length, self._put_back, self._go_idle, self._counts
             )
+            http["body"] = body
             if length is not None:
                 http["receive"] = body.receive_into
         self.scope["extensions"] = extensions

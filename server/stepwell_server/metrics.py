@@ -41,6 +41,7 @@ class ModelReading:
     outcomes: Mapping[str, int]
     apply_s: Histogram
     staleness: Histogram
+    disagreements: int
     received_bytes: int
     pulls: int
     journal_bytes: int
@@ -64,6 +65,7 @@ class ModelReading:
             outcomes=outcomes,
             apply_s=tally.apply_s.copy(),
             staleness=tally.staleness.copy(),
+            disagreements=tally.disagreements,
             received_bytes=tally.received_bytes,
             pulls=tally.pulls,
             journal_bytes=model.recorder.nbytes,
@@ -125,6 +127,11 @@ class Reading(Collector):
             "stepwell_staleness_versions",
             "Versions between that of a gradient and its step.",
             {(m.name,): m.staleness for m in self.models},
+        )
+        yield self._counter(
+            "stepwell_hyperparameter_disagreements",
+            "Steps of several pushes that came with different values of a hyperparameter.",
+            {m.name: m.disagreements for m in self.models},
         )
         yield self._counter(
             "stepwell_push_received_bytes",

@@ -20,7 +20,7 @@ from stepwell_core.errors import (
     Unavailable,
 )
 from stepwell_core.ledger import check_repetition
-from stepwell_core.push import Push, Staged, Waiting
+from stepwell_core.push import Push, Staged
 from stepwell_core.session import Result
 
 from stepwell_server import failpoints
@@ -135,7 +135,11 @@ class Pushes:
             self._recorder.check()
             if not self._engine.can_stage(push):
                 self.settle()
-            outcome = self._stage(push)
+            try:
+                outcome = self._engine.stage(push)
+            except BaseException:  # no memory for a mean, say: the pushes in it wait no more
+                self.forget()
+                raise
             if isinstance(outcome, Result):
                 self._lane.answer(waiter, outcome)
                 return
@@ -181,15 +185,6 @@ class Pushes:
         """Sync, make and answer what was grouped; the lane's. Does not raise."""
         if self._group.settle():
             self.make_due()
-
-    def _stage(self, push: Push) -> Staged | Waiting | Result:
-        try:
-            return self._engine.stage(push)
-        except StepwellError:
-            raise
-        except BaseException:  # no memory for a mean: the pushes in it wait no more
-            self.forget()
-            raise
 
     def is_known(self, key: Key) -> bool:
         """Return whether a push was settled or waits, so that its gradient need not come again.
@@ -262,6 +257,9 @@ class Pushes:
         try:
             while self._engine.policy.waiting and (staged := self._engine.stage_due()) is not None:
                 self.commit(staged)
+        except BaseException:
+            self.forget()
+            raise
         finally:
             self._is_making_due = False
         self._turns.serve()
@@ -272,7 +270,7 @@ class Pushes:
             if self._waiters.of_worker(push.worker) != push.key:
                 continue  # it was refused with one before it, and its memory is others' now
             try:
-                outcome = self._stage(push)
+                outcome = self._engine.stage(push)
                 if isinstance(outcome, Staged):
                     self.commit(outcome)
                 elif isinstance(outcome, Result):
@@ -281,6 +279,9 @@ class Pushes:
                     self._waiters.let_go_of_memory(push.key)
             except StepwellError as error:
                 self._waiters.refuse(push.key, error)
+            except BaseException:
+                self.forget()
+                raise
         self._is_small = is_small(self._engine.definition)
         self.forget()
         self.make_due()

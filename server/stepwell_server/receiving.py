@@ -20,7 +20,8 @@ from stepwell_core.errors import StepwellError
 
 HTTP_EXTENSION = "stepwell.receive"
 """`await scope["extensions"][HTTP_EXTENSION]["receive"](decoder)` reads the rest of the body; with
-None it is thrown away. `[...]["drain"]` is the `Drain` of the connection."""
+None it is thrown away. `[...]["drain"]` is the `Drain` of the connection, `[...]["body"]` the
+`RequestBody`, if there is one."""
 
 SCRATCH_BYTES = 1 << 16  # what is thrown away needs no more room than a socket gives at a time
 

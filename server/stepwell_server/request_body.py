@@ -58,10 +58,19 @@ class RequestBody:
         self._error: Exception | None = None  # for the handler's next `receive`
         self._is_failed = False
         self._is_to_close = False
+        self._ended: float | None = None  # when bytes came last, once no more do
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the application."""
         await self._app(scope, partial(self._receive, receive), partial(self._send, send))
+
+    @property
+    def silent_since(self) -> float | None:
+        """Since when its sender could have sent something and did not.
+
+        By the event loop's clock; None if it is the server that does not read, or has it all.
+        """
+        return self._pace.silent_since if self._ended is None else self._ended
 
     def count(self, nbytes: int) -> None:
         """Take note of bytes that have come."""
@@ -80,6 +89,8 @@ class RequestBody:
 
     def lose(self) -> None:
         """Take note that the connection was lost."""
+        silent_since = self.silent_since
+        self._ended = self._protocol.loop.time() if silent_since is None else silent_since
         self._pace.pause()
         if not self.is_complete and not self._is_failed:
             self._counts.bodies_cut += 1
@@ -95,6 +106,7 @@ class RequestBody:
         if self.is_complete or self._is_failed:
             return
         self._pace.pause()
+        self._ended = self._pace.heard
         self._is_failed = True
         if self.cycle.response_complete:
             self._protocol.transport.close()

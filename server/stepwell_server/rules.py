@@ -17,6 +17,7 @@ from stepwell_core import keras_config
 from stepwell_core.consistency import Consistency
 from stepwell_core.definition import Definition
 from stepwell_core.errors import DoesNotFit, PreconditionFailed
+from stepwell_core.held_model import Room
 from stepwell_core.record import ConsistencyChanged, OptimizerChanged
 from stepwell_core.rehearsal import rehearse
 
@@ -84,7 +85,8 @@ class Rules:
         What was gathered in a buffer makes a step before. Pushes that wait are decided on anew.
 
         Raises:
-            DoesNotFit: There is no room for the gradients that the mode may keep waiting.
+            DoesNotFit: There is no room for the gradients that the mode may keep waiting, or for
+                its sum.
             InvalidInput: See `Engine.stage_gathered`.
         """
         model = self._model
@@ -93,13 +95,14 @@ class Rules:
 
         def adopt() -> None:
             model.recorder.check()
+            room = self._room_in_memory(mode)
             before = model.definition.consistency
             staged = None if mode.gathers else model.engine.stage_gathered()
             if staged is not None:
                 model.pushes.commit_or_raise(staged)
             model.recorder.keep(ConsistencyChanged(mode))
             with model.recorder.making():
-                waited = model.engine.adopt_consistency(mode)
+                waited = model.engine.adopt_consistency(mode, room)
             version = model.engine.counters.version
             model.history.add(events.ConsistencyChanged(version, before.to_json(), mode.to_json()))
             model.pushes.readmit(waited)
@@ -108,6 +111,18 @@ class Rules:
             await self._change(adopt)
         model.rehearsals.begin_anew(NATIVE)
         model.sessions.renew()
+
+    def _room_in_memory(self, mode: Consistency) -> Room:
+        """Take what a mode needs before it is written down: a start could not take it either."""
+        engine = self._model.engine
+        try:
+            return engine.prepare_consistency(mode)
+        except MemoryError:
+            raise DoesNotFit(
+                f"Mode {mode.mode!r} needs one more array as large as the parameters, "
+                f"{engine.layout.nbytes} bytes, and there is no memory for it; the mode stays",
+                needed=engine.layout.nbytes,
+            ) from None
 
     @contextlib.asynccontextmanager
     async def room_for(self, definition: Definition) -> AsyncIterator[None]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import structlog
 from stepwell_core.engine import Engine
-from stepwell_core.errors import StepwellError, WorkerNotFound
+from stepwell_core.errors import Conflict, Fenced, SessionExpired, StepwellError, WorkerNotFound
 from stepwell_core.membership import Expiry, Membership
 from stepwell_core.record import SessionClosed, SessionOpened
 from stepwell_core.session import Session
@@ -22,27 +22,12 @@ from stepwell_core.state import Counters
 from stepwell_server.history import History, Joined, Left
 from stepwell_server.pushes import Pushes
 from stepwell_server.recorder import Recorder
+from stepwell_server.sending import Sender, Sending
 
 log = structlog.get_logger("stepwell")
 
 LOOK_EVERY_S = 1.0  # at least; more often where leases are short
 SHORTEST_LOOK_S = 0.01
-
-
-class Sending:
-    """A gradient that is being received."""
-
-    def __init__(self, membership: Membership, worker: str, epoch: int, now: float) -> None:
-        self._membership = membership
-        self._who = worker, epoch
-        self._is_over = False
-        membership.sends(*self._who, now)
-
-    def end(self, now: float, *, whole: bool) -> None:
-        """Note that it has come, or will not; a second call does nothing."""
-        if not self._is_over:
-            self._is_over = True
-            self._membership.sent(*self._who, now, whole=whole)
 
 
 class Sessions:
@@ -71,6 +56,7 @@ class Sessions:
         self._change = change
         self._loop = asyncio.get_running_loop()
         self._membership = Membership(1.0, 1.0)
+        self._sendings: set[Sending] = set()
         self.renew()
         self._watching = asyncio.create_task(self._watch())
 
@@ -88,6 +74,8 @@ class Sessions:
             self._recorder.keep(SessionOpened(worker, self._engine.ledger.last_epoch + 1))
             with self._recorder.making():
                 session, previous = self._engine.open_session(worker)
+            # Whatever fails from here on: a session that nobody watches would never end.
+            self._loop.call_soon_threadsafe(self._joined, worker, session.epoch)
             self._history.add(Joined(self._engine.counters.version, worker, session.epoch))
             self._pushes.forget()
             opened = session, previous, self._engine.incarnation, self._engine.counters
@@ -95,8 +83,11 @@ class Sessions:
             return opened
 
         opened: tuple[Session, Session | None, str, Counters] = await self._change(open_session)
-        self._membership.joined(worker, opened[0].epoch, self._loop.time())
         return opened
+
+    def _joined(self, worker: str, epoch: int) -> None:
+        self._membership.joined(worker, epoch, self._loop.time())
+        self._cut(worker, epoch - 1, Fenced, "a newer one was opened")
 
     async def close(self, worker: str, epoch: int | None, incarnation: str | None = None) -> None:
         """Close a session; the current one if `epoch` is None.
@@ -145,20 +136,30 @@ class Sessions:
             StaleIncarnation, Fenced, UnknownSession, SessionExpired: The session is no more.
         """
         self._engine.check_session(worker, epoch, incarnation)
-        self.seen(worker, epoch)
-        return self._membership.lease_s
+        return self._membership.told(worker, epoch, self._loop.time())
 
     def seen(self, worker: str, epoch: int) -> None:
         """Note a sign of life."""
         self._membership.seen(worker, epoch, self._loop.time())
 
     @contextlib.contextmanager
-    def sending(self, worker: str, epoch: int) -> Iterator[Callable[[], None]]:
-        """Hold a worker's lease while its gradient comes; gives what is called when it is there."""
-        sending = Sending(self._membership, worker, epoch, self._loop.time())
+    def sending(
+        self, worker: str, epoch: int, sender: Sender | None = None
+    ) -> Iterator[Callable[[], None]]:
+        """Hold a worker's lease while its gradient comes; gives what is called when it is there.
+
+        Args:
+            worker: Whose.
+            epoch: Of its session.
+            sender: Tells whether bytes come: without any for a lease it ends, and the gradient is
+                waited for no more. None holds the lease in any case.
+        """
+        sending = Sending(self._membership, worker, epoch, sender, self._loop.time())
+        self._sendings.add(sending)
         try:
             yield lambda: sending.end(self._loop.time(), whole=True)
         finally:
+            self._sendings.discard(sending)
             sending.end(self._loop.time(), whole=False)
 
     def settled(self, worker: str, epoch: int) -> None:
@@ -196,14 +197,25 @@ class Sessions:
             await asyncio.sleep(pause_s)
             lag_s = self._loop.time() - now - pause_s
             if lag_s > min(LOOK_EVERY_S, self._membership.lease_s / 2):
-                self._membership.forgive(lag_s)  # it was us who slept: a stopped process, say
+                self._membership.forgive(lag_s, self._loop.time())  # it was us: stopped, say
             has_failed = False
-            for expiry in self._membership.expired(self._loop.time(), self._pushes.waiting_workers):
+            for expiry in self._gone():
                 try:
                     await self._expire(expiry)
                 except StepwellError as error:  # a full disk, say: it is tried again
                     log.warning("session_not_ended", worker=expiry.worker, reason=error.message)
                     has_failed = True
+                except Exception:  # without the watch a dead worker would stop the others for ever
+                    log.exception("session_not_ended", worker=expiry.worker)
+                    has_failed = True
+
+    def _gone(self) -> list[Expiry]:
+        """Return whose session is to be ended now."""
+        now, waiting = self._loop.time(), self._pushes.waiting_workers
+        for sending in self._sendings:
+            sending.listen(now)
+        self._membership.waits(waiting, now)
+        return self._membership.expired(now, waiting)
 
     @property
     def _longest_pause_s(self) -> float:
@@ -224,6 +236,8 @@ class Sessions:
 
         is_ended = await self._change(expire)
         self._membership.left(expiry.worker, expiry.epoch)
+        reason = "no byte of it came for longer than the lease. Open a new one"
+        self._cut(expiry.worker, expiry.epoch, SessionExpired, reason)
         if is_ended:
             log.warning(
                 "session_expired",
@@ -232,6 +246,19 @@ class Sessions:
                 epoch=expiry.epoch,
                 reason=expiry.reason,
             )
+
+    def _cut(self, worker: str, epoch: int, error: type[Conflict], reason: str) -> None:
+        """Wait no longer for gradients of a session that has ended, or of earlier ones.
+
+        They could not be admitted, and their memory may be what the worker's next one waits for.
+        """
+        for sending in list(self._sendings):
+            if sending.worker == worker and sending.epoch <= epoch:
+                message = (
+                    f"The session of worker {worker!r} with epoch {sending.epoch} ended while its "
+                    f"gradient was on its way: {reason}"
+                )
+                sending.cut(error(message, worker=worker, epoch=epoch))
 
     async def end(self) -> None:
         """Watch no longer."""

@@ -83,6 +83,8 @@ class ModelTally:
         outcomes: Of pushes, each when it was settled. Written by the lane.
         apply_s: Seconds that changes by pushes took. Written by the lane.
         staleness: Of the pushes that were settled, in versions. Written by the lane.
+        disagreements: Steps of several pushes that came with different values of a hyperparameter,
+            of which the first worker's counted. Written by the lane.
         duplicates: Repetitions that got the answer of the first. Written on the event loop.
         received_bytes: Payloads of pushes, over the wire or in memory. Written on the event loop.
         pulls: Versions that were held for a reader. Written on the event loop.
@@ -92,6 +94,7 @@ class ModelTally:
         self.outcomes: defaultdict[str, int] = defaultdict(int)
         self.apply_s = Histogram(APPLY_S)
         self.staleness = Histogram(STALENESS)
+        self.disagreements = 0
         self.duplicates = 0
         self.received_bytes = 0
         self.pulls = 0
@@ -108,6 +111,9 @@ class ModelTally:
         """
         if staged.gradient is not None:
             self.apply_s.note(perf_counter() - began)
+        if len(results) > 1 and staged.scalars is not None:
+            first = results[0][0].hyperparameters
+            self.disagreements += any(push.hyperparameters != first for push, _ in results)
         for _, result in results:
             self.outcomes[result.outcome] += 1
             self.staleness.note(result.staleness)

@@ -102,6 +102,17 @@ def test_beats_go_out_three_times_in_each_lease(lease_s, pause_s):
     assert module._pause_s(lambda: session) == pytest.approx(pause_s)
 
 
+def test_a_beat_is_told_how_long_the_lease_is_now():
+    """An administrator may have changed it; an older server says nothing."""
+    session = new_session(lease_s=30.0)
+
+    Script({"lease_s": 1.5}).run(session.heartbeat())
+    told = session.lease_s
+    Script({}).run(session.heartbeat())
+
+    assert (told, session.lease_s) == (1.5, 1.5)
+
+
 def test_a_beat_that_fails_is_followed_by_the_next():
     """The push tells what is the matter; a thread that ended would let the worker expire."""
     session, beats = new_session(lease_s=0.03), Beats(ConnectionFailed("gone"))
@@ -161,6 +172,20 @@ def test_a_task_beats_and_ends_when_it_is_stopped():
         return len(tasks), [task for task in tasks if not task.done()]
 
     assert asyncio.run(beat()) == (1, [])
+
+
+def test_a_task_whose_client_was_closed_ends_without_an_error_that_nobody_sees():
+    """As a thread does; asyncio would report a task whose exception was never retrieved."""
+
+    async def beat():
+        session, beats = new_session(lease_s=0.03), Beats(RuntimeError("the client is closed"))
+        heart = AsyncHeartbeat(session, beats.send_async)
+        heart.start()
+        (task,) = asyncio.all_tasks() - {asyncio.current_task()}
+        await asyncio.wait([task], timeout=DEADLINE_S)
+        return task.exception(), len(beats.calls)
+
+    assert asyncio.run(beat()) == (None, 1)
 
 
 def test_a_task_ends_with_the_session_that_nobody_closed():

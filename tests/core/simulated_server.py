@@ -187,7 +187,7 @@ class Server:
         self.membership.left(worker, epoch)
 
     def heartbeat(self, worker: str, epoch: int) -> None:
-        self.membership.seen(worker, epoch, self.time.now)
+        self.membership.told(worker, epoch, self.time.now)
 
     @property
     def next_end(self) -> float:
@@ -195,6 +195,7 @@ class Server:
         return math.inf if end is None else end
 
     def expire(self) -> None:
+        self.membership.waits(self.waiting_workers, self.time.now)
         for expiry in self.membership.expired(self.time.now, self.waiting_workers):
             self.close(expiry.worker, expiry.epoch)
 

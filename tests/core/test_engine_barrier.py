@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from stepwell_core.aggregation import RunningSum
 from stepwell_core.consistency import Sync
 from stepwell_core.engine import Engine
 from stepwell_core.errors import (
     Fenced,
+    InvalidInput,
     PushInFlight,
     SequenceGap,
     SessionExpired,
@@ -20,7 +23,7 @@ from stepwell_core.errors import (
 from stepwell_core.layout import Layout, Tensor
 from stepwell_core.loss_scale import LossScaleOptimizer
 from stepwell_core.optimizers import SGD, Adam, PerPush
-from stepwell_core.push import Staged, Waiting
+from stepwell_core.push import LEAST_WEIGHT, MOST_WEIGHT, Staged, Waiting
 from stepwell_core.state import Counters
 
 from tests.core.models import (
@@ -522,3 +525,47 @@ def test_many_workers_with_many_tensors_in_all_orders_make_the_same_model():
         images.append(image(engine)[:2])
 
     assert images[0] == images[1]
+
+
+@pytest.mark.parametrize("fails_at", [1, 2, 3])
+def test_a_sum_that_memory_runs_out_for_leaves_nothing_in_the_next_one(monkeypatch, fails_at):
+    """Whoever was in it comes again, and counts once."""
+    engine, workers = sync_engine(3, SGD(0.5))
+    other, others = sync_engine(3, SGD(0.5))
+    add, calls = RunningSum.add, 0
+
+    def fails_once(*arguments, **options):
+        nonlocal calls
+        calls += 1
+        add(*arguments, **options)  # half of it may have been added by then
+        if calls == fails_at:
+            raise MemoryError
+
+    with monkeypatch.context() as patch, contextlib.suppress(MemoryError):
+        patch.setattr(RunningSum, "add", fails_once)
+        for worker, gradient in zip(workers, GRADIENTS, strict=False):
+            engine.stage(worker.make(gradient))
+    forgotten = list(engine.policy.waiting)
+    for own, theirs, gradient in zip(workers, others, GRADIENTS, strict=False):
+        own.push(gradient)
+        theirs.push(gradient)
+
+    assert forgotten == []
+    assert engine.counters.version == 1
+    assert image(engine) == image(other)
+
+
+@pytest.mark.parametrize("weight", [LEAST_WEIGHT, MOST_WEIGHT])
+def test_the_largest_and_smallest_weights_make_the_same_step_as_any_other(weight):
+    """Their sum stays in float32; what would not is refused, or two pushes could spoil a model."""
+    engine, workers = sync_engine(3, SGD(0.5))
+    plain, others = sync_engine(3, SGD(0.5))
+    for own, other, gradient in zip(workers, others, GRADIENTS, strict=False):
+        own.push(gradient, weight=weight)
+        other.push(gradient)
+
+    for name, array in parameters_of(engine).items():
+        np.testing.assert_allclose(array, parameters_of(plain)[name], rtol=1e-6)
+    for beyond in (np.nextafter(LEAST_WEIGHT, 0), np.nextafter(MOST_WEIGHT, np.inf), 3e38):
+        with pytest.raises(InvalidInput, match="weight"):
+            engine.stage(workers[0].make(GRADIENTS[0], weight=float(beyond)))

@@ -78,12 +78,22 @@ def test_a_push_is_what_patience_waits_for(membership):
     assert reasons(membership, 118.0) == {("w0", HUNG)}
 
 
-def test_a_gradient_that_comes_slowly_holds_the_lease(membership):
+def test_the_bytes_of_a_gradient_hold_the_lease_and_patience_does_not_count_meanwhile(membership):
     """However long it takes: the server's receiver has a deadline of its own."""
     membership.sends("w0", 1, 103.0)
+    for now in range(104, 160, 3):
+        assert membership.expired(float(now)) == []
+        membership.seen("w0", 1, float(now))
 
-    assert membership.next_end() is None
-    assert membership.expired(1e6) == []
+    assert membership.next_end() == 162.0
+
+
+def test_a_gradient_that_does_not_come_on_holds_the_lease_no_longer_than_silence(membership):
+    """A process that was stopped in the middle of it is as gone as any other."""
+    membership.sends("w0", 1, 103.0)
+
+    assert membership.expired(106.9) == []
+    assert membership.expired(107.0) == [Expiry("w0", 1, SILENT)]
 
 
 def test_a_connection_that_breaks_leaves_the_lease_where_it_was(membership):
@@ -95,16 +105,37 @@ def test_a_connection_that_breaks_leaves_the_lease_where_it_was(membership):
     assert membership.expired(107.0) == [Expiry("w0", 1, SILENT)]
 
 
-def test_the_lease_holds_until_the_last_of_several_gradients_is_there(membership):
+def test_nobody_is_impatient_until_the_last_of_several_gradients_is_there(membership):
     """A retry may come while the first attempt is still open."""
     membership.sends("w0", 1, 101.0)
     membership.sends("w0", 1, 102.0)
     membership.sent("w0", 1, 103.0, whole=False)
-    still = membership.next_end()
-    membership.sent("w0", 1, 104.0, whole=True)
+    membership.seen("w0", 1, 119.0)
+    still = membership.expired(120.0)
+    membership.sent("w0", 1, 120.0, whole=True)
 
-    assert still is None
-    assert membership.next_end() == 108.0
+    assert still == []
+    assert membership.next_end() == 124.0
+    assert membership.members["w0"].pushed == 120.0
+
+
+def test_a_lease_that_becomes_shorter_is_so_for_who_was_told(membership):
+    """The others beat at the old pace still."""
+    membership.joined("w1", 2, 100.0)
+    membership.begin_anew({"w0": 1, "w1": 2}, 1.0, PATIENCE_S, 200.0)
+    before = membership.next_end()
+    told = membership.told("w1", 2, 201.0)
+
+    assert (before, told) == (204.0, 1.0)
+    assert reasons(membership, 203.9) == {("w1", SILENT)}
+    assert reasons(membership, 204.0) == {("w0", SILENT), ("w1", SILENT)}
+
+
+def test_a_lease_that_becomes_longer_is_so_at_once(membership):
+    """Who beats too often does no harm."""
+    membership.begin_anew({"w0": 1}, 8.0, 80.0, 200.0)
+
+    assert membership.next_end() == 208.0
 
 
 def test_a_push_that_waits_is_no_silence_of_its_worker_as_long_as_it_lives(membership):
@@ -114,6 +145,15 @@ def test_a_push_that_waits_is_no_silence_of_its_worker_as_long_as_it_lives(membe
     assert reasons(membership, 112.0, waiting={"w0"}) == set()
     assert reasons(membership, 113.0, waiting={"w0"}) == {("w0", SILENT)}
     assert membership.next_end(waiting={"w0"}) == 113.0
+
+
+def test_patience_is_counted_from_when_a_worker_was_last_seen_to_wait(membership):
+    """It has to ask again, or to send its gradient, in the moment after that."""
+    membership.waits({"w0", "w9"}, 150.0)
+    membership.seen("w0", 1, 159.0)
+
+    assert reasons(membership, 159.9) == set()
+    assert reasons(membership, 160.0) == {("w0", HUNG)}
 
 
 def test_when_a_push_waits_no_more_patience_begins_anew(membership):
@@ -132,10 +172,18 @@ def test_a_session_is_ended_once_if_there_are_both_reasons(membership):
 
 def test_seconds_in_which_nobody_listened_do_not_count(membership):
     """A stopped server could not hear anyone."""
-    membership.forgive(50.0)
+    membership.forgive(50.0, 153.0)
 
     assert membership.next_end() == 154.0
     assert membership.members["w0"].pushed == 150.0
+
+
+def test_who_was_heard_after_those_seconds_gets_no_longer_lease_for_them(membership):
+    """It would hold the others up for as long as the server was stopped."""
+    membership.seen("w0", 1, 149.0)
+    membership.forgive(50.0, 150.0)
+
+    assert membership.next_end() == 154.0
 
 
 def test_a_new_session_takes_the_place_of_the_old_one_whose_signs_count_no_more(membership):
@@ -247,11 +295,9 @@ class MembershipMachine(RuleBasedStateMachine):
             expected = set()
             for worker, known in self.known.items():
                 is_hung = worker not in waiting and self.now >= known.push + PATIENCE_S
-                if known.sending:
-                    continue
                 if self.now >= known.sign + LEASE_S:
                     expected.add((worker, SILENT))
-                elif is_hung:
+                elif is_hung and not known.sending:
                     expected.add((worker, HUNG))
             assert reasons(self.membership, self.now, waiting) == expected
             end = self.membership.next_end(waiting)
@@ -266,6 +312,6 @@ def test_forgiving_moves_every_end_by_as_much(begin, lag_s):
     """Whenever that was."""
     membership = Membership(LEASE_S, PATIENCE_S)
     membership.joined("w0", 1, begin)
-    membership.forgive(lag_s)
+    membership.forgive(lag_s, begin + lag_s)
 
     assert membership.next_end() == pytest.approx(begin + LEASE_S + lag_s)

@@ -20,7 +20,7 @@ import pytest
 import stepwell
 
 from tests import servers
-from tests.faults.proxy import Fault, FaultyProxy, Schedule
+from tests.faults.proxy import PIECE_BYTES, Fault, FaultyProxy, Schedule
 from tests.servers import DEADLINE_S, ServerProcess, served
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -226,6 +226,31 @@ def test_a_gradient_that_comes_for_longer_than_a_lease_holds_it(server, client):
         assert (result.outcome, worker._session.epoch) == ("applied", epoch)
         worker.close()
     assert model.pull()["a"].max() == 1.0
+
+
+def test_a_gradient_that_stands_still_for_a_lease_is_sent_again_and_counts_once(server, client):
+    """Its half is thrown away, and its worker told, which opens a session and sends it anew."""
+    zeros = {"a": np.zeros(1_000_000, np.float32)}
+    lease_s = 0.4
+    mode = stepwell.Async(lease_s=lease_s)
+    model = client.create_model("stalls", zeros, optimizer=stepwell.SGD(1.0), consistency=mode)
+    stalls = Schedule(faults=[Fault(bytes_per_s=PIECE_BYTES / (3 * lease_s))])
+    with (
+        FaultyProxy(server.url, stalls) as proxy,
+        stepwell.Client(proxy.url, transport="http") as far,
+    ):
+        worker = far.model("stalls").worker("w0").open()
+        worker._heartbeat.stop()
+        worker._heartbeat.start = lambda: None
+        epoch = worker._session.epoch
+        proxy.schedule = Schedule()
+
+        result = worker.push({"a": -np.ones(1_000_000, np.float32)})
+
+        assert (result.outcome, result.version) == ("applied", 1)
+        assert worker._session.epoch > epoch
+        worker.close()
+    assert set(model.pull()["a"].tolist()) == {1.0}
 
 
 def test_after_a_restart_of_the_server_all_leases_begin_anew(tmp_path):

@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import ssl
 import threading
+import time
+from concurrent.futures import wait
 
 import pytest
 from stepwell_server import deadlines
 
 from tests import servers
-from tests.server.calls import Worker, create, image, packed
+from tests.server.calls import Worker, create, filled, image, packed, payload
 from tests.server.connections import Caller, chunked, request
-from tests.server.places import LARGE, Push
+from tests.server.places import LARGE, Push, wait_for
+from tests.server.routes.test_workers import waiting_push
 
 pytestmark = pytest.mark.usefixtures("nothing_is_logged")
 
@@ -33,6 +36,68 @@ def test_a_body_that_stalls_is_408_and_the_last_of_its_connection(place, monkeyp
             assert answer.headers["connection"] == "close"
             assert line.is_closed()
     assert image(place.http, push.path) == before
+
+
+@pytest.mark.parametrize("how", ["length", "chunks"])
+def test_a_body_that_stands_still_delays_a_step_by_its_workers_lease(http, pool, server, how):
+    """Not by the longer time that a body may stall; its sender is told that its session ended."""
+    mode = {"mode": "sync", "workers": 2, "lease_s": 0.6}
+    path = create(http, values=filled(0.0), consistency=mode)
+    stopped, lives = Worker(http, path, "stopped"), Worker(http, path, "lives")
+    body = packed(stopped.header(), payload(filled(1.0)))
+    route = f"{path}/gradients"
+    whole = request(route, body) if how == "length" else chunked(route, body, 90)
+    with Caller(server.url).line() as line:
+        line.send(whole[:-9])
+        began = time.monotonic()
+        waits = pool.submit(lives.try_push)
+        while not waits.done():
+            assert lives.heartbeat().status_code == 200
+            wait([waits], timeout=0.05)
+        took_s = time.monotonic() - began
+
+        assert waits.result().json()["outcome"] == "applied"
+        assert took_s < 0.6 * deadlines.BODY_WINDOW_S
+        line.answer().problem(409, "session_expired")
+        assert line.is_closed()
+
+
+def test_a_body_of_a_session_that_was_fenced_makes_room_for_the_next_one(http, server):
+    """Its worker was started again, and its old connection does not know of it yet."""
+    path = create(http, consistency={"mode": "sync", "workers": 1})
+    old = Worker(http, path)
+    with Caller(server.url).line() as line:
+        line.send(request(f"{path}/gradients", packed(old.header(), bytes(80)))[:-9])
+        wait_for(lambda: is_sending(http, path, "w0"))
+        began = time.monotonic()
+
+        assert Worker(http, path).push()["outcome"] == "applied"
+
+        assert time.monotonic() - began < 0.6 * deadlines.BODY_WINDOW_S
+        line.answer().problem(409, "fenced")
+        assert line.is_closed()
+
+
+def test_a_step_of_a_quorum_does_not_wait_for_the_body_of_a_straggler(http, pool, server):
+    """That is what the others are there for: each of the workers has a place to send to."""
+    path = create(http, consistency={"mode": "quorum", "workers": 3, "quorum": 2})
+    straggler, first, second = (Worker(http, path, name) for name in ("slow", "w1", "w2"))
+    waits = waiting_push(pool, first)
+    with Caller(server.url).line() as line:
+        line.send(request(f"{path}/gradients", packed(straggler.header(), bytes(80)))[:-9])
+        wait_for(lambda: is_sending(http, path, "slow"))
+        began = time.monotonic()
+
+        assert second.push()["outcome"] == "applied"
+
+        assert time.monotonic() - began < 0.6 * deadlines.BODY_WINDOW_S
+        assert waits.result().json()["outcome"] == "applied"
+
+
+def is_sending(http, path: str, worker: str) -> bool:
+    """Return whether a gradient of a worker is being received."""
+    listed = http.get(f"{path}/workers").json()["workers"]
+    return any(known["worker"] == worker and known["is_sending"] for known in listed)
 
 
 def test_a_body_that_trickles_is_408(place, monkeypatch):

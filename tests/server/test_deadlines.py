@@ -47,6 +47,20 @@ def test_a_body_that_stalls_is_given_up_after_its_window(pace, clock, errors):
     assert [error.code for error in errors] == ["body_too_slow"]
 
 
+def test_a_sender_is_silent_since_its_last_byte_while_the_server_waits_for_more(pace, clock):
+    """Also over windows; not while the server itself is busy with something else."""
+    before = pace.silent_since
+    pace.start()
+    began = pace.silent_since
+    clock.advance(3.0)
+    pace.count(ENOUGH)
+    clock.advance(BODY_WINDOW_S - 1.0)
+    since = pace.silent_since
+    pace.pause()
+
+    assert (before, began, since, pace.silent_since) == (None, 100.0, 103.0, None)
+
+
 def test_a_body_that_comes_at_the_least_rate_is_waited_for_until_its_deadline(pace, clock, errors):
     """A window that brought a byte less is the last."""
     pace.start()

@@ -152,6 +152,89 @@ def test_a_gradient_that_comes_slowly_holds_its_lease_when_the_mode_changes_too(
     assert on(tmp_path, Async(lease_s=0.1), scenario) == ((True, True), False)
 
 
+class Body:
+    """A gradient's way here, of which the test says how it goes."""
+
+    def __init__(self) -> None:
+        self.silent_since: float | None = None
+        self.errors: list[Exception] = []
+
+    def give_up(self, error: Exception) -> None:
+        self.errors.append(error)
+
+
+def test_a_gradient_that_stands_still_for_a_lease_holds_it_no_longer(tmp_path):
+    """While its bytes come, or the server itself lets it wait, it does; then it is cut."""
+
+    async def scenario(model):
+        loop, body = asyncio.get_running_loop(), Body()
+        pushes = await opened(model, "w0", "other")
+        with model.sessions.sending("w0", pushes["w0"](0).epoch, body):
+            await until(lambda: not is_open(model, "other"))
+            end = loop.time() + 0.3
+            while loop.time() < end:
+                body.silent_since = loop.time()
+                await asyncio.sleep(0.01)
+            still = is_open(model), list(body.errors)
+            await until(lambda: body.errors != [])
+        return still, is_open(model), [error.code for error in body.errors], left(model)[1:]
+
+    assert on(tmp_path, Async(lease_s=0.1), scenario) == (
+        (True, []), False, ["session_expired"], [("w0", SILENT)]
+    )  # fmt: skip
+
+
+def test_a_lease_that_becomes_shorter_ends_nobody_who_was_not_told(tmp_path):
+    """Its client beats three times in the lease that it knows."""
+
+    async def scenario(model):
+        pushes = await opened(model, "quiet", "told")
+        await model.rules.set_consistency(Async(lease_s=0.1))
+        told = pushes["told"](0)
+        said = model.sessions.heartbeat("told", told.epoch, told.incarnation)
+        await until(lambda: not is_open(model, "told"))
+        return said, is_open(model, "quiet")
+
+    assert on(tmp_path, Async(lease_s=60.0), scenario) == (0.1, True)
+
+
+def test_the_watch_survives_what_nobody_thought_of(tmp_path, monkeypatch):
+    """Without it the first worker that dies would hold all others up for ever."""
+
+    async def scenario(model):
+        await opened(model, "w0")
+        failures, close = [], model.sessions._close
+
+        def fails_once(*arguments):
+            if not failures:
+                failures.append(arguments)
+                raise MemoryError
+            close(*arguments)
+
+        monkeypatch.setattr(model.sessions, "_close", fails_once)
+        await until(lambda: not is_open(model))
+        return len(failures), left(model)
+
+    assert on(tmp_path, Async(lease_s=0.1), scenario) == (1, [("w0", SILENT)])
+
+
+def test_a_session_is_watched_whatever_its_opening_fails_of(tmp_path, monkeypatch):
+    """It is in the ledger and in the journal: nobody else would ever end it."""
+
+    async def scenario(model):
+        def fails():
+            raise MemoryError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(model.pushes, "make_due", fails)
+            with pytest.raises(MemoryError):
+                await model.sessions.open("w0")
+        await until(lambda: not is_open(model))
+        return left(model)
+
+    assert on(tmp_path, Async(lease_s=0.1), scenario) == [("w0", SILENT)]
+
+
 def test_who_could_not_be_heard_while_the_server_was_stopped_is_not_ended(tmp_path):
     """SIGSTOP, a suspended laptop: the seconds do not count, and leases go on after them."""
 

@@ -7,7 +7,6 @@ decides; it applies nothing. Pure: who is there is told to it, time it does not 
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -175,7 +174,10 @@ class Consistency(ABC):
 
     @property
     def most_kept(self) -> int:
-        """How many gradients are kept in memory at most until their step is made."""
+        """How many gradients have a place in memory until their step is made, also while they come.
+
+        The server reserves so much, so that none waits for another's place.
+        """
         return 0
 
     @property
@@ -227,10 +229,8 @@ def check_count(name: str, value: object, least: int, most: int) -> None:
 def check_seconds(name: str, value: object) -> None:
     """Refuse what is no number of seconds that a worker could be silent."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not (
-        math.isfinite(value)  # type: ignore[arg-type]
-        and SHORTEST_LEASE_S <= value <= LONGEST_LEASE_S  # type: ignore[operator]
-    ):
+    # A comparison is False with NaN, and exact with integers that no float is as large as.
+    if not (is_number and SHORTEST_LEASE_S <= value <= LONGEST_LEASE_S):  # type: ignore[operator]
         raise InvalidArgument(
             f"`{name}` is a number of seconds from {SHORTEST_LEASE_S} to {LONGEST_LEASE_S:.0f}. "
             f"Received: {name}={shown(value)}"

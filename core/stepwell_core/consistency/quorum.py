@@ -40,6 +40,11 @@ class Quorum(Consistency):
 
     @property
     def most_kept(self) -> int:
+        """One of each worker: a slow body may not take the place of one that the step waits for."""
+        return self.workers
+
+    @property
+    def most_in_step(self) -> int:
         """One of each worker of the quorum."""
         return self.quorum
 

@@ -42,6 +42,10 @@ MOST_OTHERS_WAITING = 100_000
 MOST_SAMPLES = 1_000_000
 """Steps and drops in the file, some 400 MB; the oldest tenth of more is removed."""
 
+MOST_OTHERS = 1_000_000
+"""And all the rest, some 200 MB: what people do in a life, but not a worker that opens sessions in
+a loop."""
+
 MOST_METRICS = 64
 """Names of metrics that have a series; a worker that made up a name a step would fill the disk."""
 
@@ -58,6 +62,10 @@ CREATE TABLE series (
     value REAL NOT NULL, PRIMARY KEY (name, number)
 ) WITHOUT ROWID;
 """
+
+_SAMPLES = ", ".join(f"'{kind}'" for kind in SAMPLE_KINDS)
+_WHERE = {True: f"kind IN ({_SAMPLES})", False: f"kind NOT IN ({_SAMPLES})"}
+"""Which events are samples, and which are not."""
 
 log = structlog.get_logger("stepwell")
 
@@ -86,6 +94,7 @@ class Database:
         self.lost = 0
         self._samples: deque[Entry] = deque()
         self._others: deque[Entry] = deque()
+        self._counts: dict[bool, int] = {}  # of samples (True), and of the rest
         self._connection = self._open()
         self._wake, self._hurry = threading.Event(), threading.Event()
         self._flushes: deque[threading.Event] = deque()
@@ -189,9 +198,11 @@ class Database:
         with _transaction(self._connection) as connection:
             connection.executemany("INSERT OR REPLACE INTO events VALUES (?, ?, ?, ?, ?)", rows)
             connection.executemany("INSERT OR REPLACE INTO series VALUES (?, ?, ?, ?, ?)", numbers)
-        self._count += sum(entry.event.is_sample for entry in entries)
-        if self._count > MOST_SAMPLES:
-            self._trim()
+        for entry in entries:
+            self._counts[entry.event.is_sample] += 1
+        for are_samples, most in ((True, MOST_SAMPLES), (False, MOST_OTHERS)):
+            if self._counts[are_samples] > most:
+                self._trim(are_samples, most // 10)
 
     def _has_series(self, name: str) -> bool:
         if not name.startswith(METRIC) or name in self._metrics:
@@ -203,24 +214,21 @@ class Database:
             log.warning("history_has_enough_metrics", path=str(self.path), most=MOST_METRICS)
         return True
 
-    def _trim(self) -> None:
-        """Remove the oldest tenth of the samples."""
-        kinds = ", ".join(f"'{kind}'" for kind in SAMPLE_KINDS)
-        removed = MOST_SAMPLES // 10
+    def _trim(self, are_samples: bool, removed: int) -> None:
+        """Remove the oldest samples, or the oldest of what is none."""
+        where = _WHERE[are_samples]
         with _transaction(self._connection) as connection:
             (first_kept,) = connection.execute(
-                f"SELECT number FROM events WHERE kind IN ({kinds}) ORDER BY number "
-                "LIMIT 1 OFFSET ?",
+                f"SELECT number FROM events WHERE {where} ORDER BY number LIMIT 1 OFFSET ?",
                 (removed,),
             ).fetchone()
-            connection.execute(
-                f"DELETE FROM events WHERE kind IN ({kinds}) AND number < ?", (first_kept,)
-            )
-            for (name,) in connection.execute("SELECT DISTINCT name FROM series").fetchall():
+            connection.execute(f"DELETE FROM events WHERE {where} AND number < ?", (first_kept,))
+            names = connection.execute("SELECT DISTINCT name FROM series").fetchall()
+            for (name,) in names if are_samples else ():
                 connection.execute(
                     "DELETE FROM series WHERE name = ? AND number < ?", (name, first_kept)
                 )
-        self._count -= removed
+        self._counts[are_samples] -= removed
 
     # Opening
 
@@ -242,10 +250,11 @@ class Database:
         (self.last_number,) = connection.execute(
             "SELECT coalesce(max(number), 0) FROM events"
         ).fetchone()
-        kinds = ", ".join(f"'{kind}'" for kind in SAMPLE_KINDS)
-        (self._count,) = connection.execute(
-            f"SELECT count(*) FROM events WHERE kind IN ({kinds})"
-        ).fetchone()
+        self._counts = {}
+        for are_samples, where in _WHERE.items():
+            (self._counts[are_samples],) = connection.execute(
+                f"SELECT count(*) FROM events WHERE {where}"
+            ).fetchone()
         names = connection.execute("SELECT DISTINCT name FROM series").fetchall()
         self._metrics = {name for (name,) in names if name.startswith(METRIC)}
 
@@ -314,11 +323,11 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield connection
-    except BaseException:
+        connection.execute("COMMIT")
+    except BaseException:  # also of the commit: the next transaction could not begin in this one
         with contextlib.suppress(sqlite3.Error):
             connection.execute("ROLLBACK")
         raise
-    connection.execute("COMMIT")
 
 
 def is_damage(error: sqlite3.Error) -> bool:

@@ -67,12 +67,15 @@ class Before:
         loss_scale: Of the model.
         is_kept: Whether its event goes to the file.
         is_measured: Whether the parameters were copied, to be compared.
+        gradient_norm: Of the gradient, measured while its memory is certainly its own: who is
+            answered may write the next one there, and what waited gives its memory back.
         spent_s: What that took.
     """
 
     loss_scale: float | None
     is_kept: bool
     is_measured: bool
+    gradient_norm: float | None = None
     spent_s: float = 0.0
 
 
@@ -99,7 +102,8 @@ class StepRecorder:
         self._drops = Allowance(KEPT_PER_S, BURST, now)
         self._measuring = Allowance(MEASURING_SHARE, MEASURING_BURST_S, now)
         self._parameters: ParametersBefore | None = None  # made when it is first needed
-        self._gathered: list[tuple[Push, Result]] = []  # for the step that they will be in
+        self._gathered: list[tuple[Push, Result]] = []  # for the step that they will be in,
+        self._gathered_in = engine.incarnation  # unless the history is cut before
         self._is_broken = False
 
     def before(self, staged: Staged) -> Before:
@@ -120,14 +124,21 @@ class StepRecorder:
                     engine.store.current, engine.layout, engine.definition.state
                 )
             self._parameters.keep(self._engine.store.current)
+            norm = None
+            if staged.gradient is not None and not staged.takes_buffer:
+                norm = gradient_norm(staged.gradient, self._engine.definition.state)
         except Exception as error:  # no memory, or a bug: training goes on without norms
             self._give_up(error)
             return Before(scale, is_kept, is_measured=False)
-        return Before(scale, is_kept, is_measured=True, spent_s=self._clock() - now)
+        return Before(
+            scale, is_kept, is_measured=True, gradient_norm=norm, spent_s=self._clock() - now
+        )
 
     def after(self, staged: Staged, before: Before) -> None:
         """Add what the change was, once it is made and answered; does not raise."""
         try:
+            if self._gathered_in != self._engine.incarnation:
+                self._gathered, self._gathered_in = [], self._engine.incarnation
             if staged.scalars is None and staged.weight is not None:
                 self._gathered += [(push.without_arrays(), got) for push, got in staged.results]
             elif staged.scalars is None:
@@ -172,14 +183,11 @@ class StepRecorder:
         if not before.is_measured or staged.gradient is None or self._parameters is None:
             return None, None
         began = self._clock()
-        gradient = None
-        if not staged.takes_buffer:
-            gradient = gradient_norm(staged.gradient, self._engine.definition.state)
         update = None
         if staged.scalars is not None and staged.scalars.changes_parameters:
             update = self._parameters.update_norm(self._engine.store.current)
         self._measuring.spend(before.spent_s + self._clock() - began)
-        return gradient, update
+        return before.gradient_norm, update
 
     def _give_up(self, error: Exception) -> None:
         """Measure no more until the server starts again; one line in the log."""

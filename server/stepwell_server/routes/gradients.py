@@ -152,13 +152,14 @@ async def _receive(
     """Receive a gradient into staged memory and push it, unless the push is known already."""
     key = header.worker, header.epoch, header.sequence
     if model.pushes.is_known(key):
-        fingerprint = await reader.fingerprint(selection.payload_nbytes(header.dtype))
+        with model.sessions.sending(*key[:2], reader.sender):
+            fingerprint = await reader.fingerprint(selection.payload_nbytes(header.dtype))
         return await model.pushes.repeat(key, fingerprint_of(header.kind, fingerprint))
     if not await _is_turn(model, key):
         return model.pushes.waiting_result()
     nbytes, holder = extent(selection, header.dtype), (model, *key[:2])
     with (
-        model.sessions.sending(*key[:2]) as is_there,
+        model.sessions.sending(*key[:2], reader.sender) as is_there,
         await staging.take(nbytes, model.part, holder) as lease,
     ):
         arenas = lease.arenas(selection, header.dtype)

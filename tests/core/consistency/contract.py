@@ -313,6 +313,7 @@ class ConsistencyContract(ABC):
         [
             {"lease_s": 0}, {"lease_s": -1.0}, {"lease_s": "30"}, {"lease_s": True},
             {"lease_s": float("nan")}, {"lease_s": float("inf")}, {"lease_s": 1e9},
+            {"lease_s": 10**400}, {"patience_s": 10**400},
             {"lease_s": None}, {"patience_s": 0}, {"lease_s": 10.0, "patience_s": 9.0},
         ],
     )  # fmt: skip

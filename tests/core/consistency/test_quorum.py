@@ -43,9 +43,9 @@ class TestQuorum(ConsistencyContract):
 
         assert policy.due() == Step((a,))
 
-    def test_room_is_kept_for_those_who_are_waited_for(self):
-        """A late gradient is dropped as soon as it has come."""
-        assert Quorum(8, 6).most_kept == 6
+    def test_room_is_kept_for_all_workers_though_a_step_is_made_of_some(self):
+        """A late gradient is dropped once it has come; until then it needs a place of its own."""
+        assert (Quorum(8, 6).most_kept, Quorum(8, 6).most_in_step) == (8, 6)
 
     @pytest.mark.parametrize("quorum", [0, -1, 4, 1.0, "2", None, True])
     def test_a_quorum_that_cannot_be_is_refused(self, quorum):

@@ -192,6 +192,42 @@ def test_the_oldest_steps_give_way_and_what_people_did_stays(path, monkeypatch):
     assert min(numbers(path, "series")) == 4
 
 
+def test_a_worker_that_opens_sessions_in_a_loop_does_not_fill_the_disk(path, monkeypatch):
+    """Joins are no samples, and the oldest of them give way to themselves alone."""
+    monkeypatch.setattr(module, "MOST_OTHERS", 20)
+    filled(path, entry(1), *(entry(n, joined()) for n in range(2, 20)))
+
+    filled(path, *(entry(n, joined()) for n in range(20, 30)))
+
+    assert numbers(path) == [1, *range(4, 30)]
+    assert numbers(path, "series")[0] == 1
+
+
+def test_a_commit_that_fails_costs_its_entries_and_not_the_file(path, monkeypatch):
+    """The next batch begins a transaction of its own."""
+    database, failures = Database(path), []
+
+    class FailsToCommit:
+        def __init__(self, connection):
+            self.executemany, self.close = connection.executemany, connection.close
+            self.connection = connection
+
+        def execute(self, statement, *values):
+            if statement == "COMMIT" and not failures:
+                failures.append(statement)
+                raise sqlite3.OperationalError("disk I/O error")
+            return self.connection.execute(statement, *values)
+
+    monkeypatch.setattr(database, "_connection", FailsToCommit(database._connection))
+    database.put(entry(1))
+    database.flush()
+    database.put(entry(2))
+    database.close()
+
+    assert (numbers(path), database.lost) == ([2], 1)
+    assert not list(path.parent.glob("history.aside*"))
+
+
 def test_a_worker_that_makes_up_names_gets_so_many_series(path, monkeypatch):
     """The event itself has them all."""
     monkeypatch.setattr(module, "MOST_METRICS", 3)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
+from stepwell_core.consistency import Buffered
 from stepwell_core.definition import Definition
 from stepwell_core.engine import Engine
 from stepwell_core.loss_scale import LossScaleOptimizer
@@ -38,15 +40,20 @@ class Training:
         optimizer = options.pop("optimizer", SGD(0.5))
         definition = Definition("m", LAYOUT, optimizer, **options)
         self.engine = Engine.create(definition, LAYOUT.new_arenas(1.0), "i")
-        self.session, _ = self.engine.open_session("w0")
         self.clock, self.history = Clock(), Recording()
         self.steps = StepRecorder(self.engine, self.history, self.clock)
+        self.open()
+
+    def open(self):
+        """Open a session in the present history."""
+        self.session, _ = self.engine.open_session("w0")
         self.sequence = 0
 
     def push(self, value=2.0, **fields):
         """Make one push as `Pushes` does; returns the events that it made."""
         gradient = Gradient(LAYOUT, {"float32": np.full(4, value, np.float32)})
-        push = Push("w0", self.session.epoch, self.sequence, "i", gradient, **fields)
+        incarnation = self.engine.incarnation
+        push = Push("w0", self.session.epoch, self.sequence, incarnation, gradient, **fields)
         staged = self.engine.stage(push)
         assert isinstance(staged, Staged)
         before = self.steps.before(staged)
@@ -110,6 +117,41 @@ def test_the_norm_is_that_of_the_unscaled_gradient():
     assert (event.gradient_norm, event.update_norm) == (4.0, 2.0)
 
 
+def test_the_norm_is_that_of_the_gradient_whatever_its_memory_is_used_for_once_it_was_answered():
+    """A worker on the same host writes its next gradient there; what waited gives its back."""
+    training = Training()
+    commit = training.engine.commit
+
+    def answered(staged):
+        results = commit(staged)
+        staged.gradient.arenas["float32"][...] = 99.0
+        return results
+
+    training.engine.commit = answered
+
+    (event,) = training.push(2.0)
+
+    assert (event.gradient_norm, event.update_norm) == (4.0, 2.0)
+
+
+def test_a_step_after_a_cut_is_not_made_of_what_was_gathered_before():
+    """The history that it was gathered in is no more."""
+    training = Training(consistency=Buffered(2))
+    begin = training.engine.state()
+    parameters = {"float32": begin.parameters["float32"].copy()}
+    saved = dataclasses.replace(
+        begin, parameters=parameters, slots={n: LAYOUT.new_arenas() for n in begin.slots}
+    )
+    training.push(metrics={"loss": 9.0})
+    training.engine.restore(saved, "another")
+    training.open()
+    training.push(metrics={"loss": 1.0})
+
+    (event,) = training.push(metrics={"loss": 1.0})
+
+    assert (event.workers, event.metrics) == (("w0", "w0"), {"w0": {"loss": 1.0}})
+
+
 def test_the_file_gets_the_first_steps_and_then_some_a_second(monkeypatch):
     """Those who listen get every one."""
     monkeypatch.setattr(module, "BURST", 3)
@@ -154,8 +196,9 @@ def test_a_failure_to_measure_reaches_no_push(monkeypatch):
     training = Training()
     monkeypatch.setattr(module, "gradient_norm", fail)
 
-    assert training.push() == []
-    assert training.push()[0].gradient_norm is None
+    for _ in range(2):
+        (event,) = training.push()
+        assert (event.gradient_norm, event.update_norm) == (None, None)
 
 
 def test_an_allowance_grows_up_to_its_limit_and_may_be_overdrawn():

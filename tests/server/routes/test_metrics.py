@@ -43,6 +43,25 @@ class Scrape:
         return {name for name, labels in self.samples if ("model", model) in labels}
 
 
+def test_steps_whose_workers_disagree_about_a_hyperparameter_are_counted(http, pool):
+    """The first worker's value counts, and nobody else would see that the others' did not."""
+    optimizer = {"class_name": "SGD", "config": {"learning_rate": {"class_name": "PerPush"}}}
+    mode = {"mode": "sync", "workers": 2}
+    path = create(http, name := new_name(), optimizer=optimizer, consistency=mode)
+    workers = [Worker(http, path, worker) for worker in ("a", "b")]
+    counted = []
+
+    for rates in ((0.5, 0.5), (0.5, 0.25)):
+        said = [{"learning_rate": rate} for rate in rates]
+        waits = pool.submit(workers[0].push, hyperparameters=said[0])
+        workers[1].push(hyperparameters=said[1])
+        waits.result()
+        counted.append(Scrape(http)("stepwell_hyperparameter_disagreements_total", model=name))
+
+    assert counted == [0, 1]
+    assert pull(http, path)["bias"].tolist() == [0.0] * 4
+
+
 def test_pushes_are_counted_by_what_became_of_them(http):
     """Each once, a repetition as such, a refused one not at all."""
     path = create(http, name := new_name(), on_nonfinite="drop")
