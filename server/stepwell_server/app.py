@@ -46,6 +46,7 @@ class Application:
         self.registry = Registry(data, _options(settings), self.staging)
         self._data = data
         self.api = self._build()
+        self.authenticator = authenticator
         gate = Gate(direct(self.api), authenticator, settings.allowed_hosts)
         traffic = Traffic(gate, self.requests)
         self._tracing = tracing.begin(settings)

@@ -1,10 +1,11 @@
-"""The port of a server, taken before anything else is done: a refusal leaves nothing behind."""
+"""Where a server listens: its port, taken before anything else is done, or its Unix socket."""
 
 from __future__ import annotations
 
 import errno
 import socket
 from contextlib import ExitStack
+from pathlib import Path
 
 from stepwell_core.errors import StepwellError
 
@@ -63,3 +64,33 @@ def _bound(host: str, port: int) -> list[socket.socket]:
             sockets.append(listener)
         failed.pop_all()
     return sockets
+
+
+def prepare_unix_socket(path: Path, *, is_open: bool) -> None:
+    """Put a socket file in place whose mode uvicorn's own socket will have.
+
+    Args:
+        path: Where the server is about to listen. What a dead server left there is replaced.
+        is_open: Whether no token is needed: then only this user may connect, else everyone may try.
+
+    Raises:
+        AddressTaken: Another server listens there.
+        AddressUnusable: There can be no socket.
+    """
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            if path.is_socket():
+                try:
+                    probe.connect(str(path))
+                except ConnectionRefusedError:
+                    path.unlink()
+                else:
+                    raise AddressTaken(f"Another server listens on {path}; choose another --uds")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as placeholder:
+            placeholder.bind(str(path))
+        path.chmod(0o600 if is_open else 0o666)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise AddressUnusable(
+            f"The server cannot listen on {path} ({reason}); choose another --uds"
+        ) from None

@@ -9,6 +9,7 @@ import signal
 import socket
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from types import FrameType
 
 import structlog
@@ -18,7 +19,7 @@ from stepwell_core.errors import Conflict, StepwellError
 from stepwell_server import __version__
 from stepwell_server.app import Application
 from stepwell_server.http_protocol import StepwellProtocol
-from stepwell_server.listening import bound
+from stepwell_server.listening import bound, prepare_unix_socket
 from stepwell_server.loops import LOOPS
 from stepwell_server.settings import Settings
 from stepwell_server.shared_memory.listener import MemorySocket
@@ -63,6 +64,9 @@ class Server(uvicorn.Server):
         try:
             # Who comes through the port as soon as it is open is told of the socket already.
             self._application.memory_socket = self._listen_beside()
+            if self.config.uds:
+                is_open = self._application.authenticator.is_open
+                prepare_unix_socket(Path(self.config.uds), is_open=is_open)
             await super().startup(sockets)
         except BaseException:  # the models were opened already
             if self._memory_socket is not None:

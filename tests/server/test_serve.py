@@ -186,6 +186,22 @@ def test_a_unix_socket_is_served_like_a_port(tmp_path):
 
         assert server.url == str(path)
         assert stat.S_ISSOCK(path.stat().st_mode)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600  # no token is needed, so for us alone
+
+
+def test_a_unix_socket_that_asks_for_a_token_is_for_everyone(tmp_path):
+    """As a port is; what a killed server left there is replaced, a living one's is not."""
+    path = tmp_path / "s"
+    TokenStore(tmp_path / "data").create("admin")
+    with servers.served(tmp_path / "data", "--uds", str(path)) as server:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o666
+        second = servers.start(tmp_path / "other", "--uds", str(path))
+        assert second.wait() != 0
+        assert f"Another server listens on {path}" in second.events[-1]["event"]
+        server.process.kill()
+        server.wait()
+    with servers.served(tmp_path / "data", "--uds", str(path)):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o666
 
 
 def test_settings_come_from_file_environment_and_flags_together(tmp_path):
