@@ -146,6 +146,21 @@ def reseal(folder, change) -> None:
     (folder / MANIFEST).write_bytes(b'{"xxh3_128":"%s","manifest":%s}\n' % (digest, text))
 
 
+def test_a_checkpoint_of_version_1_is_read(folder, cut):
+    """It had no journal beside it, and lay in one folder."""
+
+    def change(values):
+        values["format_version"] = 1
+        for name in ("journal_number", "prefix", "gathered", "ledger_xxh3_128"):
+            values.pop(name, None)
+
+    reseal(folder, change)
+
+    manifest, state = read(folder)
+    assert (manifest.journal_number, manifest.prefix, manifest.ledger_hash) == (0, "", "")
+    assert_holds(state, cut)
+
+
 def rewrite(folder, file, tensors) -> None:
     """Write other tensors, with a manifest that vouches for them."""
     save_file(tensors, folder / file)
