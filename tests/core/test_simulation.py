@@ -1,4 +1,4 @@
-"""Thousands of schedules of workers that come, go, hang and repeat, under every mode.
+"""Many schedules of workers that come, go, hang and repeat, under every mode.
 
 What is promised: no deadlock, no contribution lost or counted twice, nobody runs too far ahead, the
 dead hold nobody up for longer than their lease, and what was gathered stays. See `simulation.py`.
@@ -76,6 +76,16 @@ def test_a_mode_may_be_chosen_and_a_server_restarted_at_any_time(
 ):
     """Pushes that wait are decided on anew or come again, and what was gathered makes a step."""
     World(Plan(mode, (one, *rest), network, switches, seed)).run()
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+@by_mode
+@settings(BRIEF, max_examples=300)
+@given(lives, others, st.sampled_from([CALM, FAULTY]), seeds)
+def test_thousands_of_schedules_more_hold_it_too(mode, one, rest, network, seed):
+    """3,300 of them, where there is time."""
+    World(Plan(mode, (one, *rest), network, seed=seed)).run()
 
 
 CYCLE_S = QUICK_WORK_S + 3 * (2 * CALM.delay_s + CALM.transfer_s)
