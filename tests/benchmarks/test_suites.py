@@ -42,7 +42,16 @@ SUITES: dict[str, Callable[[], Result]] = {
 }
 
 
-LONG = {"torch", "dashboard", "durability", "federated", "peers", "wire.large", "wire.workers"}
+LONG = {
+    "torch",
+    "dashboard",
+    "durability",
+    "federated",
+    "peers",
+    "wire.large",
+    "wire.workers",
+    "workers",
+}
 
 
 @pytest.mark.parametrize(

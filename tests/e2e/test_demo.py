@@ -72,6 +72,7 @@ def test_workers_that_are_killed_stopped_and_added_learn_too(tmp_path: Path, mod
     assert Path(outcome["chaos_picture"]).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.full
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("optimizer", ["sgd", "adagrad"])

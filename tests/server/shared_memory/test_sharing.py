@@ -162,9 +162,11 @@ def test_what_a_lost_connection_held_is_never_written_again(http, server, neighb
     other.close()
 
 
-def test_a_region_lives_as_long_as_a_push_waits_in_it(http, server, neighbour):
+def test_a_region_lives_as_long_as_a_push_waits_in_it(http, server, neighbour, monkeypatch):
     """The worker's connection may end while its gradient waits for others."""
     path = calls.create(http, layout=LAYOUT, consistency=SYNC)
+    pushes = server.application.registry.get(path.rpartition("/")[2]).pushes
+    monkeypatch.setattr(pushes, "_wait_s", 0.1)  # until it is answered `waiting`
     first, second = (calls.Worker(http, path, name, LAYOUT) for name in ("w0", "w1"))
     fill(neighbour.take_region(path), 1.0)
     assert neighbour.push(first).fields["outcome"] == "waiting"
