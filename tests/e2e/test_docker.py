@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import ssl
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ ADDED_BYTES = 400e6
 """What the server's image may add to its base."""
 
 TLS_NAME = "stepwell.example"
+
+DEMO = ("--profile", "demo")
 BASE = "python:3.11-slim-bookworm"
 
 
@@ -106,6 +109,12 @@ class Project:
         project = f"com.docker.compose.project={self._environment['COMPOSE_PROJECT_NAME']}"
         filters = ("--filter", f"label={label}", "--filter", f"label={project}")
         return run("docker", "ps", "--all", "--quiet", *filters).split()
+
+    def services(self) -> list[str]:
+        """Return the services that have containers."""
+        label = f"com.docker.compose.project={self._environment['COMPOSE_PROJECT_NAME']}"
+        shown = ("--format", '{{.Label "com.docker.compose.service"}}')
+        return run("docker", "ps", "--all", "--filter", f"label={label}", *shown).split()
 
     def inspect(self, service: str) -> list[dict[str, Any]]:
         """Return what the engine says of a service's containers."""
@@ -189,26 +198,26 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     run(str(ROOT / "docker" / "make-tokens"), str(secrets))
     run(str(ROOT / "docker" / "make-certificate"), TLS_NAME, str(secrets))
     project = Project(secrets)
-    project.compose("--profile", "demo", "build", timeout_s=BUILD_S)
+    project.compose(*DEMO, "build", timeout_s=BUILD_S)
     try:
         project.compose("up", "-d")
         project.wait_until_healthy()
         yield project
     finally:
-        profiles = ("--profile", "demo", "--profile", "tls")
+        profiles = (*DEMO, "--profile", "tls")
         project.compose(*profiles, "down", "--volumes", "--remove-orphans")
 
 
 @pytest.fixture(scope="module")
 def outcome(project: Project) -> dict[str, Any]:
     """What the demo printed, alone on stdout, after its workers trained in their containers."""
-    result: dict[str, Any] = json.loads(project.compose("run", "--rm", "-T", "demo"))
+    result: dict[str, Any] = json.loads(project.compose(*DEMO, "run", "--rm", "-T", "demo"))
     return result
 
 
 def test_nothing_but_the_server_starts_by_itself(project: Project) -> None:
     """The demo and what is for other machines are asked for by name."""
-    assert project.compose("ps", "--services").split() == ["server"]
+    assert project.services() == ["server"]
 
 
 def test_the_image_is_small(project: Project) -> None:
@@ -217,6 +226,10 @@ def test_the_image_is_small(project: Project) -> None:
     whole, base = (int(run("docker", *format_, name)) for name in ("stepwell-test", BASE))
 
     assert whole - base < ADDED_BYTES
+    with project.http() as http:  # of plotly there is just what the dashboard needs
+        style = re.search("/dashboard/[^/]+/style.css", http.get("/").text)
+        assert style is not None
+        assert len(http.get(style[0].replace("style.css", "plotly.min.js")).content) > 1e6
     assert project.in_server("python", "-c", "import matplotlib").returncode != 0
 
 
@@ -276,7 +289,7 @@ def test_workers_in_containers_train_to_the_bar(project: Project, outcome: dict[
 
 def test_the_picture_can_be_taken_out(project: Project, outcome: dict[str, Any]) -> None:
     """The training curve outlives the container that drew it."""
-    command = ("run", "--rm", "-T", "--no-deps", "--entrypoint", "python", "demo", "-c")
+    command = (*DEMO, "run", "--rm", "-T", "--no-deps", "--entrypoint", "python", "demo", "-c")
     first_bytes = project.compose(*command, f"print(open({outcome['picture']!r}, 'rb').read(8))")
 
     assert first_bytes.strip() == r"b'\x89PNG\r\n\x1a\n'"
@@ -299,7 +312,7 @@ with stepwell.Client() as client:
 @pytest.mark.usefixtures("outcome")
 def test_a_workers_token_may_push_and_not_delete(project: Project) -> None:
     """From a worker's container, with the worker's secret, as its service is set up."""
-    command = ("run", "--rm", "-T", "--no-deps", "--entrypoint", "python", "worker", "-c")
+    command = (*DEMO, "run", "--rm", "-T", "--no-deps", "--entrypoint", "python", "worker", "-c")
     said = json.loads(project.compose(*command, WORKER_PROGRAM))
 
     assert said == {"outcome": "applied", "delete": "forbidden"}
@@ -321,7 +334,7 @@ print(json.dumps({"is_shared": is_shared, "changed": changed}))
 
 def test_containers_share_memory_through_a_volume(project: Project) -> None:
     """The server's socket is in a volume of both, so a gradient is not sent but shown."""
-    command = ("run", "--rm", "-T", "--no-deps", "--entrypoint", "python", "demo", "-c")
+    command = (*DEMO, "run", "--rm", "-T", "--no-deps", "--entrypoint", "python", "demo", "-c")
     said = json.loads(project.compose(*command, MEMORY_PROGRAM))
 
     assert said["is_shared"] is True
@@ -367,11 +380,12 @@ def test_the_same_server_speaks_tls_to_other_machines(project: Project) -> None:
 
     trusted = ssl.create_default_context(cafile=str(project.secrets / "tls-ca.pem"))
     headers = {"Authorization": f"Bearer {project.token('push')}", "Host": TLS_NAME}
-    with httpx.Client(verify=trusted, trust_env=False, headers=headers) as http:
-        url, name = f"https://127.0.0.1:{project.tls_port}", {"sni_hostname": TLS_NAME}
-        model = http.get(f"{url}/v1/models/digits", extensions=name)
-        with pytest.raises(httpx.ConnectError, match="certificate"):
-            http.get(f"{url}/v1", extensions={"sni_hostname": "other.example"})
+    url = f"https://127.0.0.1:{project.tls_port}/v1/models/digits"
+    client = partial(httpx.Client, verify=trusted, trust_env=False, headers=headers)
+    with client() as http:
+        model = http.get(url, extensions={"sni_hostname": TLS_NAME})
+    with client() as http, pytest.raises(httpx.ConnectError, match="certificate"):
+        http.get(url, extensions={"sni_hostname": "other.example"})
 
     assert model.json()["incarnation"] == before["incarnation"]
     assert model.json()["version"] == before["version"]
