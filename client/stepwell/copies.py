@@ -42,6 +42,18 @@ def copy(sources: Sequence[memoryview], targets: Sequence[Array], region: memory
     _move(kept)
 
 
+def copy_arrays(moves: Iterable[tuple[Array, Array]]) -> None:
+    """Copy each first array to the second, of the same shape; their dtypes may differ."""
+    plain = []
+    for source, target in moves:
+        is_same = source.dtype == target.dtype and source.shape == target.shape
+        if is_same and source.flags.c_contiguous and target.flags.c_contiguous:
+            plain.append((as_bytes(source.reshape(-1)), as_bytes(target.reshape(-1))))
+        else:
+            np.copyto(target, source, casting="unsafe")
+    _move(plain)
+
+
 def _move(moves: Iterable[tuple[Array, Array]]) -> None:
     """Copy each first array of bytes to the second."""
     pieces = deque(

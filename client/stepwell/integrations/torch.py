@@ -33,6 +33,7 @@ from stepwell_core.errors import (
 from stepwell_core.optimizers import Optimizer
 
 from stepwell.client import Client, Model
+from stepwell.copies import copy_arrays
 from stepwell.integrations.torch_groups import (
     NamedTensors,
     check_dtypes,
@@ -245,12 +246,14 @@ class RemoteOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # torch is 
 
     def _take(self, parameters: Parameters) -> None:
         """Copy parameters into the module's own, in place."""
+        moves = []
         with torch.no_grad():
             for name, parameter in {**self._named, **self._buffers}.items():
                 if parameter.device.type == "cpu":
-                    np.copyto(parameter.detach().numpy(), parameters[name], casting="unsafe")
+                    moves.append((parameters[name], parameter.detach().numpy()))
                 else:  # a copy first: torch warns of arrays that it may not write to
                     parameter.copy_(torch.from_numpy(np.array(parameters[name])))
+        copy_arrays(moves)
         self._version = parameters.version
 
     def _gradients(self) -> dict[str, torch.Tensor]:
