@@ -23,7 +23,7 @@ demo: $(INSTALLED) ## Train a real classifier with four worker processes through
 	$(BIN)/stepwell demo $(ARGS)
 
 test: $(INSTALLED) ## Run the tests.
-	$(BIN)/python -m pytest -n 3 --dist loadfile -m "not full" $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not full" $(ARGS)
 
 # The rest: what takes long, and what needs more than `make setup` installs.
 test-full: $(INSTALLED_INTEGRATIONS) ## Install what some tests need, frameworks and packages of Debian, and run those tests.

@@ -2,6 +2,8 @@
 
 import os
 
+import pytest
+
 # These are read when NumPy, Keras or JAX is first imported, so they stand before other imports.
 # One BLAS thread: sums in one order, and test processes that do not fight over two cores.
 for _name in ("OMP", "OPENBLAS", "MKL"):
@@ -16,3 +18,9 @@ settings.register_profile("local", deadline=None)
 # In CI the same examples every time: a red run is red again on the desk (CI=true make test).
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that have slow tests: at the end one process would run them alone."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
