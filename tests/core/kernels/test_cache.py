@@ -44,8 +44,9 @@ def _forget_the_folder() -> Iterator[None]:
 
 @pytest.fixture
 def copied(tmp_path: Path) -> Path:
-    """Give a copy of core that may be edited."""
-    shutil.copytree(SOURCES, tmp_path / "core" / "stepwell_core")
+    """Give a copy of core that may be edited, without what Python compiled of the original."""
+    without = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(SOURCES, tmp_path / "core" / "stepwell_core", ignore=without)
     return tmp_path
 
 
