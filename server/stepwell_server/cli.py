@@ -14,6 +14,7 @@ from stepwell_core.errors import StepwellError
 from stepwell_server import __version__, cli_checkpoints, cli_status, cli_tensorboard, cli_top
 from stepwell_server.cli_bench import bench
 from stepwell_server.cli_doctor import doctor
+from stepwell_server.cli_options import AsJson
 from stepwell_server.cli_settings import EXIT_USAGE, errors, load_settings
 
 EXIT_FAILED = 1
@@ -39,7 +40,6 @@ app.command("doctor")(doctor)
 app.command("bench")(bench)
 
 DataDir = Annotated[Path, typer.Option(help="The server's data folder.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, alone, on stdout.")]
 Role = Literal["read", "push", "admin"]
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from stepwell_server.cli_asking import sign_of_life
+from stepwell_server.cli_options import AsJson, Url
 from stepwell_server.cli_status import bytes_shown
 
 if TYPE_CHECKING:  # not needed by a server that starts
@@ -63,10 +64,8 @@ def bench(
     transport: Annotated[
         Literal["auto", "http"], typer.Option(help="auto uses shared memory where it can.")
     ] = "auto",
-    url: Annotated[str | None, typer.Option(help="Of the server [STEPWELL_URL].")] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object, alone, on stdout.")
-    ] = False,
+    url: Url = None,
+    as_json: AsJson = False,
 ) -> None:
     """Time pushes and pulls of one worker, on models of its own that it deletes in the end.
 

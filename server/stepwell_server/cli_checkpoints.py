@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from stepwell_server import cli_asking, cli_export, cli_import, cli_verify
+from stepwell_server.cli_options import AsJson, ModelName, Url
 
 if TYPE_CHECKING:  # not needed by a server that starts
     import stepwell
@@ -31,11 +32,6 @@ T = TypeVar("T")
 
 EXIT_FAILED = 1
 
-Url = Annotated[
-    str | None, typer.Option(help="Of the server [STEPWELL_URL, or http://127.0.0.1:8700].")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, alone, on stdout.")]
-ModelName = Annotated[str, typer.Argument(help="Name of the model.", metavar="MODEL")]
 CheckpointId = Annotated[
     str, typer.Argument(help="Such as 000012-v345; see `list`.", metavar="CHECKPOINT")
 ]

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from stepwell_server.cli_questions import AsJson
+from stepwell_server.cli_options import AsJson
 from stepwell_server.cli_settings import load_settings
 
 EXIT_FAILED = 1

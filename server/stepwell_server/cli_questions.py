@@ -9,17 +9,11 @@ from __future__ import annotations
 import time
 from email.utils import parsedate_to_datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Any, Self
-
-import typer
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:  # not needed by a server that starts
     pass
 
-Url = Annotated[
-    str | None, typer.Option(help="Of the server [STEPWELL_URL, or http://127.0.0.1:8700].")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, alone, on stdout.")]
 
 ANSWER_S = 10.0
 """For one answer: a list of models waits for a step of each."""

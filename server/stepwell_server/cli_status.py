@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from stepwell_server.cli_questions import AsJson, Questions, Url
+from stepwell_server.cli_options import AsJson, ModelName, Url
+from stepwell_server.cli_questions import Questions
 
 if TYPE_CHECKING:  # not needed by a server that starts
     from rich.table import Table
@@ -64,7 +65,7 @@ def models(url: Url = None, as_json: AsJson = False) -> None:
 
 
 def workers(
-    model: Annotated[str, typer.Argument(help="Name of the model.", metavar="MODEL")],
+    model: ModelName,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:

@@ -11,6 +11,7 @@ import typer
 from stepwell_core.errors import Conflict, StepwellError
 
 from stepwell_server.cli_asking import ask, sign_of_life
+from stepwell_server.cli_options import AsJson, ModelName, Url
 
 if TYPE_CHECKING:  # not needed by a server that starts
     import stepwell
@@ -35,15 +36,13 @@ def export() -> None:
 
 @app.command("tensorboard")
 def tensorboard(
-    model: Annotated[str, typer.Argument(help="Name of the model.", metavar="MODEL")],
+    model: ModelName,
     folder: Annotated[Path, typer.Argument(help="What `tensorboard --logdir` is given.")],
     follow: Annotated[
         bool, typer.Option("--follow", help="Go on with what comes, until Ctrl-C.")
     ] = False,
-    url: Annotated[str | None, typer.Option(help="Of the server [STEPWELL_URL].")] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object, alone, on stdout.")
-    ] = False,
+    url: Url = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write a model's whole history, each series over the versions, into FOLDER/MODEL."""
     told = ask(url, model, lambda found: _exported(found, folder / model, follow), long=True)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stepwell_server.cli_questions import AsJson, Questions, Url
+from stepwell_server.cli_options import AsJson, Url
+from stepwell_server.cli_questions import Questions
 from stepwell_server.cli_status import WIDTH, age_shown, bytes_shown
 
 if TYPE_CHECKING:  # not needed by a server that starts
