@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from contextlib import ExitStack
 from pathlib import Path
@@ -78,14 +79,7 @@ def prepare_unix_socket(path: Path, *, is_open: bool) -> None:
         AddressUnusable: There can be no socket.
     """
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            if path.is_socket():
-                try:
-                    probe.connect(str(path))
-                except ConnectionRefusedError:
-                    path.unlink()
-                else:
-                    raise AddressTaken(f"Another server listens on {path}; choose another --uds")
+        remove_stale_socket(path, str(path))
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as placeholder:
             placeholder.bind(str(path))
         path.chmod(0o600 if is_open else 0o666)
@@ -94,3 +88,24 @@ def prepare_unix_socket(path: Path, *, is_open: bool) -> None:
         raise AddressUnusable(
             f"The server cannot listen on {path} ({reason}); choose another --uds"
         ) from None
+
+
+def remove_stale_socket(path: Path, address: str) -> None:
+    """Remove a socket that a dead server left behind, if there is one.
+
+    Args:
+        path: Where, for people.
+        address: The same as what `connect` takes, which has 107 bytes at most.
+
+    Raises:
+        AddressTaken: A server listens there.
+    """
+    if not path.is_socket():
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(address)
+        except ConnectionRefusedError:
+            os.unlink(address)
+            return
+    raise AddressTaken(f"Another server listens on {path}; choose another path")

@@ -14,12 +14,12 @@ from types import FrameType
 
 import structlog
 import uvicorn
-from stepwell_core.errors import Conflict, StepwellError
+from stepwell_core.errors import StepwellError
 
 from stepwell_server import __version__
 from stepwell_server.app import Application
 from stepwell_server.http_protocol import StepwellProtocol
-from stepwell_server.listening import bound, prepare_unix_socket
+from stepwell_server.listening import AddressTaken, bound, prepare_unix_socket
 from stepwell_server.loops import LOOPS
 from stepwell_server.settings import Settings
 from stepwell_server.shared_memory.listener import MemorySocket
@@ -94,7 +94,7 @@ class Server(uvicorn.Server):
             return None if self.config.ssl_certfile else str(path)
         try:
             self._memory_socket = MemorySocket(path)
-        except (OSError, Conflict) as error:  # a folder that has no sockets, on some network
+        except (OSError, AddressTaken) as error:  # a folder that has no sockets, on some network
             log.warning("no_shared_memory", path=str(path), error=str(error))
             return None
         return str(path)

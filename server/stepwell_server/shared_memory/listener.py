@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from stepwell_core.errors import Conflict
+from stepwell_server.listening import remove_stale_socket
 
 _CREDENTIALS = struct.Struct("3i")  # process, user, group
 BACKLOG = 128
@@ -32,7 +32,7 @@ class MemorySocket:
 
     Raises:
         OSError: The folder cannot have a socket, or something else lies there.
-        Conflict: Another server listens there.
+        AddressTaken: Another server listens there.
     """
 
     def __init__(self, path: Path) -> None:
@@ -42,7 +42,7 @@ class MemorySocket:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             with _short(path) as address:
-                _remove_stale(path, address)
+                remove_stale_socket(path, address)
                 os.fchmod(self.socket.fileno(), 0o600)  # before there is a name to connect to
                 self.socket.bind(address)
                 self._inode = os.stat(address).st_ino
@@ -82,15 +82,3 @@ def _short(path: Path) -> Iterator[str]:
         yield f"/proc/self/fd/{folder}/{path.name}"
     finally:
         os.close(folder)
-
-
-def _remove_stale(path: Path, address: str) -> None:
-    if not path.is_socket():
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(address)
-        except ConnectionRefusedError:
-            os.unlink(address)
-            return
-    raise Conflict(f"Another server listens at {path}")
