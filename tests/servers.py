@@ -145,6 +145,20 @@ class ServerThread:
 
 
 @contextlib.contextmanager
+def hosted_aside(data_dir: Path, **settings: Any) -> Iterator[ServerThread]:
+    """Run a server as `hosted` does, whose log is not where the output of a command is looked at."""
+    import structlog
+
+    before = structlog.get_config()
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.__stderr__))
+    try:
+        with hosted(data_dir, **settings) as server:
+            yield server
+    finally:
+        structlog.configure(**before)
+
+
+@contextlib.contextmanager
 def hosted(data_dir: Path, *, loop: str = "uvloop", **settings: Any) -> Iterator[ServerThread]:
     """Run the same server in a thread of this process; give it when it is ready.
 

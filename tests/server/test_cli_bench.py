@@ -7,7 +7,6 @@ import sys
 
 import pytest
 import stepwell
-import structlog
 from stepwell_server import cli, cli_bench
 
 from tests import servers
@@ -15,12 +14,9 @@ from tests import servers
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
-    """A server; it logs where the command's own output is not."""
-    before = structlog.get_config()
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.__stderr__))
-    with servers.hosted(tmp_path_factory.mktemp("data")) as server:
+    """A server."""
+    with servers.hosted_aside(tmp_path_factory.mktemp("data")) as server:
         yield server.url
-    structlog.configure(**before)
 
 
 @pytest.fixture

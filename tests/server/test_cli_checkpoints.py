@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import stepwell
-import structlog
 from safetensors.numpy import load_file, save_file
 from stepwell_server import cli
 from stepwell_server.storage import checkpoint
@@ -35,12 +34,9 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(data_dir):
-    """A server that keeps many checkpoints; it logs where the commands' own output is not."""
-    before = structlog.get_config()
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.__stderr__))
-    with servers.hosted(data_dir, keep_checkpoints=50) as running:
+    """A server that keeps many checkpoints."""
+    with servers.hosted_aside(data_dir, keep_checkpoints=50) as running:
         yield running
-    structlog.configure(**before)
 
 
 @pytest.fixture
