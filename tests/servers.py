@@ -146,7 +146,7 @@ class ServerThread:
 
 @contextlib.contextmanager
 def hosted_aside(data_dir: Path, **settings: Any) -> Iterator[ServerThread]:
-    """Run a server as `hosted` does, whose log is not where the output of a command is looked at."""
+    """Run a server as `hosted` does; its log is not where a command's output is looked at."""
     import structlog
 
     before = structlog.get_config()
