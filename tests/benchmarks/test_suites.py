@@ -47,8 +47,11 @@ LONG = {
     "dashboard",
     "durability",
     "federated",
+    "metrics",
     "peers",
     "wire.large",
+    "wire.memory",
+    "wire.tls",
     "wire.workers",
     "workers",
 }

@@ -35,7 +35,7 @@ PACKAGES = {
 }
 """What a page needs that `make setup` does not install, or that takes seconds to import."""
 
-LONG = ("docs/how-to/checkpoints.md",)
+LONG = ("docs/how-to/checkpoints.md", "docs/how-to/tokens-and-tls.md")
 """Pages with a dozen commands, which take a second each; `make test-full` runs them."""
 
 PROGRAMS = {"docs/how-to/tokens-and-tls.md": ("openssl",)}

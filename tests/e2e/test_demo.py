@@ -38,7 +38,7 @@ def run_demo(folder: Path, *options: str) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("mode", ["async", "sync"])
+@pytest.mark.parametrize("mode", ["async", pytest.param("sync", marks=pytest.mark.full)])
 def test_four_workers_learn_digits_within_a_minute(tmp_path: Path, mode: str) -> None:
     """Both modes reach 97 % on held-out images, and leave a checkpoint and a picture."""
     outcome = run_demo(tmp_path, "--mode", mode)
