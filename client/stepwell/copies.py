@@ -28,18 +28,14 @@ def copy(sources: Sequence[memoryview], targets: Sequence[Array], region: memory
         targets: Arrays of bytes in the region, each as long as its source.
         region: Where the targets lie.
     """
-    begin = _address(as_bytes(region))
-    arrays = [as_bytes(source) for source in sources]
-    moves = [
-        (source, target)
-        for source, target in zip(arrays, targets, strict=True)
-        if _address(source) != _address(target)
-    ]
-    kept = [
-        (source.copy() if begin <= _address(source) < begin + len(region) else source, target)
-        for source, target in moves
-    ]
-    _move(kept)
+    whole = as_bytes(region)
+    moves = []
+    for source, target in zip(map(as_bytes, sources), targets, strict=True):
+        if not np.may_share_memory(source, whole):  # by their bounds, so of bytes it is exact
+            moves.append((source, target))
+        elif _address(source) != _address(target):
+            moves.append((source.copy(), target))
+    _move(moves)
 
 
 def copy_arrays(moves: Iterable[tuple[Array, Array]]) -> None:
