@@ -28,7 +28,7 @@ test: $(INSTALLED) ## Run the tests.
 # The rest: what takes long, and what needs more than `make setup` installs.
 test-full: $(INSTALLED_INTEGRATIONS) ## Install what some tests need, frameworks and packages of Debian, and run those tests.
 	.ci/install-test-tools
-	STEPWELL_REQUIRE=strace,tmpfs,Rscript,chromium,playwright.sync_api,jax,keras,optax,torch $(BIN)/python -m pytest -m full $(ARGS)
+	STEPWELL_REQUIRE=strace,tmpfs,Rscript,chromium,prometheus,promtool,playwright.sync_api,jax,keras,optax,torch $(BIN)/python -m pytest -m full $(ARGS)
 
 soak: $(INSTALLED) ## Kill servers for an hour, 1,000 times, and check that nothing was lost.
 	$(BIN)/python -m tests.faults.soak $(ARGS)

@@ -1,48 +1,40 @@
 """The profile `observability`: its files parse, fit together, and name metrics that there are.
 
-Whether Prometheus and Grafana themselves take them needs their images; see docs/metrics.md.
+What a real Prometheus makes of them is in `test_prometheus.py`; Grafana itself has no test.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from tests import servers
+from tests.observability import (
+    DASHBOARD,
+    FOLDER,
+    ROOT,
+    alert_expressions,
+    loaded,
+    panel_expressions,
+)
 from tests.server.calls import Worker, create
-
-ROOT = Path(__file__).resolve().parents[2]
-FOLDER = ROOT / "docker" / "observability"
-DASHBOARD = FOLDER / "grafana" / "dashboards" / "stepwell.json"
 
 METRIC = re.compile(r"\b(?:stepwell|process|python)_\w+\b")
 BY = re.compile(r"\bby \(([^)]*)\)")
 MATCHED = re.compile(r"[{,]\s*(\w+)\s*(?:=|!)")
 
 
-def loaded(path: Path) -> Any:
-    """Return what a file of YAML or JSON says."""
-    text = path.read_text()
-    return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-
-
 def expressions() -> Iterator[str]:
     """Yield every PromQL expression of the dashboard and of the alerts."""
-    dashboard = loaded(DASHBOARD)
-    for panel in dashboard["panels"]:
-        yield from (target["expr"] for target in panel["targets"])
-    yield from (variable["query"]["query"] for variable in dashboard["templating"]["list"])
-    yield from (annotation["expr"] for annotation in dashboard["annotations"]["list"])
-    for group in loaded(FOLDER / "alerts.yml")["groups"]:
-        yield from (rule["expr"] for rule in group["rules"])
+    yield from panel_expressions()
+    yield from alert_expressions()
+    for variable in loaded(DASHBOARD)["templating"]["list"]:
+        yield variable["query"]["query"]
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +114,7 @@ def test_the_files_name_each_other_as_they_are_called():
     assert uids == {source["uid"]}
 
 
-def test_panels_have_numbers_of_their_own_and_do_not_overlap():
+def test_panels_have_numbers_and_units_of_their_own_and_do_not_overlap():
     """Grafana loads what overlaps, and then moves it somewhere."""
     panels = loaded(DASHBOARD)["panels"]
     cells = [
@@ -133,6 +125,7 @@ def test_panels_have_numbers_of_their_own_and_do_not_overlap():
     ]
 
     assert len({panel["id"] for panel in panels}) == len(panels)
+    assert all("unit" in panel["fieldConfig"]["defaults"] for panel in panels)
     assert len(cells) == len(set(cells))
     assert max(x for x, _ in cells) < 24
 
