@@ -10,7 +10,7 @@ import typer
 import yaml
 from stepwell_core import groups, layout, ledger, names, wire
 from stepwell_core.session import STORED_RESULTS
-from stepwell_server import framing
+from stepwell_server import framing, representations
 from stepwell_server.cli import app
 from stepwell_server.routes.gradients import PushHeader
 from stepwell_server.routes.parameters import MAX_WAIT_S
@@ -107,11 +107,13 @@ def test_the_limits_are_those_of_the_code() -> None:
     rows = [
         f"tensors of a model | {layout.MAX_TENSORS:,}, of {layout.MAX_DIMENSIONS} dimensions, "
         f"with names of {names.MAX_TENSOR_NAME_LENGTH} characters",
+        f"a model | {layout.MAX_BYTES >> 40} TiB",
         f"groups of a model | {groups.MAX_GROUPS}",
         f"open sessions of a model | {ledger.MAX_OPEN_SESSIONS:,}",
         f"metrics with a push | {header[0].max_length}",
         f"a msgpack body | `max_body_bytes`, {defaults['max_body_bytes'] >> 30} GiB",
         f"a JSON body | `max_json_bytes`, {defaults['max_json_bytes'] >> 20} MiB",
+        f"parameters as JSON | {representations.MAX_JSON_ELEMENTS:,} elements",
         f"a request's header | {framing.MAX_HEADER_BYTES >> 10} KiB, "
         f"{framing.MAX_HEADER_LINES} lines",
         f"the header of a message | {wire.MAX_HEADER_BYTES >> 10} KiB",
