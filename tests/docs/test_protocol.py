@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import pytest
@@ -10,9 +11,10 @@ from stepwell_core.consistency import base, bounded, buffered, synchronous
 from stepwell_core.errors import by_code, every_error
 from stepwell_server import deadlines, drain, representations, staging
 from stepwell_server.gate import PUBLIC, ROLE_OF_ROUTE
-from stepwell_server.history import listeners, reading, ring, steps
+from stepwell_server.history import events, listeners, reading, ring, steps
 from stepwell_server.problems import status_of
-from stepwell_server.routes import memory, parameters
+from stepwell_server.routes import history, memory, parameters
+from stepwell_server.routes.gradients import PushHeader
 from stepwell_server.settings import Settings
 from stepwell_server.shared_memory import connection
 
@@ -62,6 +64,36 @@ def test_public_paths_are_named():
     roles = (ROOT / "docs" / "roles.md").read_text()
 
     assert all(f"`{path}` | public |" in roles for path in PUBLIC)
+
+
+def table(heading: str) -> dict[str, str]:
+    """Return the rows of the table with that first line: what each name's row says."""
+    rows = PAGE.partition(heading)[2].lstrip().partition("\n\n")[0]
+    cells = [re.fullmatch(r"\| (.*?) \|(.*)\|", row) for row in rows.splitlines()]
+    return {name: cell[2] for cell in cells if cell for name in re.findall(r"`([\w.]+)`", cell[1])}
+
+
+def test_fields_of_a_push_and_of_queries_are_those_that_are_taken():
+    """No more, so that nobody is answered 422; and no less."""
+    push = set(PushHeader.model_fields)
+    pull = set(parameters.PullQuery.model_fields)
+
+    assert set(table("| field | meaning |\n|---|---|\n| `protocol`") | {"protocol": ""}) == push
+    assert set(table("all tensors of one version. In the query:")) == pull
+    assert set(table("says what happened to a model. In the query:")) == set(
+        history.HistoryQuery.model_fields
+    )
+
+
+def test_events_are_those_of_the_history():
+    """Each kind with its fields."""
+    rows = table("| kind | fields |")
+
+    assert set(rows) == set(events.KINDS)
+    for kind in vars(events).values():
+        if isinstance(kind, type) and issubclass(kind, events.Event) and kind is not events.Event:
+            fields = {field.name for field in dataclasses.fields(kind)} - {"version"}
+            assert set(re.findall(r"`(\w+)`", rows[kind.kind])) >= fields, kind
 
 
 def test_outcomes_are_those_of_the_code():
