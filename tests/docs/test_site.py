@@ -78,6 +78,15 @@ def test_every_public_name_is_in_the_reference() -> None:
     assert set(stepwell.__all__) - {"__version__"} - among_errors <= listed
 
 
+def test_a_word_is_in_the_glossary_once_and_where_it_is_looked_for() -> None:
+    """By the alphabet."""
+    page = (ROOT / "docs" / "glossary.md").read_text()
+
+    words = re.findall(r"^\| \*\*(.+?)\*\* \|", page, re.MULTILINE)
+
+    assert words == sorted(set(words))
+
+
 @pytest.fixture(scope="module")
 def hooks() -> ModuleType:
     """What mkdocs calls, without mkdocs."""
