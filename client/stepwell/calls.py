@@ -126,8 +126,10 @@ def expected_payload(call: Call, header: Mapping[str, Any]) -> Layout | None:
     Raises:
         LayoutMismatch: The payload is of another layout than the call expects.
         InvalidInput: It is of tensors that the layout does not have.
-        UnexpectedAnswer: It is of another dtype, or the header does not say of which tensors.
+        UnexpectedAnswer: It is of another protocol or dtype, or the header does not say of which
+            tensors.
     """
+    check_protocol(header)
     if "layout" not in header or call.layout is None:
         return None
     if header["layout"] != call.layout.hash:
@@ -147,6 +149,20 @@ def expected_payload(call: Call, header: Mapping[str, Any]) -> Layout | None:
     if not isinstance(names, list | None):
         raise UnexpectedAnswer("The tensors of an answer are a list of names. Received: no list")
     return call.layout if names is None else call.layout.select(names)
+
+
+def check_protocol(said: Mapping[str, Any]) -> None:
+    """Refuse what a server says in another protocol; where it names none, the path does: `/v1`.
+
+    Raises:
+        UnexpectedAnswer: It is another one.
+    """
+    number = said.get("protocol", wire.PROTOCOL)
+    if number != wire.PROTOCOL or isinstance(number, bool):
+        raise UnexpectedAnswer(
+            f"This client speaks protocol {wire.PROTOCOL}. Received an answer in protocol "
+            f"{shown(number)}; install the client that belongs to the server"
+        )
 
 
 def model_path(name: str, *rest: str) -> str:

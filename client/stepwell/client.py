@@ -29,6 +29,11 @@ class Client:
 
     A forked process may go on using it: it makes connections of its own.
 
+    What each call may raise, of a model and a worker too, beside what stands there:
+    `TransportError` or `Unavailable` (no answer, or a server that cannot now, for
+    `timeout.retry_s`), `Unauthenticated` and `Forbidden` (the token), `InvalidName`, and
+    `ModelNotFound` (it was deleted).
+
     Args:
         url: Of the server, or unix:///path of its socket; default: `STEPWELL_URL`, or
             http://127.0.0.1:8700.
@@ -113,6 +118,7 @@ class Client:
 
         Raises:
             ModelNotFound: There is none of that name.
+            StoreFailed: The model is gone, its checkpoints are not: repeat it.
         """
         self._driver.run(self._flows.delete_model(name))
 
@@ -168,7 +174,7 @@ class Model(ModelHandle):
 
         Raises:
             UnknownTensor: The model has no such tensor.
-            InvalidInput: The optimizer has no such slot.
+            InvalidInput: The optimizer has no such slot, or `names` has none.
             InvalidArgument: An option cannot be.
             LayoutMismatch: The model was deleted and created anew with other tensors; or the names
                 in `out` are not those that are pulled.
@@ -197,7 +203,8 @@ class Model(ModelHandle):
         """Change hyperparameters from the next step on: `set_hyperparameters(learning_rate=1e-4)`.
 
         Raises:
-            InvalidArgument: A value is not allowed, or the learning rate is a schedule.
+            InvalidArgument: The optimizer has no such argument, a value is not allowed, it would
+                change the slots, or the learning rate is a schedule. Nothing changed.
         """
         self._driver.run(self._flows.set_hyperparameters(values))
 
@@ -220,8 +227,10 @@ class Model(ModelHandle):
     def finalize(self) -> int:
         """Write the moving average into the parameters, and return the version after it.
 
+        Without `use_ema` the parameters stay as they are.
+
         Raises:
-            NothingToFinalize: There was no step yet.
+            NothingToFinalize: There is an average, and there was no step yet.
         """
         return self._driver.run(self._flows.finalize())
 
@@ -230,6 +239,10 @@ class Model(ModelHandle):
 
         Args:
             pinned: Keep it for ever; else it goes when it is older than those that are kept.
+
+        Raises:
+            DiskFull, StoreFailed: It could not be written; nothing changed.
+            TransportError: No answer came. It may have been written, and is not tried again.
         """
         return self._driver.run(self._flows.checkpoint(pinned=pinned))
 
@@ -247,6 +260,7 @@ class Model(ModelHandle):
         Raises:
             CheckpointNotFound: The model has none of that id.
             CheckpointInvalid: It does not match its hashes; nothing changed.
+            DiskFull, StoreFailed: What comes after could not be saved; nothing changed.
         """
         return self._driver.run(self._flows.restore(checkpoint))
 
@@ -276,6 +290,8 @@ class Model(ModelHandle):
 
         Raises:
             ModelExists: There is a model of that name.
+            CheckpointNotFound, CheckpointInvalid: There is no such checkpoint, or it is damaged.
+            DoesNotFit: The server has not enough memory.
         """
         return Model(self._driver, self._driver.run(self._flows.fork(checkpoint, name)))
 
@@ -297,7 +313,8 @@ class Model(ModelHandle):
             The model's version after it.
 
         Raises:
-            InvalidInput: A slot is missing or unknown; nothing changed.
+            InvalidInput: Nothing is given, a slot is missing or unknown, or `iterations` is no
+                count; nothing changed.
             LayoutMismatch, ShapeMismatch, DtypeMismatch: Arrays are not of the model's layout.
         """
         flow = self._flows.import_state(parameters, slots, iterations)
@@ -369,6 +386,9 @@ class Model(ModelHandle):
             on_stale: When the model's history was cut, by a restore or by a crash that took more
                 than the journal had: "raise" `StaleIncarnation`, or "repull": go on from the
                 present parameters. The push that met it is dropped then, and says so.
+
+        Raises:
+            InvalidArgument: `on_stale` is neither.
         """
         session = self._flows.session(name, hyperparameters, on_stale)
         return Worker(self._driver, session, self._driver.memory_of(self.name, self.layout))

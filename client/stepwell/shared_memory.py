@@ -24,7 +24,15 @@ from stepwell_core.errors import NoSharedMemory, NotFound, StepwellError
 from stepwell_core.layout import Arenas, Array, Layout, byte_views
 from stepwell_core.placement import extent, place
 
-from stepwell.calls import Answer, Call, Shares, expected_payload, model_path, required
+from stepwell.calls import (
+    Answer,
+    Call,
+    Shares,
+    check_protocol,
+    expected_payload,
+    model_path,
+    required,
+)
 from stepwell.copies import as_bytes, copy, fill
 from stepwell.destinations import InPlace, NewArrays
 from stepwell.endpoint import Endpoint
@@ -102,7 +110,12 @@ class SharedMemory:
         return bool(self._path)
 
     def find(self, about: Mapping[str, Any]) -> None:
-        """Learn from what the server says of itself where its socket is, if it has one."""
+        """Learn from what the server says of itself where its socket is, if it has one.
+
+        Raises:
+            UnexpectedAnswer: It speaks another protocol.
+        """
+        check_protocol(about)
         path = about.get("memory_socket")
         self._path = (self._endpoint.uds or path) if isinstance(path, str) else ""
         self._instance = str(about.get("instance"))

@@ -80,8 +80,8 @@ class Worker(WorkerHandle):
                 tensors are detached and moved to the CPU. Parameters without one, or with None,
                 are left alone. Not copied if in C order: they must not change until this returns.
             dtype: "bfloat16" or "float16", if gradients are the bits of that as uint16.
-            weight: In an aggregate, such as the number of examples; finite and > 0.
-            metrics: Numbers for the history, such as the loss.
+            weight: In an aggregate, such as the number of examples; from 2^-64 to 2^64.
+            metrics: Up to 64 finite numbers for the history, such as the loss, by name.
             hyperparameters: Values for those that were declared to come with each push; those of a
                 group are `group/name`.
             kind: "delta" says that they are `local - pulled` after local steps; see `push_delta`.

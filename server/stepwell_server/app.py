@@ -6,7 +6,7 @@ import asyncio
 import secrets
 
 import structlog
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from starlette.types import ASGIApp
 
 from stepwell_server import __version__, memory, problems, tracing
@@ -15,6 +15,7 @@ from stepwell_server.counts import Counts
 from stepwell_server.gate import Gate
 from stepwell_server.registry import ModelOptions, Registry
 from stepwell_server.routes import ROUTERS
+from stepwell_server.routes.access import check_query
 from stepwell_server.routes.direct import direct
 from stepwell_server.settings import Settings
 from stepwell_server.staging import Staging
@@ -71,7 +72,7 @@ class Application:
         api.state.memory_socket = None
         api.state.instance = secrets.token_hex(8)
         for router in ROUTERS:
-            api.include_router(router)
+            api.include_router(router, dependencies=[Depends(check_query)])
         problems.install(api)
         return api
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from stepwell import calls
 from stepwell.calls import Answer
 from stepwell.errors import (
     ConnectionFailed,
@@ -200,6 +201,18 @@ def test_a_pull_into_a_callback_is_not_repeated_once_it_was_called(error):
 
     with pytest.raises(type(error)):
         flow.throw(error)
+
+
+@pytest.mark.parametrize("number", [2, "1", None, True])
+def test_an_answer_in_another_protocol_is_not_misread(number):
+    """A newer server may mean something else by the same bytes."""
+    from stepwell.calls import expected_payload
+
+    call = calls.pull("m", LAYOUT)
+    header = {"protocol": number, "layout": LAYOUT.hash, "tensors": None, "dtype": "native"}
+
+    with pytest.raises(UnexpectedAnswer, match="Received an answer in protocol"):
+        expected_payload(call, header)
 
 
 def test_an_answer_of_another_dtype_is_told():

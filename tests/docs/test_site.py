@@ -78,6 +78,35 @@ def test_every_public_name_is_in_the_reference() -> None:
     assert set(stepwell.__all__) - {"__version__"} - among_errors <= listed
 
 
+@pytest.mark.parametrize(
+    "document", [pytest.param(d, id=str(d.relative_to(ROOT))) for d in DOCUMENTS]
+)
+def test_files_of_python_that_a_document_names_are_there(document: Path) -> None:
+    """In the sources, or among those that the page itself has."""
+    text = document.read_text()
+    roots = ("benchmarks", "client", "core", "docs", "examples", "server", "tests")
+    known = {f"/{path.relative_to(ROOT)}" for root in roots for path in (ROOT / root).rglob("*.py")}
+    known |= {f"/{title}" for title in re.findall(r'title="([\w.]+)"', text)}
+
+    named = set(re.findall(r"`([\w./]+\.py)`", text))
+
+    gone = document.name == "CHANGELOG.md"  # which says what there was
+    assert gone or not [
+        name
+        for name in named
+        if not any(path.endswith(f"/{name.removeprefix('../')}") for path in known)
+    ]
+
+
+def test_a_word_is_in_the_glossary_once_and_where_it_is_looked_for() -> None:
+    """By the alphabet."""
+    page = (ROOT / "docs" / "glossary.md").read_text()
+
+    words = re.findall(r"^\| \*\*(.+?)\*\* \|", page, re.MULTILINE)
+
+    assert words == sorted(set(words))
+
+
 @pytest.fixture(scope="module")
 def hooks() -> ModuleType:
     """What mkdocs calls, without mkdocs."""

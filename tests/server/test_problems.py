@@ -122,6 +122,31 @@ def test_a_field_that_is_not_known_tells_the_servers_version(http):
     assert "is the client newer?" in document["detail"]
 
 
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/parameters/w?min_version=3"),
+        ("POST", "/checkpoints?pinned=true"),
+        ("DELETE", "/workers/w0?epcoh=7"),
+        ("GET", "/workers/w0/pushes/0?epoch=0&wait=20"),
+        ("GET", "?fields=name"),
+        ("GET", "/parameters?wait=3"),
+    ],
+)
+def test_a_query_that_a_route_does_not_know_is_refused_with_nothing_done(http, method, path):
+    """Else what a caller relies on is left out without a word: a pin, an epoch, a version."""
+    worker = Worker(http, create(http))
+
+    answer = http.request(method, worker.path + path)
+
+    document = assert_problem(answer, 422, "invalid_input")
+    name = path.partition("?")[2].rpartition("&")[2].partition("=")[0]
+    assert document["fields"][0]["field"].endswith(name)
+    assert f"{name}: Stepwell {__version__}" in document["detail"]
+    assert http.get(f"{worker.path}/workers").json()["workers"][0]["is_open"]
+    assert len(http.get(f"{worker.path}/checkpoints").json()["checkpoints"]) == 1
+
+
 def test_a_bug_is_500_without_its_trace(http, server, monkeypatch):
     """The log has the trace; the caller gets a sentence."""
 

@@ -6,7 +6,7 @@ import errno
 import shutil
 
 import pytest
-from stepwell_core.errors import JournalInvalid
+from stepwell_core.errors import CheckpointInvalid, JournalInvalid
 from stepwell_core.push import Push
 from stepwell_server.storage import disk
 from stepwell_server.storage.archive import CheckpointArchive
@@ -19,6 +19,7 @@ from tests.server.registries import (
     run,
     tick,
 )
+from tests.server.storage.snapshots import reseal
 
 
 def journal_of(path):
@@ -153,3 +154,31 @@ def test_a_disk_that_fails_at_a_start_refuses_it_and_is_remembered(tmp_path, mon
 
     assert after[1:] == before[1:]
     assert after[0] != before[0]
+
+
+@pytest.mark.parametrize("is_clean", [True, False])
+@pytest.mark.parametrize(
+    "newer",
+    [
+        lambda values: values.update(format_version=3),
+        lambda values: values["definition"].update(consistency={"mode": "gossip"}),
+        lambda values: values["definition"]["optimizer"].update(class_name="Lion"),
+    ],
+)
+def test_a_checkpoint_of_a_newer_server_refuses_the_start(tmp_path, newer, is_clean):
+    """It is whole, so nobody goes back behind it: who can read it finds all that was answered."""
+
+    async def train(registry):
+        await created(registry)
+        await registry.get("m").checkpoint()
+        await push(registry.get("m"), "b", 5)
+
+    run(tmp_path, train, is_clean=is_clean, durability="always")
+    folder = max((tmp_path / "m" / "checkpoints").glob("0*"))
+    reseal(folder, newer)
+    left = files(tmp_path / "m")
+
+    with pytest.raises(CheckpointInvalid, match=f"{folder.name} .*Use the Stepwell that wrote it"):
+        run(tmp_path, look, durability="always")
+
+    assert files(tmp_path / "m") == left

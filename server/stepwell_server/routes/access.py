@@ -14,6 +14,7 @@ from stepwell_core.names import check_identifier
 
 from stepwell_server.drain import Drain
 from stepwell_server.model import HostedModel
+from stepwell_server.problems import invalid_fields
 from stepwell_server.receiving import HTTP_EXTENSION
 from stepwell_server.registry import Registry
 from stepwell_server.representations import JSON, MessageResponse
@@ -76,6 +77,24 @@ def memory_of(request: Request) -> ConnectionMemory:
             "`GET /v1` names. This is another connection"
         )
     return memory
+
+
+async def check_query(request: Request) -> None:
+    """Refuse what a route does not know: a caller relies on it, and would be answered all the same.
+
+    Of what lies outside of the API, such as the dashboard's page, anyone may ask with any query.
+
+    Raises:
+        InvalidInput: The query names something that the route has not.
+    """
+    if not request.scope["query_string"] or not request.url.path.startswith("/v1"):
+        return
+    paths = request.app.openapi()["paths"]  # made once, and the same as for who asks for it
+    route = paths[request.scope["route"].path_format][request.method.lower()]
+    known = {parameter["name"] for parameter in route.get("parameters", ())}
+    unknown = [name for name in request.query_params if name not in known]
+    if unknown:
+        raise invalid_fields([{"loc": ("query", n), "type": "extra_forbidden"} for n in unknown])
 
 
 PullDtype = Literal["native", "float16", "bfloat16"]

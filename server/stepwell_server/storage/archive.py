@@ -14,7 +14,7 @@ from stepwell_core.errors import CheckpointInvalid, CheckpointNotFound, Conflict
 from stepwell_core.state import Snapshot, State
 
 from stepwell_server.storage import checkpoint, disk
-from stepwell_server.storage.checkpoint import FILES, Manifest, Progress
+from stepwell_server.storage.checkpoint import FILES, Manifest, NotUnderstood, Progress
 from stepwell_server.storage.stores.base import MANIFEST, ModelStore, Unsettled
 
 PINS = "pins.json"
@@ -160,13 +160,18 @@ class CheckpointArchive:
         """Return the newest checkpoint that is whole; complains of those that are not.
 
         Raises:
-            CheckpointInvalid: None is whole.
+            CheckpointInvalid: None is whole, or a newer Stepwell wrote one: what that one has is
+                not lost, so none before it is taken.
             StoreFailed: One cannot be read now; it may be whole, so none before it is taken.
         """
         ids = self.ids()
         for checkpoint_id in reversed(ids):
             try:
                 return self.read(checkpoint_id)
+            except NotUnderstood as error:
+                raise CheckpointInvalid(
+                    f"Model {self._model!r}: {error.message}. Nothing was changed"
+                ) from None
             except CheckpointInvalid as error:
                 log.error(
                     "checkpoint_invalid",

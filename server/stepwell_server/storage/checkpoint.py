@@ -46,6 +46,10 @@ Progress = Callable[[str, int, int], None]
 """Called with the phase ("writing", "verifying"), the bytes done, and the bytes in all."""
 
 
+class NotUnderstood(CheckpointInvalid):
+    """Its bytes are those that were written, but another Stepwell wrote them: a newer one."""
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What a checkpoint says about itself.
@@ -156,8 +160,7 @@ def read_manifest(store: Files, checkpoint_id: str) -> Manifest:
     """Return what a checkpoint says about itself.
 
     Raises:
-        CheckpointInvalid: The manifest is missing, damaged, of a newer format, or of another
-            program.
+        CheckpointInvalid: The manifest is missing, damaged, or `NotUnderstood`.
     """
     return _manifest(checkpoint_id, _unsealed(store, checkpoint_id)[0])
 
@@ -166,11 +169,9 @@ def _manifest(checkpoint_id: str, values: Mapping[str, Any]) -> Manifest:
     version = values.get("format_version")
     is_known = type(version) is int and version in READABLE_VERSIONS  # 2.0 and true are not
     if values.get("format") != FORMAT or not is_known:
-        raise CheckpointInvalid(
-            f"Checkpoint {checkpoint_id} has the format {str(values.get('format'))[:40]!r} "
-            f"version {str(version)[:40]}; this server reads {FORMAT!r} up to version "
-            f"{FORMAT_VERSION}. Use the Stepwell that wrote it"
-        )
+        said = f"{values.get('format')!r:.40} version {version!r:.40}"
+        reason = f"format {said}; it reads {FORMAT!r} up to version {FORMAT_VERSION}"
+        raise _not_understood(checkpoint_id, reason)
     try:
         return Manifest(
             id=_is(values["id"], checkpoint_id),
@@ -186,9 +187,15 @@ def _manifest(checkpoint_id: str, values: Mapping[str, Any]) -> Manifest:
             gathered=dict(values.get("gathered", {})),
         )
     except (KeyError, TypeError, ValueError, AttributeError, StepwellError) as error:
-        raise CheckpointInvalid(
-            f"The manifest of checkpoint {checkpoint_id} lacks something ({type(error).__name__})"
-        ) from None
+        reason = error.message if isinstance(error, StepwellError) else type(error).__name__
+        raise _not_understood(checkpoint_id, reason) from None
+
+
+def _not_understood(checkpoint_id: str, reason: str) -> NotUnderstood:
+    return NotUnderstood(
+        f"Checkpoint {checkpoint_id} has a manifest that this server does not understand "
+        f"({reason}). Use the Stepwell that wrote it"
+    )
 
 
 def read(store: ModelStore, checkpoint_id: str) -> tuple[Manifest, State]:
@@ -234,9 +241,7 @@ def _ledger(checkpoint_id: str, text: bytes) -> Ledger:
     try:
         return ledger_text.decoded(text)
     except (ValueError, RecursionError) as error:
-        raise CheckpointInvalid(
-            f"Checkpoint {checkpoint_id}: the ledger cannot be read ({error})"
-        ) from None
+        raise _not_understood(checkpoint_id, f"its ledger cannot be read: {error}") from None
 
 
 def _check_room(store: ModelStore, manifest: Manifest) -> None:
@@ -382,13 +387,13 @@ def _unsealed(store: Files, checkpoint_id: str) -> tuple[dict[str, Any], bytes]:
         content = b"".join(map(bytes, store.pieces(checkpoint_id, MANIFEST)))
         text = content[len(_SEAL) - 2 + 32 : -2]
         if content != _SEAL % xxhash.xxh3_128_hexdigest(text).encode() + text + b"}\n":
-            raise CheckpointInvalid(
-                f"Checkpoint {checkpoint_id}: the manifest does not match its hash"
-            )
-        return ledger_text.split(text)
-    except (FileNotFoundError, ValueError, RecursionError) as error:
-        raise CheckpointInvalid(
-            f"Checkpoint {checkpoint_id}: the manifest cannot be read ({type(error).__name__})"
-        ) from None
+            damaged = f"Checkpoint {checkpoint_id}: the manifest does not match its hash"
+            raise CheckpointInvalid(damaged)
+    except FileNotFoundError:
+        raise CheckpointInvalid(f"Checkpoint {checkpoint_id} has no manifest") from None
     except OSError as error:
         raise _unreadable(checkpoint_id, MANIFEST, error) from None
+    try:
+        return ledger_text.split(text)
+    except (ValueError, RecursionError) as error:
+        raise _not_understood(checkpoint_id, type(error).__name__) from None

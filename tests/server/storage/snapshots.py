@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import xxhash
 from stepwell_core.definition import Definition
 from stepwell_core.layout import Layout, Tensor
 from stepwell_core.ledger import Ledger
@@ -13,7 +17,7 @@ from stepwell_core.session import Result
 from stepwell_core.state import Counters, Snapshot, State
 from stepwell_core.store import Version
 from stepwell_server.storage import checkpoint
-from stepwell_server.storage.checkpoint import Manifest
+from stepwell_server.storage.checkpoint import MANIFEST, Manifest
 from stepwell_server.storage.stores import LocalStore
 
 LAYOUT = Layout(
@@ -81,3 +85,15 @@ def assert_holds(state: State, cut: Snapshot) -> None:
         assert {d: a.tobytes() for d, a in found.items()} == {
             d: a.tobytes() for d, a in expected.items()
         }
+
+
+def reseal(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the manifest's values and seal it anew, as a hostile writer would, or a newer one."""
+    values = json.loads((folder / MANIFEST).read_bytes())["manifest"]
+    change(values)
+    if "ledger" in values and "ledger_xxh3_128" in values:
+        ledger = json.dumps(values["ledger"], separators=(",", ":")).encode()
+        values["ledger_xxh3_128"] = xxhash.xxh3_128_hexdigest(ledger)
+    text = json.dumps(values, separators=(",", ":")).encode()
+    digest = xxhash.xxh3_128_hexdigest(text).encode()
+    (folder / MANIFEST).write_bytes(b'{"xxh3_128":"%s","manifest":%s}\n' % (digest, text))

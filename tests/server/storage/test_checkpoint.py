@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
-import xxhash
 from safetensors.numpy import load_file, save_file
 from stepwell_core.errors import CheckpointInvalid, Conflict
 from stepwell_server.storage import checkpoint
@@ -17,6 +14,7 @@ from tests.server.storage.snapshots import (
     assert_holds,
     read,
     read_manifest,
+    reseal,
     snapshot,
     write,
 )
@@ -135,15 +133,6 @@ def test_a_tensor_file_of_another_size_is_refused(folder, file):
     path.unlink()
     with pytest.raises(CheckpointInvalid, match="cannot be read"):
         read(folder)
-
-
-def reseal(folder, change) -> None:
-    """Change the manifest's values and seal it anew, as a hostile writer would."""
-    values = json.loads((folder / MANIFEST).read_bytes())["manifest"]
-    change(values)
-    text = json.dumps(values, separators=(",", ":")).encode()
-    digest = xxhash.xxh3_128_hexdigest(text).encode()
-    (folder / MANIFEST).write_bytes(b'{"xxh3_128":"%s","manifest":%s}\n' % (digest, text))
 
 
 def test_a_checkpoint_of_version_1_is_read(folder, cut):
