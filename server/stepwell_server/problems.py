@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.routing import compile_path
 from stepwell_core import errors
 from stepwell_core.errors import StepwellError
 
@@ -135,10 +136,20 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     if error.status_code == 404:
         return problem(errors.RouteNotFound(f"There is no {path}; see /openapi.json"))
     if error.status_code == 405:
-        refused = errors.MethodNotAllowed(f"{request.method} is not a method of {path}")
-        return problem(refused, error.headers)
+        methods = _methods(request) or (error.headers or {}).get("Allow", "")
+        return problem(
+            errors.MethodNotAllowed(f"{path} takes {methods}. Received: {request.method[:20]}"),
+            {"Allow": methods},
+        )
     log.warning("http_exception", path=path, status=error.status_code)
     return problem(errors.MalformedMessage("The request could not be read."))
+
+
+def _methods(request: Request) -> str:
+    """Return what a path of the API takes; the error itself knows but the first of its routes."""
+    calls = request.app.openapi()["paths"].items()
+    matching = (methods for path, methods in calls if compile_path(path)[0].match(request.url.path))
+    return ", ".join(sorted(method.upper() for methods in matching for method in methods))
 
 
 async def _on_disconnect(request: Request, error: Exception) -> Response:

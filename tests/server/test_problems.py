@@ -82,10 +82,13 @@ def test_a_503_says_when_to_come_again_and_a_401_says_how_to_authenticate():
 def test_a_path_and_a_method_that_do_not_exist_are_problems_too(http):
     """What the routing itself says is translated; 405 says what is allowed."""
     assert_problem(http.get("/v2"), 404, "route_not_found")
-    answer = http.delete("/v1")
+    answer, page = http.put("/v1/models"), http.post("/")
 
-    assert_problem(answer, 405, "method_not_allowed")
-    assert answer.headers["allow"] == "GET"
+    document = assert_problem(answer, 405, "method_not_allowed")
+    assert answer.headers["allow"] == "GET, POST"  # which two routes have
+    assert document["detail"] == "/v1/models takes GET, POST. Received: PUT"
+    assert_problem(page, 405, "method_not_allowed")
+    assert "GET" in page.headers["allow"]
 
 
 def test_a_query_that_breaks_a_rule_names_the_field_and_not_the_value(http):
