@@ -39,7 +39,7 @@ class ModelPage {
       section("hyperparameters", "Hyperparameters", this.hyperparameters.whole),
       section("checkpoints", "Checkpoints", this.checkpoints.whole));
     byId("model").hidden = false;
-    this.feed.start();
+    if (!document.hidden) this.feed.start(); // else when somebody looks
     for (const name of ["Version", "Pushes", "Workers", "Staleness", "Gradients", "Mode", "Stream", "Model"]) {
       this.tile(name, "–");
     }
@@ -51,7 +51,7 @@ class ModelPage {
   close() {
     clearInterval(this.painting);
     this.feed.stop();
-    for (const feed of this.compared.values()) feed.stop();
+    this.charts.close();
   }
 
   pause() {
@@ -81,7 +81,9 @@ class ModelPage {
         type: "checkbox", value: name, checked: this.compared.has(name),
         change: (event) => this.compare(name, event.target),
       }), ` ${name}`)));
-    for (const name of this.compared.keys()) if (!others.includes(name)) this.compared.delete(name);
+    const gone = [...this.compared.keys()].filter((name) => !others.includes(name));
+    for (const name of gone) this.compared.delete(name);
+    if (gone.length > 0) this.charts.show([this.feed, ...this.compared.values()]);
   }
 
   compare(name, box) {
@@ -92,30 +94,35 @@ class ModelPage {
       notice(`${MOST_COMPARED} models beside this one are the most that one can tell apart.`);
     } else {
       this.compared.set(name, new Feed(name));
-      this.askCompared();
+      this.askCompared().catch(failed);
     }
     this.charts.show([this.feed, ...this.compared.values()]);
   }
 
   /** They are asked for again and again: a stream each would take the connections of other tabs. */
   async askCompared() {
-    for (const feed of this.compared.values()) {
-      await feed.refresh();
+    for (const feed of [...this.compared.values()]) {
+      try {
+        await feed.refresh();
+      } catch (error) {
+        if (!(error instanceof Problem && error.status === 404)) throw error;
+        // Deleted a moment ago: the next list of models is without it.
+      }
     }
   }
 
   async ask(models) {
     const model = models.find(({ name }) => name === this.name);
+    this.model = model;
+    this.offer(models.map(({ name }) => name));
     const [{ workers }] = await Promise.all([call(`${this.path}/workers`), this.askCompared()]);
     const open = this.workers.show(workers, performance.now() / 1000, this.feed);
     const pushes = open.reduce((sum, worker) => sum + (worker.rate ?? 0), 0);
-    this.model = model;
     this.tile("Workers", `${number(open.length)} open`);
     this.tile("Pushes", `${number(pushes)} /s`);
     this.tile("Gradients", `${bytes(pushes * model.bytes)}/s`);
     this.tile("Model", `${number(model.parameters)} parameters, ${bytes(model.bytes)}`);
     this.tile("Mode", model.consistency.mode);
-    this.offer(models.map(({ name }) => name));
   }
 
   paint() {
@@ -174,10 +181,10 @@ function leave() {
   byId("model").hidden = true;
 }
 
-/** The model that the address names, or the first one. */
+/** The model that the address names, else the one that is shown, else the first one. */
 function wanted(models) {
-  const named = decodeURIComponent(location.hash.slice(1));
-  return models.some(({ name }) => name === named) ? named : models[0]?.name;
+  const names = models.map(({ name }) => name);
+  return [location.hash.slice(1), page?.name, ...names].find((name) => names.includes(name));
 }
 
 function listModels(models, chosen) {
@@ -187,7 +194,7 @@ function listModels(models, chosen) {
   if (where.dataset.mark === mark) return;
   where.dataset.mark = mark;
   where.replaceChildren(...names.map((name) => element("a", {
-    href: `#${encodeURIComponent(name)}`, "aria-current": name === chosen ? "page" : null,
+    href: `#${name}`, "aria-current": name === chosen ? "page" : null,
   }, name)));
 }
 
@@ -230,6 +237,8 @@ async function showModel(models, role) {
     return;
   }
   if (page?.name !== name) {
+    const isGone = page !== null && models.every((model) => model.name !== page.name);
+    if (isGone) notice(`The model ${page.name} is not on this server any more. This is ${name}.`);
     leave();
     page = new ModelPage(name, role);
     document.title = `${name} – Stepwell`;

@@ -81,16 +81,26 @@ export class Charts {
     this.feeds = [];
     this.queue = [];
     this.isHeld = false; // while somebody drags in a curve, it is not drawn anew under the finger
+    this.closing = new AbortController();
     this.grid.addEventListener("pointerdown", () => { this.isHeld = true; });
     for (const kind of ["pointerup", "pointercancel"]) {
-      addEventListener(kind, () => { this.isHeld = false; });
+      addEventListener(kind, () => { this.isHeld = false; }, { signal: this.closing.signal });
     }
+  }
+
+  /** Let go of everything: plotly.js and the window would keep the curves of each page there was. */
+  close() {
+    this.closing.abort();
+    this.watcher.disconnect();
+    this.feeds = [];
+    this.redraw();
   }
 
   /** Show these models; the first has the first color. */
   async show(feeds) {
     this.feeds = feeds;
     this.Plotly ??= await plotly();
+    if (this.closing.signal.aborted) return;
     this.missing.hidden = this.Plotly !== null;
     if (this.Plotly !== null) this.redraw();
   }

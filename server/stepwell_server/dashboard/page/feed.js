@@ -46,13 +46,16 @@ export class Feed {
     this.pending = null; // the newest, if it did not
   }
 
+  /** Listen, in one stream however often this is called. */
   start() {
+    this.stop();
     this.stopping = new AbortController();
     this.run(this.stopping.signal);
   }
 
+  /** Listen no more; also one that never did. */
   stop() {
-    this.stopping.abort();
+    this.stopping?.abort();
     this.isLive = false;
   }
 

@@ -1,0 +1,103 @@
+"""The dashboard while models come and go: it follows, lets go of what was, and stays in place."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from tests import servers
+from tests.browser import watched
+from tests.e2e.pages import show, train, wait_for_text
+
+pytestmark = pytest.mark.full
+
+IS_HIDDEN = """
+window.isHidden = true;
+Object.defineProperty(document, "hidden", { get: () => window.isHidden });
+"""
+LOOK = "window.isHidden = false; document.dispatchEvent(new Event('visibilitychange'))"
+
+
+def test_another_model_is_shown_after_a_comparison(url, screen) -> None:
+    """Models that were compared have no stream to stop, and do not keep the page where it is."""
+    for name in ("from", "beside", "to"):
+        train(url, name, steps=2)
+    page = show(screen, "from")
+    page.locator("#compare input[value=beside]").check()
+    page.locator("#curves .legendtext").first.wait_for()
+
+    page.locator("#models a", has_text="to").click()
+
+    wait_for_text(page, "#summary h2", "to")
+    assert page.locator("#server-state").inner_text() == "ready"
+
+
+def test_a_compared_model_that_is_deleted_is_compared_no_more(browser, url) -> None:
+    """The page goes on, without its curve and its box."""
+    train(url, "stays", steps=2)
+    train(url, "goes", steps=2)
+    with watched(browser, url) as screen:
+        page = show(screen, "stays")
+        page.locator("#compare input[value=goes]").check()
+        page.locator("#curves .legendtext").first.wait_for()
+
+        httpx.delete(f"{url}/v1/models/goes").raise_for_status()
+
+        page.locator("#compare input[value=goes]").wait_for(state="detached")
+        page.locator("#curves .legendtext").first.wait_for(state="detached")
+        wait_for_text(page, "#server-state", "ready")
+        screen.check(allowed="404")
+
+
+def test_a_page_that_opens_unseen_has_one_stream_once_it_is_seen(browser, url) -> None:
+    """As behind a link that is opened in a new tab: none before, and each event once after."""
+    train(url, "unseen", steps=2)
+    with watched(browser, url) as screen:
+        page, streams = screen.page, []
+        page.add_init_script(IS_HIDDEN)
+        page.on("request", lambda asked: streams.append(asked.url) if "/events" in asked.url else 0)
+        page.goto(f"{url}/#unseen")
+        wait_for_text(page, "#workers tbody tr", "w1")
+        before = len(streams)
+
+        page.evaluate(LOOK)
+
+        wait_for_text(page, "#tile-stream", "live")
+        assert (before, len(streams)) == (0, 1)
+        screen.check()
+
+
+def test_models_that_were_looked_at_leave_nothing_behind(url, screen) -> None:
+    """Neither curves, which have thousands of elements, nor who listens to the window."""
+    for name in ("one", "other"):
+        train(url, name, steps=20)
+    page = show(screen, "one")
+    browser = page.context.new_cdp_session(page)
+
+    def look(times: int) -> dict[str, int]:
+        for _ in range(times):
+            for name in ("other", "one"):
+                page.evaluate(f"location.hash = '{name}'")
+                wait_for_text(page, "#summary h2", name)
+                page.locator("#curves .main-svg").first.wait_for()
+        browser.send("HeapProfiler.collectGarbage")
+        return dict(browser.send("Memory.getDOMCounters"))
+
+    before, after = look(1), look(4)
+
+    assert after["nodes"] < 1.5 * before["nodes"]
+    assert after["jsEventListeners"] < 1.5 * before["jsEventListeners"]
+
+
+def test_a_page_stays_with_its_model_when_another_comes(browser, tmp_path) -> None:
+    """Who named none, or something that is no name, looks at the first one, and goes on to."""
+    with servers.hosted(tmp_path) as server, watched(browser, server.url) as screen:
+        train(server.url, "mine", steps=1)
+        screen.page.goto(f"{server.url}/#%")
+        wait_for_text(screen.page, "#summary h2", "mine")
+
+        train(server.url, "before", steps=1)
+
+        wait_for_text(screen.page, "#models", "before")
+        assert screen.page.locator("#summary h2").inner_text() == "mine"
+        screen.check()
