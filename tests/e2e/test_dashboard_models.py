@@ -11,6 +11,7 @@ from tests.e2e.pages import show, train, wait_for_text
 
 pytestmark = pytest.mark.full
 
+POINTS = "document.querySelector('#curves .plot').data[0].x.length"
 IS_HIDDEN = """
 window.isHidden = true;
 Object.defineProperty(document, "hidden", { get: () => window.isHidden });
@@ -101,3 +102,20 @@ def test_a_page_stays_with_its_model_when_another_comes(browser, tmp_path) -> No
         wait_for_text(screen.page, "#models", "before")
         assert screen.page.locator("#summary h2").inner_text() == "mine"
         screen.check()
+
+
+def test_a_model_that_is_made_anew_is_shown_anew(browser, url) -> None:
+    """Between two looks: neither the version, nor a point of the old curve, nor its events stay."""
+    train(url, "again", steps=30)
+    with watched(browser, url) as screen:
+        page = show(screen, "again")
+        wait_for_text(page, "#tile-stream", "live")
+
+        httpx.delete(f"{url}/v1/models/again").raise_for_status()
+        train(url, "again", steps=2)
+
+        wait_for_text(page, "#curves figcaption", "loss 0.5")
+        wait_for_text(page, "#tile-version", "4")
+        page.wait_for_function(f"() => {POINTS} === 4")
+        assert page.locator("#timeline li", has_text="w0 joined").count() == 1
+        screen.check(allowed="404")

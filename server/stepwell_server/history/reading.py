@@ -64,9 +64,11 @@ _MIN_MAX = f"""
         FROM series WHERE name = :name AND {_WHERE}
     )
     SELECT version, time, value, mean FROM (
-        SELECT number, version, time, min(value) AS value, avg(value) AS mean FROM cut GROUP BY bucket
+        SELECT number, version, time, min(value) AS value, avg(value) AS mean
+        FROM cut GROUP BY bucket
         UNION
-        SELECT number, version, time, max(value) AS value, avg(value) AS mean FROM cut GROUP BY bucket
+        SELECT number, version, time, max(value) AS value, avg(value) AS mean
+        FROM cut GROUP BY bucket
     ) ORDER BY number
 """
 

@@ -21,7 +21,7 @@ class ModelPage {
   constructor(name, role) {
     this.name = name;
     this.path = modelPath(name);
-    this.feed = new Feed(name, (event) => this.happened(event));
+    this.feed = new Feed(name, { onEvent: (event) => this.happened(event), onLoad: () => this.reload() });
     this.compared = new Map();
     this.charts = new Charts();
     this.workers = new Workers();
@@ -45,7 +45,6 @@ class ModelPage {
     }
     this.painting = setInterval(() => this.paint(), PAINT_MS);
     this.charts.show([this.feed]);
-    this.reload();
   }
 
   close() {
@@ -103,7 +102,7 @@ class ModelPage {
   async askCompared() {
     for (const feed of [...this.compared.values()]) {
       try {
-        await feed.refresh();
+        await feed.refresh(this.incarnations.get(feed.name));
       } catch (error) {
         if (!(error instanceof Problem && error.status === 404)) throw error;
         // Deleted a moment ago: the next list of models is without it.
@@ -114,20 +113,22 @@ class ModelPage {
   async ask(models) {
     const model = models.find(({ name }) => name === this.name);
     this.model = model;
+    this.incarnations = new Map(models.map(({ name, incarnation }) => [name, incarnation]));
     this.offer(models.map(({ name }) => name));
     const [{ workers }] = await Promise.all([call(`${this.path}/workers`), this.askCompared()]);
-    const open = this.workers.show(workers, performance.now() / 1000, this.feed);
-    const pushes = open.reduce((sum, worker) => sum + (worker.rate ?? 0), 0);
+    const open = this.workers.show(workers, performance.now() / 1000);
+    const sum = (name) => open.reduce((all, worker) => all + (worker[name] ?? 0), 0);
     this.tile("Workers", `${number(open.length)} open`);
-    this.tile("Pushes", `${number(pushes)} /s`);
-    this.tile("Gradients", `${bytes(pushes * model.bytes)}/s`);
+    this.tile("Pushes", `${number(sum("rate"))} /s`);
+    this.tile("Gradients", `${bytes(sum("byteRate"))}/s`);
     this.tile("Model", `${number(model.parameters)} parameters, ${bytes(model.bytes)}`);
     this.tile("Mode", model.consistency.mode);
   }
 
   paint() {
     const { feed } = this;
-    if (this.model) this.tile("Version", number(Math.max(feed.version ?? 0, 0) || this.model.version));
+    const version = (feed.isLive ? feed.version : null) ?? this.model?.version;
+    if (version !== undefined) this.tile("Version", number(version));
     this.tile("Stream", feed.isLive ? "live" : "reconnecting");
     const isDirty = [feed, ...this.compared.values()].some((one) => one.isDirty);
     if (!isDirty) return;

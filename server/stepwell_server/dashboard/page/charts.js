@@ -160,18 +160,18 @@ export class Charts {
     this.Plotly.react(plot, traces, this.layout(style, all), { displayModeBar: false, responsive: true });
   }
 
-  traces(columns, model, line, hasLegend) {
+  traces(columns, model, color, hasLegend) {
     const isTime = this.axis.value === "time";
     const x = isTime ? columns.time.map((time) => new Date(time * 1000)) : columns.version;
     const weight = Number(this.smoothing.value);
-    const base = { x, type: "scatter", mode: columns.value.length < 2 ? "markers" : "lines", name: model };
-    const main = {
-      ...base, y: smoothed(columns.value, weight), line: { color: line, width: 1.6 },
-      marker: { color: line }, showlegend: hasLegend,
-    };
-    if (weight === 0) return [main];
-    const raw = { ...base, y: columns.value, line: { color: line, width: 1 }, opacity: 0.25, hoverinfo: "skip", showlegend: false };
-    return [raw, main];
+    const mode = columns.value.length < 2 ? "markers" : "lines";
+    const base = { type: "scatter", mode, name: model, marker: { color } };
+    const line = (values, more) => ({ ...base, ...broken(columns.version, x, values), ...more });
+    if (weight === 0) return [line(columns.value, { line: { color, width: 1.6 }, showlegend: hasLegend })];
+    return [
+      line(columns.value, { line: { color, width: 1 }, opacity: 0.25, hoverinfo: "skip", showlegend: false }),
+      line(smoothed(columns.mean, weight), { line: { color, width: 1.6 }, showlegend: hasLegend }),
+    ];
   }
 
   layout(style, all) {
@@ -211,6 +211,14 @@ export class Charts {
       };
     });
   }
+}
+
+/** Return x and y with a gap where versions go back, as after a crash, instead of a line to there. */
+export function broken(versions, x, y) {
+  const isBack = (place) => place > 0 && versions[place] < versions[place - 1];
+  if (!versions.some((_, place) => isBack(place))) return { x, y };
+  const gaps = (values) => values.flatMap((value, place) => (isBack(place) ? [null, value] : [value]));
+  return { x: gaps(x), y: gaps(y) };
 }
 
 function columnsOf(feed, name) {
