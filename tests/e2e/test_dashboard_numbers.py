@@ -81,7 +81,8 @@ def test_steps_that_were_measured_are_always_drawn(run) -> None:
           for (let number = 1; number <= 1000; number += 1)
             feed.take({
               kind: "step", number, version: number, time: number / 1000, workers: ["w0"],
-              metrics: {}, learning_rate: 0.1, staleness_max: 0, staleness_mean: 0, update_norm: null,
+              metrics: {}, learning_rate: 0.1, staleness_max: 0, staleness_mean: 0,
+              update_norm: null,
               gradient_norm: number % 50 === 25 ? 1 : null,
             });
           return feed.series.get("gradient_norm")?.version;

@@ -58,7 +58,13 @@ export async function send(path, options = {}) {
 
 /** Return the JSON that a call answers. */
 export async function call(path, options = {}) {
-  return (await send(path, options)).json();
+  const answer = await send(path, options);
+  try {
+    return await answer.json();
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new NoAnswer(`The server's answer broke off: ${error.message}`);
+  }
 }
 
 /** Yield the server-sent events of a path: {id, kind, data}; ends when the server ends it. */

@@ -13,6 +13,7 @@ import { welcome } from "./welcome.js";
 import { Workers } from "./workers.js";
 
 const ASK_MS = 1500; // what the stream does not say: states of workers, the server's health
+const PATIENCE_MS = 5000; // with an answer; a server that is stopped or out of reach gives none
 const PAINT_MS = 500;
 const MOST_COMPARED = 3; // a browser has six connections to a server, and a stream keeps one
 
@@ -115,7 +116,7 @@ class ModelPage {
     this.model = model;
     this.incarnations = new Map(models.map(({ name, incarnation }) => [name, incarnation]));
     this.offer(models.map(({ name }) => name));
-    const [{ workers }] = await Promise.all([call(`${this.path}/workers`), this.askCompared()]);
+    const [{ workers }] = await Promise.all([call(`${this.path}/workers`, { timeoutMs: PATIENCE_MS }), this.askCompared()]);
     const open = this.workers.show(workers, performance.now() / 1000);
     const sum = (name) => open.reduce((all, worker) => all + (worker[name] ?? 0), 0);
     this.tile("Workers", `${number(open.length)} open`);
@@ -129,7 +130,7 @@ class ModelPage {
     const { feed } = this;
     const version = (feed.isLive ? feed.version : null) ?? this.model?.version;
     if (version !== undefined) this.tile("Version", number(version));
-    this.tile("Stream", feed.isLive ? "live" : "reconnecting");
+    this.tile("Stream", feed.isLive && !isAway ? "live" : "reconnecting");
     const isDirty = [feed, ...this.compared.values()].some((one) => one.isDirty);
     if (!isDirty) return;
     feed.flush();
@@ -152,6 +153,7 @@ class ModelPage {
 let page = null;
 let health = null;
 let asking = 0;
+let isAway = false; // since the last time that we asked
 
 function failed(error) {
   if (error instanceof Problem && error.status === 401) signIn(error);
@@ -179,6 +181,7 @@ function signIn(refusal) {
 function leave() {
   page?.close();
   page = null;
+  document.title = "Stepwell";
   byId("model").hidden = true;
 }
 
@@ -203,7 +206,10 @@ function listModels(models, chosen) {
 async function ask() {
   clearTimeout(asking);
   try {
-    const [about, ready, { models }] = await Promise.all([call("/v1"), call("/readyz"), call("/v1/models")]);
+    const [about, ready, { models }] = await Promise.all(
+      ["/v1", "/readyz", "/v1/models"].map((path) => call(path, { timeoutMs: PATIENCE_MS })));
+    if (isAway) notice("");
+    isAway = false;
     byId("sign-in").hidden = true;
     byId("sign-out").hidden = token() === null;
     health ??= new Health(byId("health"));
@@ -217,7 +223,9 @@ async function ask() {
       signIn(error);
       return;
     }
-    setText(byId("server-state"), "no answer");
+    isAway = true;
+    const isStarting = error instanceof Problem && error.status === 503;
+    setText(byId("server-state"), isStarting ? "not ready" : error instanceof Problem ? `error ${error.status}` : "no answer");
     byId("server-state").className = "state failed";
     if (!(error instanceof Problem || error instanceof NoAnswer)) throw error; // ours: the console says so
   } finally {
@@ -264,8 +272,13 @@ function begin() {
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => page?.charts.redraw());
   byId("token-form").addEventListener("submit", (event) => {
     event.preventDefault();
-    remember(byId("token").value.trim());
+    const secret = byId("token").value.trim();
     byId("token").value = "";
+    if (!/^[!-~]+$/.test(secret)) { // a header cannot have it
+      notice("That is no token: one is sw_, its role, and letters and digits.", { failed: true });
+      return;
+    }
+    remember(secret);
     notice("");
     ask();
   });

@@ -67,10 +67,12 @@ export class Charts {
     this.log = element("input", { id: "log", type: "checkbox", change: () => this.redraw() });
     this.missing = element("p", { class: "note", hidden: true },
       "There are no curves: this server has no plotly.js. pip install plotly, and start it again.");
+    this.empty = element("p", { class: "note" }, "No step was made yet: curves begin with the first one.");
+    this.more = element("p", { class: "note", hidden: true });
     this.controls = element("div", { class: "controls" }, this.axis,
       element("label", {}, "Smoothing ", this.smoothing),
       element("label", {}, this.log, " Log scale"));
-    this.whole = element("div", {}, this.controls, this.missing, this.grid, this.legend);
+    this.whole = element("div", {}, this.controls, this.missing, this.empty, this.grid, this.more, this.legend);
     this.watcher = new IntersectionObserver((seen) => {
       for (const { target, isIntersecting } of seen) {
         const card = [...this.cards.values()].find(({ plot }) => plot === target);
@@ -108,6 +110,7 @@ export class Charts {
   redraw() {
     if (!this.Plotly) return;
     const names = this.names();
+    this.empty.hidden = names.length > 0;
     for (const [name, { card, plot }] of this.cards) {
       if (names.includes(name)) continue;
       this.watcher.unobserve(plot);
@@ -136,6 +139,9 @@ export class Charts {
     const metrics = [...had].filter((name) => name.startsWith(METRIC)).sort();
     const first = metrics.filter((name) => name === `${METRIC}loss`);
     const others = metrics.filter((name) => name !== `${METRIC}loss`).slice(0, MOST_METRICS - 1);
+    const left = metrics.length - first.length - others.length;
+    this.more.hidden = left === 0;
+    setText(this.more, `${left} more metrics are in GET …/history; the first ${MOST_METRICS} by name are drawn.`);
     const own = ["gradient_norm", "update_norm", "learning_rate"].filter((name) => had.has(name));
     return [...first, ...others, ...own, ...(had.has("contributors") ? ["pushes", "staleness_max"] : [])];
   }
@@ -145,7 +151,7 @@ export class Charts {
     if (!this.cards.has(name)) {
       const plot = element("div", { class: "plot" });
       const now = element("span", { class: "now" });
-      const card = element("figure", { class: "card" }, element("figcaption", {}, title, " ", now), plot);
+      const card = element("figure", { class: "card" }, element("figcaption", {}, element("bdi", {}, title), " ", now), plot);
       this.grid.append(card);
       this.cards.set(name, { card, plot, now, isSeen: true });
       this.watcher.observe(plot);
