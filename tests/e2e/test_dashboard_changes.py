@@ -134,3 +134,52 @@ def test_a_server_that_stands_still_is_not_called_live(browser, tmp_path) -> Non
 
         wait_for_text(page, "#server-state", "ready")
         wait_for_text(page, "#tile-stream", "live")
+
+
+def test_a_checkpoint_that_is_found_damaged_is_not_called_whole(browser, tmp_path) -> None:
+    """Neither by the notice nor in its row, whatever was found before."""
+    with servers.hosted(tmp_path) as server, watched(browser, server.url) as screen:
+        train(server.url, "rotten", steps=1)
+        page = show(screen, "rotten")
+        page.locator("[data-action=verify]").click()
+        wait_for_text(page, "#checkpoints tbody tr", "verified at")
+        (file,) = tmp_path.glob("rotten/checkpoints/*/parameters.safetensors")
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 0xFF
+        file.chmod(0o644)
+        file.write_bytes(content)
+
+        page.locator("[data-action=verify]").click()
+
+        page.locator("#notice.failed").wait_for()
+        wait_for_text(page, "#checkpoints tbody tr", "damaged")
+        assert "verified at" not in page.locator("#checkpoints tbody").inner_text()
+
+
+def test_a_checkpoint_that_is_deleted_elsewhere_is_offered_no_more(url, screen) -> None:
+    """Its deletion is no event; the list is asked for again all the same."""
+    train(url, "thinned", steps=1)
+    page = show(screen, "thinned")
+    with stepwell.Client(url) as client:
+        client.model("thinned").checkpoint()
+    row = page.locator("#checkpoints tbody th", has_text="000001-v0")
+    page.locator("#checkpoints tbody th", has_text="000002-v2").wait_for()
+    row.wait_for()
+
+    httpx.delete(f"{url}/v1/models/thinned/checkpoints/000001-v0").raise_for_status()
+
+    row.wait_for(state="detached")
+
+
+def test_a_browser_that_stores_nothing_shows_the_page(url, screen) -> None:
+    """As one that blocks cookies; the token is kept until the page is left."""
+    train(url, "private", steps=1)
+    refuse = "{ get() { throw new DOMException('no', 'SecurityError'); } }"
+    for kind in ("sessionStorage", "localStorage"):
+        screen.page.add_init_script(f"Object.defineProperty(window, '{kind}', {refuse})")
+
+    screen.page.goto(f"{url}/#private")
+
+    wait_for_text(screen.page, "#summary h2", "private")
+    screen.page.locator("#theme").click()
+    wait_for_text(screen.page, "#theme", "Theme: light")

@@ -1,6 +1,6 @@
 // Begins: asks who we are, lists the models, shows one of them, and repaints while things happen.
 
-import { call, forget, modelPath, NoAnswer, Problem, remember, token } from "./api.js";
+import { call, forget, modelPath, NoAnswer, Problem, remember, storage, token } from "./api.js";
 import { Charts } from "./charts.js";
 import { Checkpoints } from "./checkpoints.js";
 import { byId, element, notice, section, setText } from "./elements.js";
@@ -15,6 +15,7 @@ import { Workers } from "./workers.js";
 const ASK_MS = 1500; // what the stream does not say: states of workers, the server's health
 const PATIENCE_MS = 5000; // with an answer; a server that is stopped or out of reach gives none
 const PAINT_MS = 500;
+const LIST_MS = 10_000; // checkpoints that are deleted or pinned are no event
 const MOST_COMPARED = 3; // a browser has six connections to a server, and a stream keeps one
 
 /** The page of one model. */
@@ -30,6 +31,7 @@ class ModelPage {
     this.hyperparameters = new Hyperparameters(name, role === "admin");
     this.checkpoints = new Checkpoints(name, role === "admin");
     this.tiles = new Map();
+    this.listed = performance.now(); // when the checkpoints were
     this.facts = element("dl", { class: "facts tiles" });
     this.choice = element("div", { class: "controls", id: "compare" });
     byId("model").replaceChildren(
@@ -63,11 +65,17 @@ class ModelPage {
   }
 
   reload() {
-    for (const part of [this.hyperparameters, this.checkpoints]) part.load().catch(failed);
+    this.hyperparameters.load().catch(failed);
+    this.list();
+  }
+
+  list() {
+    this.listed = performance.now();
+    this.checkpoints.load().catch(failed);
   }
 
   happened({ kind }) {
-    if (kind === "checkpoint" || kind === "cut") this.checkpoints.load().catch(failed);
+    if (kind === "checkpoint" || kind === "cut") this.list();
     if (kind === "hyperparameters" || kind === "cut") this.hyperparameters.load().catch(failed);
   }
 
@@ -115,6 +123,7 @@ class ModelPage {
     const model = models.find(({ name }) => name === this.name);
     this.model = model;
     this.incarnations = new Map(models.map(({ name, incarnation }) => [name, incarnation]));
+    if (performance.now() - this.listed > LIST_MS) this.list();
     this.offer(models.map(({ name }) => name));
     const [{ workers }] = await Promise.all([call(`${this.path}/workers`, { timeoutMs: PATIENCE_MS }), this.askCompared()]);
     const open = this.workers.show(workers, performance.now() / 1000);
@@ -263,10 +272,11 @@ function setTheme(theme) {
 
 function begin() {
   const themes = ["auto", "light", "dark"];
-  setTheme(localStorage.getItem("stepwell.theme") ?? "auto");
+  const kept = storage("localStorage");
+  setTheme(kept.getItem("stepwell.theme") ?? "auto");
   byId("theme").addEventListener("click", () => {
     const next = themes[(themes.indexOf(document.documentElement.dataset.theme) + 1) % themes.length];
-    localStorage.setItem("stepwell.theme", next);
+    kept.setItem("stepwell.theme", next);
     setTheme(next);
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => page?.charts.redraw());

@@ -127,10 +127,13 @@ export class Charts {
     if (!isDrawing && names.length > 0) requestAnimationFrame(() => this.drawNext());
   }
 
-  /** One curve a frame: all of them at once would take longer than a frame has. */
+  /** One curve a frame: all of them at once would take longer than a frame has. Unseen ones take none. */
   drawNext() {
-    const name = this.queue.shift();
-    if (name !== undefined && !this.isHeld) this.draw(name, this.style);
+    let isDrawn = false;
+    while (!isDrawn && this.queue.length > 0) {
+      const name = this.queue.shift();
+      isDrawn = !this.isHeld && this.draw(name, this.style);
+    }
     if (this.queue.length > 0) requestAnimationFrame(() => this.drawNext());
   }
 
@@ -146,6 +149,7 @@ export class Charts {
     return [...first, ...others, ...own, ...(had.has("contributors") ? ["pushes", "staleness_max"] : [])];
   }
 
+  /** Draw a curve, or only its newest number where nobody sees it; returns whether it was drawn. */
   draw(name, style) {
     const title = TITLES[name] ?? name.slice(METRIC.length);
     if (!this.cards.has(name)) {
@@ -160,10 +164,11 @@ export class Charts {
     const all = this.feeds.map((feed) => columnsOf(feed, name));
     setText(now, number(all[0].value.at(-1)));
     card.setAttribute("aria-label", `${title}: ${number(all[0].value.at(-1))}`);
-    if (!isSeen) return;
+    if (!isSeen) return false;
     const traces = all.flatMap((columns, place) =>
       this.traces(columns, this.feeds[place].name, style.lines[place], this.feeds.length > 1));
     this.Plotly.react(plot, traces, this.layout(style, all), { displayModeBar: false, responsive: true });
+    return true;
   }
 
   traces(columns, model, color, hasLegend) {
