@@ -11,12 +11,12 @@ pytestmark = pytest.mark.full
 
 @pytest.fixture
 def run(url, screen) -> Any:
-    """Return what runs a function of the page's modules `series`, `feed`, `workers`, `shown`."""
+    """Return what runs a function of the page's modules `series`, `feed`, `workers`, `charts`."""
     screen.page.goto(url)
     screen.page.evaluate(
         """async () => {
           const app = document.querySelector("script[type=module]").src;
-          for (const name of ["series", "feed", "workers", "shown"])
+          for (const name of ["series", "feed", "workers", "charts"])
             window[name] = await import(new URL(`${name}.js`, app));
         }"""
     )
@@ -157,3 +157,35 @@ def test_a_workers_numbers_are_those_of_the_server(run) -> None:
     rows = run(SEE, [[{"pushes": 2 * look}] for look in range(4)])
 
     assert rows[0][4:] == ["1.33", "5.33", "7", "1", "3", "0"]
+
+
+DRAW = """async (points) => {
+  const feed = new window.feed.Feed("m");
+  for (const [version, value] of points) feed.extend("metrics.loss", version, version, value);
+  const charts = new window.charts.Charts();
+  document.querySelector("main").prepend(charts.whole);
+  charts.smoothing.value = "0.5";
+  for (const isLog of [false, true]) {
+    charts.log.checked = isLog;
+    await charts.show([feed]);
+    await new Promise((resolve) => { setTimeout(resolve, 50); });
+  }
+  return charts.grid.querySelector(".plot").data[0].y;
+}"""
+
+
+def test_numbers_that_cannot_be_drawn_are_a_gap(run, screen) -> None:
+    """With the largest and smallest numbers there are plotly.js draws to NaN, and complains."""
+    values = [5.0, 1.7e308, -1.7e308, 0.0, -1.0, 1e-320, 4.0]
+
+    drawn = run(DRAW, list(enumerate(values)))
+
+    assert drawn == [5, None, None, 0, -1, 0, 4]
+    screen.check()
+
+
+def test_a_version_that_goes_back_is_a_gap(run) -> None:
+    """As after a crash that took the last pushes: no line leads back, across the curve."""
+    drawn = run(DRAW, [[1, 1.0], [2, 2.0], [3, 3.0], [2, 4.0], [3, 5.0]])
+
+    assert drawn == [1, 2, 3, None, 4, 5]

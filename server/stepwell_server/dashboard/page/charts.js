@@ -11,6 +11,8 @@ const TITLES = {
 const COLORS = ["--line-1", "--line-2", "--line-3", "--line-4"];
 const MARKS = { checkpoint: "dot", cut: "solid", hyperparameters: "dash", consistency: "dash" };
 const MOST_MARKS = 30; // the newest
+const LARGEST = 1e300; // that plotly.js can draw: it works out the span, which must be a number too,
+const SMALLEST = 1e-300; // and on a logarithmic scale the power of ten below
 const METRIC = "metrics.";
 const MOST_METRICS = 12; // curves on a page; a worker may send 64
 
@@ -177,7 +179,7 @@ export class Charts {
     const weight = Number(this.smoothing.value);
     const mode = columns.value.length < 2 ? "markers" : "lines";
     const base = { type: "scatter", mode, name: model, marker: { color } };
-    const line = (values, more) => ({ ...base, ...broken(columns.version, x, values), ...more });
+    const line = (values, more) => ({ ...base, ...broken(columns.version, x, values.map(drawable)), ...more });
     if (weight === 0) return [line(columns.value, { line: { color, width: 1.6 }, showlegend: hasLegend })];
     return [
       line(columns.value, { line: { color, width: 1 }, opacity: 0.25, hoverinfo: "skip", showlegend: false }),
@@ -203,7 +205,7 @@ export class Charts {
 
   /** A value that stays the same has a range of its own: plotly's is from -1 to 1 around it. */
   span(all) {
-    const values = all.flatMap(({ value }) => value);
+    const values = all.flatMap(({ value }) => value.map(drawable).filter((one) => one !== null));
     const least = values.reduce((a, b) => Math.min(a, b), Infinity);
     const most = values.reduce((a, b) => Math.max(a, b), -Infinity);
     if (this.log.checked || least !== most) return {};
@@ -230,6 +232,11 @@ export function broken(versions, x, y) {
   if (!versions.some((_, place) => isBack(place))) return { x, y };
   const gaps = (values) => values.flatMap((value, place) => (isBack(place) ? [null, value] : [value]));
   return { x: gaps(x), y: gaps(y) };
+}
+
+function drawable(value) {
+  if (Math.abs(value) > LARGEST) return null;
+  return Math.abs(value) < SMALLEST ? 0 : value;
 }
 
 function columnsOf(feed, name) {
