@@ -119,3 +119,43 @@ def test_a_model_that_is_made_anew_is_shown_anew(browser, url) -> None:
         page.wait_for_function(f"() => {POINTS} === 4")
         assert page.locator("#timeline li", has_text="w0 joined").count() == 1
         screen.check(allowed="404")
+
+
+def test_a_page_that_looks_again_goes_on_where_it_was(browser, url) -> None:
+    """Reading a long history takes a server seconds; who changes tabs has it, and what is new."""
+    train(url, "looked", steps=2)
+    with watched(browser, url) as screen:
+        page, read = screen.page, []
+        page.add_init_script(IS_HIDDEN.replace("= true", "= false"))
+        page.on("request", lambda asked: read.append(asked.url) if "/history" in asked.url else 0)
+        show(screen, "looked")
+        wait_for_text(page, "#tile-stream", "live")
+        before = len(read)
+
+        page.evaluate(LOOK.replace("= false", "= true"))
+        httpx.patch(f"{url}/v1/models/looked/optimizer", json={"learning_rate": 0.125})
+        page.evaluate(LOOK)
+
+        wait_for_text(page, "#timeline li", "0.125")
+        page.locator("#h-learning_rate[data-now='0.125']").wait_for()
+        assert len(read) == before
+        screen.check()
+
+
+def test_a_model_that_was_made_anew_while_nobody_looked_is_shown_anew(browser, url) -> None:
+    """Its numbers may be larger by now than those that the page knows."""
+    train(url, "swapped", steps=2)
+    with watched(browser, url) as screen:
+        page = screen.page
+        page.add_init_script(IS_HIDDEN.replace("= true", "= false"))
+        show(screen, "swapped")
+        wait_for_text(page, "#tile-stream", "live")
+
+        page.evaluate(LOOK.replace("= false", "= true"))
+        httpx.delete(f"{url}/v1/models/swapped").raise_for_status()
+        train(url, "swapped", steps=20)
+        page.evaluate(LOOK)
+
+        page.wait_for_function(f"() => {POINTS} === 40")
+        wait_for_text(page, "#tile-version", "40")
+        screen.check(allowed="404")

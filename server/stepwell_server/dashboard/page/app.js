@@ -122,6 +122,7 @@ class ModelPage {
   async ask(models) {
     const model = models.find(({ name }) => name === this.name);
     this.model = model;
+    this.feed.check(model.incarnation);
     this.incarnations = new Map(models.map(({ name, incarnation }) => [name, incarnation]));
     if (performance.now() - this.listed > LIST_MS) this.list();
     this.offer(models.map(({ name }) => name));

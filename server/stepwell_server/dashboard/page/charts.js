@@ -164,8 +164,10 @@ export class Charts {
     }
     const { card, plot, now, isSeen } = this.cards.get(name);
     const all = this.feeds.map((feed) => columnsOf(feed, name));
-    setText(now, number(all[0].value.at(-1)));
-    card.setAttribute("aria-label", `${title}: ${number(all[0].value.at(-1))}`);
+    // Of pushes a second the newest is of the last push, which may be long ago; the tile says it of now.
+    const newest = name === "pushes" ? "" : number(all[0].value.at(-1));
+    setText(now, newest);
+    card.setAttribute("aria-label", [title, newest].filter(Boolean).join(": "));
     if (!isSeen) return false;
     const traces = all.flatMap((columns, place) =>
       this.traces(columns, this.feeds[place].name, style.lines[place], this.feeds.length > 1));

@@ -79,8 +79,9 @@ export class Feed {
   }
 
   /**
-   * The stream first and then the history, so that nothing happens in between; the whole history
-   * each time, since a model of that name may be another one by now, or have lost its last seconds.
+   * The stream first and then the history, so that nothing happens in between. A stream that is taken
+   * up again goes on behind the last event, if it is of the same history and nothing was missed:
+   * reading a long history takes the server seconds.
    */
   async listen(signal, onOpen) {
     const ending = new AbortController();
@@ -94,20 +95,25 @@ export class Feed {
       for (const event of waiting) this.take(event);
       waiting = null;
     };
+    const opened = () => {
+      this.isLive = true;
+      onOpen();
+    };
+    const after = this.last > 0 ? `?after=${this.last}` : "";
     let isOpen = false;
     try {
-      for await (const { kind, data } of events(`${modelPath(this.name)}/events`, both)) {
+      for await (const { id, kind, data } of events(`${modelPath(this.name)}/events${after}`, both)) {
         clearTimeout(silence);
         silence = setTimeout(end, SILENCE_MS);
-        if (!isOpen) {
-          isOpen = true;
-          load().then(() => {
-            this.isLive = true;
-            onOpen();
-          }).catch(end);
+        const isOther = !isOpen && (this.last === 0 || id < this.last); // numbers never go back
+        if (isOther || kind === "missed") load().then(opened).catch(end);
+        else if (!isOpen) opened();
+        isOpen = true;
+        if (kind === "dropped") {
+          this.last = 0;
+          return;
         }
-        if (kind === "dropped") return;
-        if (data === null) continue;
+        if (data === null || kind === "missed") continue;
         if (waiting === null) this.take(data);
         else if (waiting.push(data) > MOST_WAITING) waiting.shift();
       }
@@ -119,11 +125,24 @@ export class Feed {
     }
   }
 
+  /** incarnation: of the model now. One that no event told of is that of another model of this name. */
+  check(incarnation) {
+    const isStrange = this.incarnation !== undefined && incarnation !== this.incarnation;
+    if (isStrange && incarnation === this.doubted) {
+      this.last = 0;
+      this.incarnation = incarnation; // so that it is begun anew once
+      this.start();
+    }
+    this.doubted = isStrange ? incarnation : undefined; // the event may be on its way
+    this.incarnation ??= incarnation;
+  }
+
   async load(signal) {
     const history = await call(`${modelPath(this.name)}/history?points=${POINTS}`, { signal });
     this.series = new Map(Object.entries(history.series).map(([name, columns]) => [name, received(columns)]));
     this.pending = null;
     this.version = null;
+    this.incarnation = undefined;
     this.events = rows(history.events).slice(-MOST_EVENTS);
     this.leftOut = history.left_out + history.events.number.length - this.events.length;
     this.last = history.last;
@@ -161,6 +180,7 @@ export class Feed {
     if (event.number <= this.last) return; // the history had it
     this.last = event.number;
     this.version = event.version;
+    this.incarnation = event.incarnation ?? this.incarnation;
     this.isDirty = true;
     if (event.kind === "step") {
       this.draw(event);
