@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from urllib.parse import urlsplit
 
 from starlette.routing import compile_path
@@ -30,6 +30,9 @@ IS_KNOWN = "stepwell.is_known"
 
 ROLE = "stepwell.role"
 """In the scope of any other call: the role of its caller."""
+
+IS_STILL_ALLOWED = "stepwell.is_still_allowed"
+"""Likewise: a function that says whether the caller would be let through now, too."""
 
 READ, PUSH, ADMIN = ROLES
 
@@ -129,8 +132,8 @@ class Gate:
         if scope["method"] in ("GET", "HEAD") and is_public(scope["path"]):
             scope[IS_KNOWN] = self._is_known(headers)
             return
-        role = self._role(headers)
         needed = role_needed(scope["method"], scope["path"])
+        role = self._role(headers)
         if ROLES.index(role) < ROLES.index(needed):
             raise errors.Forbidden(
                 f"This call needs a token with the role {needed!r}. Received one with {role!r}",
@@ -138,6 +141,7 @@ class Gate:
                 received=role,
             )
         scope[ROLE] = role
+        scope[IS_STILL_ALLOWED] = partial(self._is_allowed, headers, needed)
 
     def _check_browser(self, headers: Mapping[str, str]) -> None:
         authority = headers.get("host", "").lower()
@@ -165,6 +169,11 @@ class Gate:
             raise errors.UnsupportedMediaType(
                 f"A body is {' or '.join(sorted(BODY_TYPES))}. Received: {media_type[:80]!r}"
             )
+
+    def _is_allowed(self, headers: Mapping[str, str], needed: str) -> bool:
+        with contextlib.suppress(errors.Unauthenticated):
+            return ROLES.index(self._role(headers)) >= ROLES.index(needed)
+        return False
 
     def _is_known(self, headers: Mapping[str, str]) -> bool:
         """Return whether the caller has a role, which every role may read with."""

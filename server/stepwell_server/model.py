@@ -128,7 +128,8 @@ class HostedModel:
         if not self.rehearsals.knows(push.gradient.dtype, push.kind):
             with self.sessions.sending(*push.key[:2]):  # its lease does not end meanwhile
                 await self.rehearsals.for_push(push.gradient.dtype, push.kind)
-        self.pushes.tally.received_bytes += sum(a.nbytes for a in push.gradient.arenas.values())
+        nbytes = sum(a.nbytes for a in push.gradient.arenas.values())
+        self.pushes.tally.received(push.worker, nbytes)
         pushed = self.pushes.push(push, lease)
         worker, epoch = push.key[:2]
         del push  # while it waits nobody holds its gradient but who will read it

@@ -8,9 +8,11 @@ at a time, and the library sees them when it is asked.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Sequence
+from math import ceil
 from time import perf_counter
+from typing import Any
 
 from stepwell_core.push import Push, Staged
 from stepwell_core.session import Result
@@ -76,6 +78,44 @@ class Histogram:
         return copied
 
 
+NO_EFFECT = frozenset({"dropped_stale", "dropped_late", "skipped_nonfinite"})
+"""Outcomes of pushes that changed nothing."""
+
+STALENESSES = 256
+"""Of a worker, the newest: enough for a 95th percentile."""
+
+MOST_WORKERS = 20_000
+"""Who is counted, the newest: as many as a ledger has sessions."""
+
+
+class WorkerTally:
+    """What is counted of one worker's pushes, over all of its sessions.
+
+    Attributes:
+        received_bytes: Their payloads. Written on the event loop.
+        drops: Those that had no effect. Written by the lane.
+        stalenesses: Of the newest, in versions. Written by the lane.
+    """
+
+    __slots__ = ("drops", "received_bytes", "stalenesses")
+
+    def __init__(self) -> None:
+        self.received_bytes = 0
+        self.drops = 0
+        self.stalenesses: deque[int] = deque(maxlen=STALENESSES)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values; the staleness is that of the newest push, None before the first."""
+        newest = list(self.stalenesses)
+        rising = sorted(newest)
+        return {
+            "received_bytes": self.received_bytes,
+            "drops": self.drops,
+            "staleness": newest[-1] if newest else None,
+            "staleness_p95": rising[ceil(0.95 * len(rising)) - 1] if rising else None,
+        }
+
+
 class ModelTally:
     """What is counted of one model's pushes and pulls, from when the server opened it.
 
@@ -88,6 +128,7 @@ class ModelTally:
         duplicates: Repetitions that got the answer of the first. Written on the event loop.
         received_bytes: Payloads of pushes, over the wire or in memory. Written on the event loop.
         pulls: Versions that were held for a reader. Written on the event loop.
+        workers: The same of each worker, by name.
     """
 
     def __init__(self) -> None:
@@ -98,6 +139,21 @@ class ModelTally:
         self.duplicates = 0
         self.received_bytes = 0
         self.pulls = 0
+        self.workers: dict[str, WorkerTally] = {}
+
+    def of_worker(self, worker: str) -> WorkerTally:
+        """Return what is counted of a worker; on any thread."""
+        found = self.workers.get(worker)
+        if found is None:
+            found = self.workers.setdefault(worker, WorkerTally())
+            while len(self.workers) > MOST_WORKERS:
+                self.workers.pop(next(iter(self.workers)), None)
+        return found
+
+    def received(self, worker: str, nbytes: int) -> None:
+        """Count the payload of a push; on the event loop."""
+        self.received_bytes += nbytes
+        self.of_worker(worker).received_bytes += nbytes
 
     def committed(
         self, staged: Staged, results: Sequence[tuple[Push, Result]], began: float
@@ -114,9 +170,12 @@ class ModelTally:
         if len(results) > 1 and staged.scalars is not None:
             first = results[0][0].hyperparameters
             self.disagreements += any(push.hyperparameters != first for push, _ in results)
-        for _, result in results:
+        for push, result in results:
             self.outcomes[result.outcome] += 1
             self.staleness.note(result.staleness)
+            worker = self.of_worker(push.worker)
+            worker.drops += result.outcome in NO_EFFECT
+            worker.stalenesses.append(result.staleness)
 
 
 class CheckpointTally:

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import numpy as np
@@ -16,25 +15,10 @@ import stepwell
 from stepwell_server.tokens import ROLES, TokenStore
 
 from tests import servers
-from tests.browser import Watched, chromium, watched
+from tests.browser import watched
+from tests.e2e.pages import SIZE, optimizer, show, train, wait_for_text
 
 pytestmark = pytest.mark.full
-
-SIZE = 1000
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """One browser for all tests."""
-    with chromium() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """An open server with no model but those of the tests."""
-    with servers.hosted(tmp_path_factory.mktemp("data")) as server:
-        yield server.url
 
 
 @pytest.fixture(scope="module")
@@ -45,45 +29,6 @@ def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict
     with servers.hosted(data_dir) as server:
         train(server.url, "kept", steps=3, token=tokens["admin"])
         yield server.url, tokens
-
-
-@pytest.fixture
-def screen(browser: Any, url: str) -> Iterator[Watched]:
-    """A page of the open server, that must not have complained in the end."""
-    with watched(browser, url) as page:
-        yield page
-        page.check()
-
-
-def train(url: str, name: str, steps: int, token: str | None = None) -> None:
-    """Make a model and push to it from two workers, who stay."""
-    start = {"w": np.zeros(SIZE, np.float32)}
-    random = np.random.default_rng(0)
-    with stepwell.Client(url, token=token) as client:
-        model = client.create_model(name, start, optimizer=stepwell.Adam(1e-3))
-        for worker in [model.worker("w0"), model.worker("w1")]:
-            worker.pull()
-            for step in range(steps):
-                gradient = random.normal(size=SIZE).astype(np.float32)
-                worker.push_pull({"w": gradient}, metrics={"loss": 1 / (step + 1)})
-
-
-def show(screen: Watched, name: str) -> Any:
-    """Open the page of a model and wait until its curves are drawn."""
-    screen.page.goto(f"{screen.url}/#{name}")
-    screen.page.locator("#curves .main-svg").first.wait_for()
-    return screen.page
-
-
-def optimizer(url: str, name: str) -> dict[str, Any]:
-    """Return the hyperparameters as they are on the server."""
-    config = httpx.get(f"{url}/v1/models/{name}/optimizer").json()["config"]
-    return dict(config)
-
-
-def wait_for_text(page: Any, selector: str, text: str) -> None:
-    """Wait until a text is there."""
-    page.locator(selector).filter(has_text=text).first.wait_for()
 
 
 def test_an_empty_server_shows_five_lines_that_work(browser, tmp_path) -> None:

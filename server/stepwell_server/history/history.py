@@ -7,7 +7,7 @@ import contextlib
 import sqlite3
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,7 @@ class History:
         after: int | None = None,
         kinds: Collection[str] = KINDS,
         abort: Callable[[], None] | None = None,
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes]:
         """Yield server-sent events until the server stops; see `Listener`."""
         self._loop = asyncio.get_running_loop()
         listener = Listener(self._ring, after, kinds, abort)

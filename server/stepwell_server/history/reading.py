@@ -2,8 +2,9 @@
 
 A series of more than `points` values is cut into `points / 2` buckets of as many values each. Of a
 bucket the smallest and the largest are kept, where they were (min-max decimation): no spike is
-lost, which a mean would hide, and nothing is made up. SQLite does it, without the GIL, so that
-looking at a long history does not stop the workers.
+lost, which a mean would hide, and nothing is made up. The bucket's mean comes beside them, for who
+smooths a curve, and the newest value of all stays, for who asks what it is now. SQLite does it,
+without the GIL, so that looking at a long history does not stop the workers.
 
 What is no series, the events, is not thinned out: the newest `points` of them come, and how many
 were left out is said.
@@ -13,13 +14,13 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stepwell_server.history.events import KINDS, SAMPLE_KINDS
+from stepwell_server.history.events import KINDS, SAMPLE_KINDS, finite
 
 DOWNSAMPLING = "min-max"
 
@@ -40,7 +41,7 @@ class Range:
         to_version: The last one.
         since: Unix seconds; nothing before.
         kinds: Of events that come one by one; the series come in any case.
-        points: Values of a series at most; events at most.
+        points: Values of a series at most, beside the newest; events at most.
     """
 
     from_version: int = 0
@@ -53,20 +54,27 @@ class Range:
 _WHERE = "version BETWEEN :first AND :last AND time >= :since"
 
 _ALL = f"""
-    SELECT version, time, value FROM series WHERE name = :name AND {_WHERE} ORDER BY number
+    SELECT version, time, value, value FROM series WHERE name = :name AND {_WHERE} ORDER BY number
 """
 
-# With min() or max() alone, SQLite takes the other columns from the row that has it.
+# With one min() or max(), SQLite takes the bare columns from the row that has it.
 _MIN_MAX = f"""
     WITH cut AS (
         SELECT number, version, time, value, ntile(:buckets) OVER (ORDER BY number) AS bucket
         FROM series WHERE name = :name AND {_WHERE}
     )
-    SELECT version, time, value FROM (
-        SELECT number, version, time, min(value) AS value FROM cut GROUP BY bucket
+    SELECT version, time, value, mean FROM (
+        SELECT number, version, time, min(value) AS value, avg(value) AS mean
+        FROM cut GROUP BY bucket
         UNION
-        SELECT number, version, time, max(value) AS value FROM cut GROUP BY bucket
+        SELECT number, version, time, max(value) AS value, avg(value) AS mean
+        FROM cut GROUP BY bucket
     ) ORDER BY number
+"""
+
+_NEWEST = f"""
+    SELECT version, time, value FROM series WHERE name = :name AND {_WHERE}
+    ORDER BY number DESC LIMIT 1
 """
 
 
@@ -77,8 +85,11 @@ def read(path: Path, wanted: Range) -> dict[str, Any]:
         sqlite3.Error: The file cannot be read.
     """
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+        connection.execute("BEGIN")  # so that all of it is of one moment
+        (last,) = connection.execute("SELECT coalesce(max(number), 0) FROM events").fetchone()
         return {
             "downsampling": DOWNSAMPLING,
+            "last": last,
             "series": _series(connection, wanted),
             **_events(connection, wanted),
         }
@@ -86,7 +97,13 @@ def read(path: Path, wanted: Range) -> dict[str, Any]:
 
 def nothing() -> dict[str, Any]:
     """Return what `read` does of a history that has no file."""
-    return {"downsampling": DOWNSAMPLING, "series": {}, "events": _columns([]), "left_out": 0}
+    return {
+        "downsampling": DOWNSAMPLING,
+        "last": 0,
+        "series": {},
+        "events": _columns([]),
+        "left_out": 0,
+    }
 
 
 def _series(connection: sqlite3.Connection, wanted: Range) -> dict[str, Any]:
@@ -101,11 +118,29 @@ def _series(connection: sqlite3.Connection, wanted: Range) -> dict[str, Any]:
     ).fetchall()
     series = {}
     for name, count in counts:
-        query = _ALL if count <= wanted.points else _MIN_MAX
-        rows = connection.execute(query, {**values, "name": name}).fetchall()
-        versions, times, numbers = zip(*rows, strict=True)
-        series[name] = {"version": versions, "time": times, "value": numbers}
+        rows = _thinned(connection, {**values, "name": name}, count, wanted.points)
+        versions, times, numbers, means = zip(*rows, strict=True)
+        series[name] = {
+            "version": versions,
+            "time": times,
+            "value": numbers,
+            "mean": finite(means),  # of numbers near the largest there is, it is none
+            "count": count,
+        }
     return series
+
+
+def _thinned(
+    connection: sqlite3.Connection, values: Mapping[str, Any], count: int, points: int
+) -> Sequence[tuple[Any, ...]]:
+    """Return version, time, value and mean of so many points at most, and of the newest."""
+    if count <= points:
+        return connection.execute(_ALL, values).fetchall()
+    rows = connection.execute(_MIN_MAX, values).fetchall()
+    newest = connection.execute(_NEWEST, values).fetchone()
+    if rows[-1][:3] == newest:
+        return rows
+    return [*rows, (*newest, rows[-1][3])]
 
 
 def _events(connection: sqlite3.Connection, wanted: Range) -> dict[str, Any]:

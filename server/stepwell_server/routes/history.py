@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Header, Query, Request
@@ -11,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response, StreamingResponse
 from stepwell_core import wire
 
+from stepwell_server.gate import IS_STILL_ALLOWED
 from stepwell_server.history.events import KINDS
 from stepwell_server.history.reading import (
     DEFAULT_POINTS,
@@ -22,6 +26,9 @@ from stepwell_server.representations import JSON
 from stepwell_server.routes.access import MAX_COUNT, PREFIX, TheModel, answer, drain_of
 
 router = APIRouter(tags=["history"])
+
+ASK_AGAIN_S = 1.0
+"""How often a stream asks whether its token is still known; a quiet one with each comment."""
 
 Version = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 Kind = Literal[KINDS]  # type: ignore[valid-type]  # the list is in one place
@@ -75,10 +82,25 @@ async def stream_events(
 
     An event's `id` is its number; with `Last-Event-ID`, or `after` in the query, the stream goes on
     behind it, as far back as the server remembers. `missed` says what it does not; `dropped` is the
-    end for a listener that is too slow. A comment comes every 15 s.
+    end for a listener that is too slow. A comment comes every 15 s. The stream of a token that is
+    revoked ends with the next of them at the latest.
     """
     drain = drain_of(request)
     after = query.after if last_event_id is None else int(last_event_id)
     stream = model.history.listen(after, query.kinds, None if drain is None else drain.abort)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(stream, headers=headers, media_type="text/event-stream")
+    allowed = _while_allowed(stream, request.scope[IS_STILL_ALLOWED])
+    return StreamingResponse(allowed, headers=headers, media_type="text/event-stream")
+
+
+async def _while_allowed(
+    stream: AsyncGenerator[bytes], is_still_allowed: Callable[[], bool]
+) -> AsyncIterator[bytes]:
+    asked = time.monotonic()
+    async with aclosing(stream):
+        async for piece in stream:
+            if time.monotonic() - asked >= ASK_AGAIN_S:
+                if not is_still_allowed():
+                    return
+                asked = time.monotonic()
+            yield piece

@@ -41,10 +41,19 @@ class Heartbeat(BaseModel):
 async def list_workers(request: Request, model: TheModel) -> Response:
     """List the newest session of every worker, in the order in which they were opened.
 
-    Those that are there say how long ago they gave a sign of life and made a push.
+    Those that are there say how long ago they gave a sign of life and made a push; those that
+    pushed since the server started, what was counted of that.
     """
     sessions, there = await model.read(_sessions), model.sessions.describe()
-    workers = [{**session, **there.get(session["worker"], {})} for session in sessions]
+    counted = model.pushes.tally.workers
+    workers = [
+        {
+            **session,
+            **there.get(session["worker"], {}),
+            **(counted[session["worker"]].to_json() if session["worker"] in counted else {}),
+        }
+        for session in sessions
+    ]
     return answer(request, {"workers": workers})
 
 

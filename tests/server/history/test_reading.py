@@ -47,7 +47,7 @@ def test_a_long_series_keeps_its_extremes_where_they_were(path, drawn):
     found = read(path, Range(points=100))
 
     loss = found["series"]["metrics.loss"]
-    assert len(loss["value"]) <= 100
+    assert len(loss["value"]) <= 100 + 1  # the newest
     pairs = dict(zip(loss["version"], loss["value"], strict=True))
     assert (pairs[124], pairs[878]) == (50.0, -50.0)
     assert all(drawn[version - 1] == value for version, value in pairs.items())
@@ -60,7 +60,33 @@ def test_every_tenth_of_the_series_has_its_smallest_and_largest(path, drawn):
 
     parts = drawn.reshape(10, 100)
     expected = {float(value) for part in parts for value in (part.min(), part.max())}
-    assert set(found["series"]["metrics.loss"]["value"]) == expected
+    assert set(found["series"]["metrics.loss"]["value"]) == expected | {drawn[-1]}
+
+
+def test_the_newest_value_stays_and_means_are_those_of_the_parts(path, drawn):
+    """What is it now, and what is it on the whole: neither is an extreme of a part."""
+    found = read(path, Range(points=20))
+
+    loss = found["series"]["metrics.loss"]
+    means = dict(zip(loss["version"], loss["mean"], strict=True))
+    expected = drawn.reshape(10, 100).mean(axis=1)
+    assert (loss["version"][-1], loss["value"][-1]) == (1000, drawn[-1])
+    assert [means[version] for version in means] == pytest.approx(
+        [expected[(version - 1) // 100] for version in means]
+    )
+    assert (loss["count"], found["last"]) == (1000, 2001)
+
+
+def test_a_mean_that_is_no_number_is_none(tmp_path):
+    """JSON has no word for infinity, and a browser would read nothing of the whole answer."""
+    database = Database(tmp_path / "history.sqlite")
+    for version in range(1, 101):
+        database.put(entry(version, step(version, loss=1.7e308), time=float(version)))
+    database.close()
+
+    found = read(tmp_path / "history.sqlite", Range(points=10))
+
+    assert set(found["series"]["metrics.loss"]["mean"]) == {None}
 
 
 @pytest.mark.parametrize(

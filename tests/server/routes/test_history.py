@@ -12,6 +12,8 @@ from typing import Any
 
 import httpx
 import pytest
+from stepwell_server.routes import history as routes
+from stepwell_server.tokens import TokenStore
 
 from tests import servers
 from tests.server.calls import (
@@ -284,6 +286,29 @@ def test_a_deleted_model_ends_its_streams(http):
             other.delete(path).raise_for_status()
 
         assert list(heard) == []
+
+
+def test_a_token_that_is_revoked_hears_no_more(tmp_path, monkeypatch):
+    """A stream has no end of its own: it would go on for as long as its listener likes."""
+    monkeypatch.setattr(routes, "ASK_AGAIN_S", 0.0)
+    tokens = TokenStore(tmp_path)
+    admin, read = tokens.create("admin"), tokens.create("read")
+    with (
+        servers.hosted(tmp_path) as server,
+        servers.http(server.url, admin) as http,
+        servers.http(server.url, read) as listening,
+    ):
+        path = create(http)
+        with listening.stream("GET", f"{path}/events") as stream:
+            heard = messages(stream)
+            next(heard)
+            Worker(http, path, "before")
+            assert next(heard)["event"] == "join"
+
+            tokens.revoke(read.split("_")[2])
+            Worker(http, path, "after")
+
+            assert list(heard) == []
 
 
 def test_a_stop_is_not_held_up_by_who_listens_or_takes_nothing(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 
 from tests import servers
 from tests.server.calls import (
+    LAYOUT,
     Worker,
     assert_problem,
     create,
@@ -84,6 +85,24 @@ def test_sessions_are_listed_in_the_order_in_which_they_were_opened(http):
         ("b", False, 0),
         ("a", True, 0),
     ]
+
+
+def test_workers_are_listed_with_what_was_counted_of_their_pushes(http):
+    """Bytes, staleness now and of almost all, and drops; over all sessions of a worker."""
+    path = create(http, on_nonfinite="drop")
+    slow, fast = Worker(http, path, "slow"), Worker(http, path, "fast")
+    for version in range(9):
+        fast.push(version=version)
+    slow.push(version=0)
+    slow.push(filled(np.nan), version=10)
+    Worker(http, path, "slow")
+
+    counted = {w["worker"]: w for w in http.get(f"{path}/workers").json()["workers"]}
+
+    names = ("received_bytes", "staleness", "staleness_p95", "drops")
+    nbytes = LAYOUT.nbytes
+    assert [counted["fast"][name] for name in names] == [9 * nbytes, 0, 0, 0]
+    assert [counted["slow"][name] for name in names] == [2 * nbytes, 0, 9, 1]
 
 
 def test_a_session_is_opened_with_msgpack_too(http):

@@ -16,10 +16,26 @@ export class Problem extends Error {
 /** Nobody answered: the server is away, or the network. */
 export class NoAnswer extends Error {}
 
-// sessionStorage: of this tab and origin, gone with the tab, and sent nowhere by itself.
-export const token = () => sessionStorage.getItem(KEY);
-export const remember = (secret) => sessionStorage.setItem(KEY, secret);
-export const forget = () => sessionStorage.removeItem(KEY);
+/** Return "sessionStorage" or "localStorage"; where the browser gives a page none, one until it is left. */
+export function storage(kind) {
+  try {
+    globalThis[kind].getItem(KEY);
+    return globalThis[kind];
+  } catch {
+    const kept = new Map();
+    return {
+      getItem: (name) => kept.get(name) ?? null,
+      setItem: (name, text) => kept.set(name, text),
+      removeItem: (name) => kept.delete(name),
+    };
+  }
+}
+
+// Of this tab and origin, gone with the tab, and sent nowhere by itself.
+const ofTab = storage("sessionStorage");
+export const token = () => ofTab.getItem(KEY);
+export const remember = (secret) => ofTab.setItem(KEY, secret);
+export const forget = () => ofTab.removeItem(KEY);
 
 export const modelPath = (name) => `/v1/models/${encodeURIComponent(name)}`;
 
@@ -58,7 +74,13 @@ export async function send(path, options = {}) {
 
 /** Return the JSON that a call answers. */
 export async function call(path, options = {}) {
-  return (await send(path, options)).json();
+  const answer = await send(path, options);
+  try {
+    return await answer.json();
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new NoAnswer(`The server's answer broke off: ${error.message}`);
+  }
 }
 
 /** Yield the server-sent events of a path: {id, kind, data}; ends when the server ends it. */

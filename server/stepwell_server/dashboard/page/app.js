@@ -1,6 +1,6 @@
 // Begins: asks who we are, lists the models, shows one of them, and repaints while things happen.
 
-import { call, forget, modelPath, NoAnswer, Problem, remember, token } from "./api.js";
+import { call, forget, modelPath, NoAnswer, Problem, remember, storage, token } from "./api.js";
 import { Charts } from "./charts.js";
 import { Checkpoints } from "./checkpoints.js";
 import { byId, element, notice, section, setText } from "./elements.js";
@@ -13,7 +13,9 @@ import { welcome } from "./welcome.js";
 import { Workers } from "./workers.js";
 
 const ASK_MS = 1500; // what the stream does not say: states of workers, the server's health
+const PATIENCE_MS = 5000; // with an answer; a server that is stopped or out of reach gives none
 const PAINT_MS = 500;
+const LIST_MS = 10_000; // checkpoints that are deleted or pinned are no event
 const MOST_COMPARED = 3; // a browser has six connections to a server, and a stream keeps one
 
 /** The page of one model. */
@@ -21,7 +23,7 @@ class ModelPage {
   constructor(name, role) {
     this.name = name;
     this.path = modelPath(name);
-    this.feed = new Feed(name, (event) => this.happened(event));
+    this.feed = new Feed(name, { onEvent: (event) => this.happened(event), onLoad: () => this.reload() });
     this.compared = new Map();
     this.charts = new Charts();
     this.workers = new Workers();
@@ -29,6 +31,7 @@ class ModelPage {
     this.hyperparameters = new Hyperparameters(name, role === "admin");
     this.checkpoints = new Checkpoints(name, role === "admin");
     this.tiles = new Map();
+    this.listed = performance.now(); // when the checkpoints were
     this.facts = element("dl", { class: "facts tiles" });
     this.choice = element("div", { class: "controls", id: "compare" });
     byId("model").replaceChildren(
@@ -39,19 +42,18 @@ class ModelPage {
       section("hyperparameters", "Hyperparameters", this.hyperparameters.whole),
       section("checkpoints", "Checkpoints", this.checkpoints.whole));
     byId("model").hidden = false;
-    this.feed.start();
+    if (!document.hidden) this.feed.start(); // else when somebody looks
     for (const name of ["Version", "Pushes", "Workers", "Staleness", "Gradients", "Mode", "Stream", "Model"]) {
       this.tile(name, "–");
     }
     this.painting = setInterval(() => this.paint(), PAINT_MS);
     this.charts.show([this.feed]);
-    this.reload();
   }
 
   close() {
     clearInterval(this.painting);
     this.feed.stop();
-    for (const feed of this.compared.values()) feed.stop();
+    this.charts.close();
   }
 
   pause() {
@@ -63,11 +65,17 @@ class ModelPage {
   }
 
   reload() {
-    for (const part of [this.hyperparameters, this.checkpoints]) part.load().catch(failed);
+    this.hyperparameters.load().catch(failed);
+    this.list();
+  }
+
+  list() {
+    this.listed = performance.now();
+    this.checkpoints.load().catch(failed);
   }
 
   happened({ kind }) {
-    if (kind === "checkpoint" || kind === "cut") this.checkpoints.load().catch(failed);
+    if (kind === "checkpoint" || kind === "cut") this.list();
     if (kind === "hyperparameters" || kind === "cut") this.hyperparameters.load().catch(failed);
   }
 
@@ -81,7 +89,9 @@ class ModelPage {
         type: "checkbox", value: name, checked: this.compared.has(name),
         change: (event) => this.compare(name, event.target),
       }), ` ${name}`)));
-    for (const name of this.compared.keys()) if (!others.includes(name)) this.compared.delete(name);
+    const gone = [...this.compared.keys()].filter((name) => !others.includes(name));
+    for (const name of gone) this.compared.delete(name);
+    if (gone.length > 0) this.charts.show([this.feed, ...this.compared.values()]);
   }
 
   compare(name, box) {
@@ -92,36 +102,45 @@ class ModelPage {
       notice(`${MOST_COMPARED} models beside this one are the most that one can tell apart.`);
     } else {
       this.compared.set(name, new Feed(name));
-      this.askCompared();
+      this.askCompared().catch(failed);
     }
     this.charts.show([this.feed, ...this.compared.values()]);
   }
 
   /** They are asked for again and again: a stream each would take the connections of other tabs. */
   async askCompared() {
-    for (const feed of this.compared.values()) {
-      await feed.refresh();
+    for (const feed of [...this.compared.values()]) {
+      try {
+        await feed.refresh(this.incarnations.get(feed.name));
+      } catch (error) {
+        if (!(error instanceof Problem && error.status === 404)) throw error;
+        // Deleted a moment ago: the next list of models is without it.
+      }
     }
   }
 
   async ask(models) {
     const model = models.find(({ name }) => name === this.name);
-    const [{ workers }] = await Promise.all([call(`${this.path}/workers`), this.askCompared()]);
-    const open = this.workers.show(workers, performance.now() / 1000, this.feed);
-    const pushes = open.reduce((sum, worker) => sum + (worker.rate ?? 0), 0);
     this.model = model;
+    this.feed.check(model.incarnation);
+    this.incarnations = new Map(models.map(({ name, incarnation }) => [name, incarnation]));
+    if (performance.now() - this.listed > LIST_MS) this.list();
+    this.offer(models.map(({ name }) => name));
+    const [{ workers }] = await Promise.all([call(`${this.path}/workers`, { timeoutMs: PATIENCE_MS }), this.askCompared()]);
+    const open = this.workers.show(workers, performance.now() / 1000);
+    const sum = (name) => open.reduce((all, worker) => all + (worker[name] ?? 0), 0);
     this.tile("Workers", `${number(open.length)} open`);
-    this.tile("Pushes", `${number(pushes)} /s`);
-    this.tile("Gradients", `${bytes(pushes * model.bytes)}/s`);
+    this.tile("Pushes", `${number(sum("rate"))} /s`);
+    this.tile("Gradients", `${bytes(sum("byteRate"))}/s`);
     this.tile("Model", `${number(model.parameters)} parameters, ${bytes(model.bytes)}`);
     this.tile("Mode", model.consistency.mode);
-    this.offer(models.map(({ name }) => name));
   }
 
   paint() {
     const { feed } = this;
-    if (this.model) this.tile("Version", number(Math.max(feed.version ?? 0, 0) || this.model.version));
-    this.tile("Stream", feed.isLive ? "live" : "reconnecting");
+    const version = (feed.isLive ? feed.version : null) ?? this.model?.version;
+    if (version !== undefined) this.tile("Version", number(version));
+    this.tile("Stream", feed.isLive && !isAway ? "live" : "reconnecting");
     const isDirty = [feed, ...this.compared.values()].some((one) => one.isDirty);
     if (!isDirty) return;
     feed.flush();
@@ -144,6 +163,7 @@ class ModelPage {
 let page = null;
 let health = null;
 let asking = 0;
+let isAway = false; // since the last time that we asked
 
 function failed(error) {
   if (error instanceof Problem && error.status === 401) signIn(error);
@@ -171,13 +191,14 @@ function signIn(refusal) {
 function leave() {
   page?.close();
   page = null;
+  document.title = "Stepwell";
   byId("model").hidden = true;
 }
 
-/** The model that the address names, or the first one. */
+/** The model that the address names, else the one that is shown, else the first one. */
 function wanted(models) {
-  const named = decodeURIComponent(location.hash.slice(1));
-  return models.some(({ name }) => name === named) ? named : models[0]?.name;
+  const names = models.map(({ name }) => name);
+  return [location.hash.slice(1), page?.name, ...names].find((name) => names.includes(name));
 }
 
 function listModels(models, chosen) {
@@ -187,7 +208,7 @@ function listModels(models, chosen) {
   if (where.dataset.mark === mark) return;
   where.dataset.mark = mark;
   where.replaceChildren(...names.map((name) => element("a", {
-    href: `#${encodeURIComponent(name)}`, "aria-current": name === chosen ? "page" : null,
+    href: `#${name}`, "aria-current": name === chosen ? "page" : null,
   }, name)));
 }
 
@@ -195,7 +216,10 @@ function listModels(models, chosen) {
 async function ask() {
   clearTimeout(asking);
   try {
-    const [about, ready, { models }] = await Promise.all([call("/v1"), call("/readyz"), call("/v1/models")]);
+    const [about, ready, { models }] = await Promise.all(
+      ["/v1", "/readyz", "/v1/models"].map((path) => call(path, { timeoutMs: PATIENCE_MS })));
+    if (isAway) notice("");
+    isAway = false;
     byId("sign-in").hidden = true;
     byId("sign-out").hidden = token() === null;
     health ??= new Health(byId("health"));
@@ -209,7 +233,9 @@ async function ask() {
       signIn(error);
       return;
     }
-    setText(byId("server-state"), "no answer");
+    isAway = true;
+    const isStarting = error instanceof Problem && error.status === 503;
+    setText(byId("server-state"), isStarting ? "not ready" : error instanceof Problem ? `error ${error.status}` : "no answer");
     byId("server-state").className = "state failed";
     if (!(error instanceof Problem || error instanceof NoAnswer)) throw error; // ours: the console says so
   } finally {
@@ -230,6 +256,8 @@ async function showModel(models, role) {
     return;
   }
   if (page?.name !== name) {
+    const isGone = page !== null && models.every((model) => model.name !== page.name);
+    if (isGone) notice(`The model ${page.name} is not on this server any more. This is ${name}.`);
     leave();
     page = new ModelPage(name, role);
     document.title = `${name} – Stepwell`;
@@ -245,17 +273,23 @@ function setTheme(theme) {
 
 function begin() {
   const themes = ["auto", "light", "dark"];
-  setTheme(localStorage.getItem("stepwell.theme") ?? "auto");
+  const kept = storage("localStorage");
+  setTheme(kept.getItem("stepwell.theme") ?? "auto");
   byId("theme").addEventListener("click", () => {
     const next = themes[(themes.indexOf(document.documentElement.dataset.theme) + 1) % themes.length];
-    localStorage.setItem("stepwell.theme", next);
+    kept.setItem("stepwell.theme", next);
     setTheme(next);
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => page?.charts.redraw());
   byId("token-form").addEventListener("submit", (event) => {
     event.preventDefault();
-    remember(byId("token").value.trim());
+    const secret = byId("token").value.trim();
     byId("token").value = "";
+    if (!/^[!-~]+$/.test(secret)) { // a header cannot have it
+      notice("That is no token: one is sw_, its role, and letters and digits.", { failed: true });
+      return;
+    }
+    remember(secret);
     notice("");
     ask();
   });

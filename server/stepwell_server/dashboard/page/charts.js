@@ -11,6 +11,8 @@ const TITLES = {
 const COLORS = ["--line-1", "--line-2", "--line-3", "--line-4"];
 const MARKS = { checkpoint: "dot", cut: "solid", hyperparameters: "dash", consistency: "dash" };
 const MOST_MARKS = 30; // the newest
+const LARGEST = 1e300; // that plotly.js can draw: it works out the span, which must be a number too,
+const SMALLEST = 1e-300; // and on a logarithmic scale the power of ten below
 const METRIC = "metrics.";
 const MOST_METRICS = 12; // curves on a page; a worker may send 64
 
@@ -67,10 +69,12 @@ export class Charts {
     this.log = element("input", { id: "log", type: "checkbox", change: () => this.redraw() });
     this.missing = element("p", { class: "note", hidden: true },
       "There are no curves: this server has no plotly.js. pip install plotly, and start it again.");
+    this.empty = element("p", { class: "note" }, "No step was made yet: curves begin with the first one.");
+    this.more = element("p", { class: "note", hidden: true });
     this.controls = element("div", { class: "controls" }, this.axis,
       element("label", {}, "Smoothing ", this.smoothing),
       element("label", {}, this.log, " Log scale"));
-    this.whole = element("div", {}, this.controls, this.missing, this.grid, this.legend);
+    this.whole = element("div", {}, this.controls, this.missing, this.empty, this.grid, this.more, this.legend);
     this.watcher = new IntersectionObserver((seen) => {
       for (const { target, isIntersecting } of seen) {
         const card = [...this.cards.values()].find(({ plot }) => plot === target);
@@ -81,16 +85,26 @@ export class Charts {
     this.feeds = [];
     this.queue = [];
     this.isHeld = false; // while somebody drags in a curve, it is not drawn anew under the finger
+    this.closing = new AbortController();
     this.grid.addEventListener("pointerdown", () => { this.isHeld = true; });
     for (const kind of ["pointerup", "pointercancel"]) {
-      addEventListener(kind, () => { this.isHeld = false; });
+      addEventListener(kind, () => { this.isHeld = false; }, { signal: this.closing.signal });
     }
+  }
+
+  /** Let go of everything: plotly.js and the window would keep the curves of each page there was. */
+  close() {
+    this.closing.abort();
+    this.watcher.disconnect();
+    this.feeds = [];
+    this.redraw();
   }
 
   /** Show these models; the first has the first color. */
   async show(feeds) {
     this.feeds = feeds;
     this.Plotly ??= await plotly();
+    if (this.closing.signal.aborted) return;
     this.missing.hidden = this.Plotly !== null;
     if (this.Plotly !== null) this.redraw();
   }
@@ -98,6 +112,7 @@ export class Charts {
   redraw() {
     if (!this.Plotly) return;
     const names = this.names();
+    this.empty.hidden = names.length > 0;
     for (const [name, { card, plot }] of this.cards) {
       if (names.includes(name)) continue;
       this.watcher.unobserve(plot);
@@ -114,10 +129,13 @@ export class Charts {
     if (!isDrawing && names.length > 0) requestAnimationFrame(() => this.drawNext());
   }
 
-  /** One curve a frame: all of them at once would take longer than a frame has. */
+  /** One curve a frame: all of them at once would take longer than a frame has. Unseen ones take none. */
   drawNext() {
-    const name = this.queue.shift();
-    if (name !== undefined && !this.isHeld) this.draw(name, this.style);
+    let isDrawn = false;
+    while (!isDrawn && this.queue.length > 0) {
+      const name = this.queue.shift();
+      isDrawn = !this.isHeld && this.draw(name, this.style);
+    }
     if (this.queue.length > 0) requestAnimationFrame(() => this.drawNext());
   }
 
@@ -126,42 +144,49 @@ export class Charts {
     const metrics = [...had].filter((name) => name.startsWith(METRIC)).sort();
     const first = metrics.filter((name) => name === `${METRIC}loss`);
     const others = metrics.filter((name) => name !== `${METRIC}loss`).slice(0, MOST_METRICS - 1);
+    const left = metrics.length - first.length - others.length;
+    this.more.hidden = left === 0;
+    setText(this.more, `${left} more metrics are in GET …/history; the first ${MOST_METRICS} by name are drawn.`);
     const own = ["gradient_norm", "update_norm", "learning_rate"].filter((name) => had.has(name));
     return [...first, ...others, ...own, ...(had.has("contributors") ? ["pushes", "staleness_max"] : [])];
   }
 
+  /** Draw a curve, or only its newest number where nobody sees it; returns whether it was drawn. */
   draw(name, style) {
     const title = TITLES[name] ?? name.slice(METRIC.length);
     if (!this.cards.has(name)) {
       const plot = element("div", { class: "plot" });
       const now = element("span", { class: "now" });
-      const card = element("figure", { class: "card" }, element("figcaption", {}, title, " ", now), plot);
+      const card = element("figure", { class: "card" }, element("figcaption", {}, element("bdi", {}, title), " ", now), plot);
       this.grid.append(card);
       this.cards.set(name, { card, plot, now, isSeen: true });
       this.watcher.observe(plot);
     }
     const { card, plot, now, isSeen } = this.cards.get(name);
     const all = this.feeds.map((feed) => columnsOf(feed, name));
-    setText(now, number(all[0].value.at(-1)));
-    card.setAttribute("aria-label", `${title}: ${number(all[0].value.at(-1))}`);
-    if (!isSeen) return;
+    // Of pushes a second the newest is of the last push, which may be long ago; the tile says it of now.
+    const newest = name === "pushes" ? "" : number(all[0].value.at(-1));
+    setText(now, newest);
+    card.setAttribute("aria-label", [title, newest].filter(Boolean).join(": "));
+    if (!isSeen) return false;
     const traces = all.flatMap((columns, place) =>
       this.traces(columns, this.feeds[place].name, style.lines[place], this.feeds.length > 1));
     this.Plotly.react(plot, traces, this.layout(style, all), { displayModeBar: false, responsive: true });
+    return true;
   }
 
-  traces(columns, model, line, hasLegend) {
+  traces(columns, model, color, hasLegend) {
     const isTime = this.axis.value === "time";
     const x = isTime ? columns.time.map((time) => new Date(time * 1000)) : columns.version;
     const weight = Number(this.smoothing.value);
-    const base = { x, type: "scatter", mode: columns.value.length < 2 ? "markers" : "lines", name: model };
-    const main = {
-      ...base, y: smoothed(columns.value, weight), line: { color: line, width: 1.6 },
-      marker: { color: line }, showlegend: hasLegend,
-    };
-    if (weight === 0) return [main];
-    const raw = { ...base, y: columns.value, line: { color: line, width: 1 }, opacity: 0.25, hoverinfo: "skip", showlegend: false };
-    return [raw, main];
+    const mode = columns.value.length < 2 ? "markers" : "lines";
+    const base = { type: "scatter", mode, name: model, marker: { color } };
+    const line = (values, more) => ({ ...base, ...broken(columns.version, x, values.map(drawable)), ...more });
+    if (weight === 0) return [line(columns.value, { line: { color, width: 1.6 }, showlegend: hasLegend })];
+    return [
+      line(columns.value, { line: { color, width: 1 }, opacity: 0.25, hoverinfo: "skip", showlegend: false }),
+      line(smoothed(columns.mean, weight), { line: { color, width: 1.6 }, showlegend: hasLegend }),
+    ];
   }
 
   layout(style, all) {
@@ -182,7 +207,7 @@ export class Charts {
 
   /** A value that stays the same has a range of its own: plotly's is from -1 to 1 around it. */
   span(all) {
-    const values = all.flatMap(({ value }) => value);
+    const values = all.flatMap(({ value }) => value.map(drawable).filter((one) => one !== null));
     const least = values.reduce((a, b) => Math.min(a, b), Infinity);
     const most = values.reduce((a, b) => Math.max(a, b), -Infinity);
     if (this.log.checked || least !== most) return {};
@@ -201,6 +226,19 @@ export class Charts {
       };
     });
   }
+}
+
+/** Return x and y with a gap where versions go back, as after a crash, instead of a line to there. */
+export function broken(versions, x, y) {
+  const isBack = (place) => place > 0 && versions[place] < versions[place - 1];
+  if (!versions.some((_, place) => isBack(place))) return { x, y };
+  const gaps = (values) => values.flatMap((value, place) => (isBack(place) ? [null, value] : [value]));
+  return { x: gaps(x), y: gaps(y) };
+}
+
+function drawable(value) {
+  if (Math.abs(value) > LARGEST) return null;
+  return Math.abs(value) < SMALLEST ? 0 : value;
 }
 
 function columnsOf(feed, name) {

@@ -6,6 +6,7 @@ import { bytes, number } from "./shown.js";
 
 const HOUR_MS = 3_600_000; // reading a large one back takes long
 const MOST_BYTES = 512e6; // a page holds a download in memory; the command line does not
+const LOOK_MS = 1000;
 const FILES = ["parameters.safetensors", "optimizer.safetensors", "manifest.json"];
 
 export class Checkpoints {
@@ -13,15 +14,17 @@ export class Checkpoints {
     this.model = model;
     this.path = `${modelPath(model)}/checkpoints`;
     this.mayChange = mayChange;
-    this.table = table("Checkpoints", ["checkpoint", "version", "made", "size", "state", ""]);
+    this.table = table("Checkpoints", ["checkpoint", "version", "made", "size", "state", "to do"]);
     this.progress = element("p", { class: "note", role: "status" });
     const write = element("button", { type: "button", id: "write", click: () => act(write, () => this.write()) }, "Write one now");
     this.whole = element("div", {}, mayChange ? element("div", { class: "tools" }, write) : null, this.progress, this.table.whole);
-    this.verified = new Map();
+    this.verified = new Map(); // by id: what was found, and when
   }
 
   async load() {
+    clearTimeout(this.looking);
     const { checkpoints, progress } = await call(this.path);
+    if (progress !== null && this.whole.isConnected) this.lookAgain();
     this.progress.textContent = progress === null ? ""
       : `One is being ${progress.phase === "writing" ? "written" : "verified"}: ${bytes(progress.done_bytes)} of ${bytes(progress.bytes)}`;
     fillRows(this.table.body, [...checkpoints].reverse().map((checkpoint) => ({
@@ -33,6 +36,12 @@ export class Checkpoints {
         this.state(checkpoint), this.buttons(checkpoint),
       ],
     })));
+  }
+
+  /** While one is written, say how far it is; what cannot be asked is asked at the next event. */
+  lookAgain() {
+    clearTimeout(this.looking);
+    this.looking = setTimeout(() => this.load().catch(() => {}), LOOK_MS);
   }
 
   state({ id, invalid, pinned }) {
@@ -56,14 +65,22 @@ export class Checkpoints {
   }
 
   async write() {
+    this.lookAgain();
     const { id } = await call(this.path, { method: "POST", timeoutMs: HOUR_MS });
     notice(`Checkpoint ${id} is written`);
     await this.load();
   }
 
   async verify(id) {
-    await call(`${this.path}/${id}/verify`, { method: "POST", timeoutMs: HOUR_MS });
-    this.verified.set(id, "verified just now");
+    const now = () => new Date().toLocaleTimeString();
+    try {
+      await call(`${this.path}/${id}/verify`, { method: "POST", timeoutMs: HOUR_MS });
+    } catch (error) {
+      if (error.code === "checkpoint_invalid") this.verified.set(id, `found damaged at ${now()}`);
+      this.load().catch(() => {});
+      throw error;
+    }
+    this.verified.set(id, `verified at ${now()}`);
     notice(`Checkpoint ${id} is whole: every tensor has its hash`);
     await this.load();
   }

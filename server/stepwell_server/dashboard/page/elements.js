@@ -63,7 +63,7 @@ export function confirmed(title, text, action) {
   const close = (answer) => () => dialog.close(answer);
   const yes = element("button", { type: "button", class: "danger", id: "confirm", click: close("yes") }, action);
   const no = element("button", { type: "button", id: "cancel", click: close("no") }, "Cancel");
-  dialog.replaceChildren(element("h2", { id: "dialog-title" }, title), element("p", {}, text),
+  dialog.replaceChildren(element("h2", { id: "dialog-title" }, title), element("p", { id: "dialog-text" }, text),
     element("div", { class: "tools" }, no, yes));
   dialog.returnValue = "no"; // what Escape leaves
   dialog.showModal();
@@ -87,6 +87,7 @@ export function notice(text, { failed = false } = {}) {
 
 /** Run something that a person asked for: its button rests meanwhile, and a failure is said. */
 export async function act(button, doing) {
+  const hadFocus = document.activeElement === button;
   button.disabled = true;
   try {
     await doing();
@@ -94,5 +95,8 @@ export async function act(button, doing) {
     notice(error.message, { failed: true });
   } finally {
     button.disabled = false;
+    // A button that rests loses the focus, and whoever has no mouse would begin at the top again.
+    const isLost = document.activeElement === document.body || !document.activeElement.checkVisibility();
+    if (hadFocus && isLost) button.focus();
   }
 }

@@ -1,12 +1,15 @@
 // What is known of one model: its history as far as the file has it, then each event as it happens.
 
 import { call, events, modelPath, Problem } from "./api.js";
-import { add, empty, POINTS, thinned } from "./series.js";
+import { add, empty, POINTS, received, thinned } from "./series.js";
 
 const MOST_EVENTS = 500;
-const MOST_STALENESSES = 512; // of a worker, the newest; enough for a 95th percentile
+const MOST_METRICS = 64; // as many as the history has; a worker may make up a name a step
+const MOST_WAITING = 10_000; // events that come while the history is read
+const METRIC = "metrics.";
 const SAMPLE_MS = 50; // a model may make thousands of steps a second; a curve has room for 20
-const RETRY_MS = [500, 1000, 2000, 5000, 10_000];
+const RETRY_MS = [500, 1000, 2000];
+const SILENCE_MS = 25_000; // the server says something every 15 s, or it is not there any more
 
 /** The numbers of a step, by the names that the history has for them. */
 function seriesOf(step) {
@@ -24,35 +27,39 @@ function seriesOf(step) {
     }
   }
   for (const [name, values] of said) {
-    numbers[`metrics.${name}`] = values.reduce((sum, value) => sum + value, 0) / values.length;
+    numbers[`${METRIC}${name}`] = values.reduce((sum, value) => sum + value, 0) / values.length;
   }
   return numbers;
 }
 
 export class Feed {
-  /** name: of the model. onEvent: called for what is no step and no drop. */
-  constructor(name, onEvent = () => {}) {
+  /** name: of the model. onEvent: called for what is no step and no drop. onLoad: after a load. */
+  constructor(name, { onEvent = () => {}, onLoad = () => {} } = {}) {
     this.name = name;
     this.series = new Map();
     this.events = []; // oldest first
-    this.workers = new Map(); // by name: {stalenesses, drops, pushes, time}
-    this.version = null;
+    this.version = null; // until the stream says it
     this.isLive = false;
     this.isDirty = true;
     this.leftOut = 0;
     this.onEvent = onEvent;
-    this.last = null; // the number of the last event
+    this.onLoad = onLoad;
+    this.last = 0; // the number of the newest event that is in here
     this.sampled = 0; // when the last step came into the curves
     this.pending = null; // the newest, if it did not
+    this.known = null; // until when `refresh` has asked
   }
 
+  /** Listen, in one stream however often this is called. */
   start() {
+    this.stop();
     this.stopping = new AbortController();
     this.run(this.stopping.signal);
   }
 
+  /** Listen no more; also one that never did. */
   stop() {
-    this.stopping.abort();
+    this.stopping?.abort();
     this.isLive = false;
   }
 
@@ -62,88 +69,136 @@ export class Feed {
         await this.listen(signal, () => { tries = 0; });
       } catch (error) {
         if (signal.aborted) return;
-        // Gone, or not ours any more: app.js, which asks for the list of models, says so.
-        if (error instanceof Problem && [401, 403, 404].includes(error.status)) return;
+        // Not ours any more: app.js, which asks for the list of models, says so.
+        if (error instanceof Problem && [401, 403].includes(error.status)) return;
       }
+      if (signal.aborted) return;
       this.isLive = false;
-      await new Promise((resolve) => { setTimeout(resolve, RETRY_MS[Math.min(tries, 4)]); });
+      await new Promise((resolve) => { setTimeout(resolve, RETRY_MS[Math.min(tries, RETRY_MS.length - 1)]); });
     }
   }
 
-  /** The stream first and then the history, so that nothing happens in between. */
+  /**
+   * The stream first and then the history, so that nothing happens in between. A stream that is taken
+   * up again goes on behind the last event, if it is of the same history and nothing was missed:
+   * reading a long history takes the server seconds.
+   */
   async listen(signal, onOpen) {
-    const after = this.last === null ? "" : `?after=${this.last}`;
-    let isNew = this.last === null;
-    for await (const { id, kind, data } of events(`${modelPath(this.name)}/events${after}`, signal)) {
-      if (!this.isLive) {
-        this.isLive = true;
-        onOpen();
+    const ending = new AbortController();
+    const end = (reason) => ending.abort(reason);
+    const both = AbortSignal.any([signal, ending.signal]);
+    let waiting = null; // what comes before the history is there
+    let silence = 0;
+    const load = async () => {
+      waiting = [];
+      await this.load(both);
+      for (const event of waiting) this.take(event);
+      waiting = null;
+    };
+    const opened = () => {
+      this.isLive = true;
+      onOpen();
+    };
+    const after = this.last > 0 ? `?after=${this.last}` : "";
+    let isOpen = false;
+    try {
+      for await (const { id, kind, data } of events(`${modelPath(this.name)}/events${after}`, both)) {
+        clearTimeout(silence);
+        silence = setTimeout(end, SILENCE_MS);
+        const isOther = !isOpen && (this.last === 0 || id < this.last); // numbers never go back
+        if (isOther || kind === "missed") load().then(opened).catch(end);
+        else if (!isOpen) opened();
+        isOpen = true;
+        if (kind === "dropped") {
+          this.last = 0;
+          return;
+        }
+        if (data === null || kind === "missed") continue;
+        if (waiting === null) this.take(data);
+        else if (waiting.push(data) > MOST_WAITING) waiting.shift();
       }
-      if (isNew || kind === "missed") {
-        isNew = false;
-        await this.load(signal);
-      }
-      if (kind === "dropped") {
-        this.last = null;
-        return;
-      }
-      if (id !== null) this.last = id;
-      if (data !== null && kind !== "missed") this.take(data);
+    } catch (error) {
+      throw ending.signal.reason ?? error;
+    } finally {
+      clearTimeout(silence);
+      end();
     }
+  }
+
+  /** incarnation: of the model now. One that no event told of is that of another model of this name. */
+  check(incarnation) {
+    const isStrange = this.incarnation !== undefined && incarnation !== this.incarnation;
+    if (isStrange && incarnation === this.doubted) {
+      this.last = 0;
+      this.incarnation = incarnation; // so that it is begun anew once
+      this.start();
+    }
+    this.doubted = isStrange ? incarnation : undefined; // the event may be on its way
+    this.incarnation ??= incarnation;
   }
 
   async load(signal) {
-    const path = `${modelPath(this.name)}/history?points=${POINTS}`;
-    const [history, samples] = await Promise.all([
-      call(path, { signal }),
-      call(`${modelPath(this.name)}/history?points=4000&kinds=step&kinds=drop`, { signal }),
-    ]);
-    this.series = new Map(Object.entries(history.series));
+    const history = await call(`${modelPath(this.name)}/history?points=${POINTS}`, { signal });
+    this.series = new Map(Object.entries(history.series).map(([name, columns]) => [name, received(columns)]));
     this.pending = null;
+    this.version = null;
+    this.incarnation = undefined;
     this.events = rows(history.events).slice(-MOST_EVENTS);
-    this.leftOut = history.left_out;
-    this.workers = new Map();
-    for (const sample of rows(samples.events)) this.count(sample);
+    this.leftOut = history.left_out + history.events.number.length - this.events.length;
+    this.last = history.last;
     const times = this.series.get("learning_rate")?.time ?? [];
     this.known = Math.max(times.at(-1) ?? 0, this.events.at(-1)?.time ?? 0);
     this.isDirty = true;
+    this.onLoad();
   }
 
-  /** Without a stream: ask for what came since the last time. */
-  async refresh() {
-    if (this.known === undefined) {
+  /** Without a stream: ask for what came since the last time, of the same history; once at a time. */
+  refresh(incarnation) {
+    this.refreshing ??= this.askForMore(incarnation).finally(() => { this.refreshing = undefined; });
+    return this.refreshing;
+  }
+
+  async askForMore(incarnation) {
+    if (this.incarnation !== incarnation || this.known === null) {
       await this.load();
+      this.incarnation = incarnation;
       return;
     }
     const since = this.known + 1e-6;
     const { series } = await call(`${modelPath(this.name)}/history?points=${POINTS}&since=${since}&kinds=cut`);
     for (const [name, columns] of Object.entries(series)) {
-      const all = this.series.get(name) ?? empty();
-      columns.value.forEach((value, place) => add(all, columns.version[place], columns.time[place], value));
-      this.series.set(name, all.value.length > 2 * POINTS ? thinned(all) : all);
-      this.known = Math.max(this.known, columns.time.at(-1));
+      const more = received(columns);
+      more.value.forEach((value, place) => {
+        this.extend(name, more.version[place], more.time[place], value, more.mean[place], more.weight[place]);
+      });
+      this.known = Math.max(this.known, more.time.at(-1));
       this.isDirty = true;
     }
   }
 
   take(event) {
+    if (event.number <= this.last) return; // the history had it
+    this.last = event.number;
     this.version = event.version;
+    this.incarnation = event.incarnation ?? this.incarnation;
     this.isDirty = true;
-    if (event.time <= this.known) return; // the history had it
-    if (event.kind === "step" || event.kind === "drop") this.count(event);
     if (event.kind === "step") {
       this.draw(event);
     } else if (event.kind !== "drop") {
       this.events.push(event);
-      if (this.events.length > MOST_EVENTS) this.events.shift();
+      if (this.events.length > MOST_EVENTS) {
+        this.events.shift();
+        this.leftOut += 1;
+      }
       this.onEvent(event);
     }
   }
 
-  /** One step in a while, and the newest of all, once `flush` is called. */
+  /** One step in a while, those that were measured, and the newest of all, once `flush` is called. */
   draw(step) {
     this.pending = step;
-    if ((step.time - this.sampled) * 1000 >= SAMPLE_MS) this.flush();
+    const isDue = Math.abs(step.time - this.sampled) * 1000 >= SAMPLE_MS;
+    if (isDue || step.gradient_norm !== null || step.update_norm !== null) this.flush();
   }
 
   flush() {
@@ -152,25 +207,19 @@ export class Feed {
     this.pending = null;
     this.sampled = step.time;
     for (const [name, value] of Object.entries(seriesOf(step))) {
-      if (value === null || value === undefined) continue;
-      let columns = this.series.get(name) ?? empty();
-      add(columns, step.version, step.time, value);
-      if (columns.value.length > 2 * POINTS) columns = thinned(columns);
-      this.series.set(name, columns);
+      if (Number.isFinite(value)) this.extend(name, step.version, step.time, value);
     }
   }
 
-  count(sample) {
-    for (const name of sample.kind === "drop" ? [sample.worker] : sample.workers) {
-      const worker = this.workers.get(name) ?? { stalenesses: [], drops: 0 };
-      this.workers.set(name, worker);
-      if (sample.kind === "drop") {
-        worker.drops += 1;
-        continue;
-      }
-      worker.stalenesses.push(sample.staleness_max);
-      if (worker.stalenesses.length > MOST_STALENESSES) worker.stalenesses.shift();
+  extend(name, ...point) {
+    let columns = this.series.get(name);
+    if (columns === undefined) {
+      const metrics = [...this.series.keys()].filter((one) => one.startsWith(METRIC));
+      if (name.startsWith(METRIC) && metrics.length >= MOST_METRICS) return;
+      columns = empty();
     }
+    add(columns, ...point);
+    this.series.set(name, columns.value.length > 2 * POINTS ? thinned(columns) : columns);
   }
 }
 

@@ -8,6 +8,7 @@ const FIXED = new Set(["name"]); // of the optimizer, not of its steps
 
 export class Hyperparameters {
   constructor(model, mayChange) {
+    this.model = model;
     this.path = `${modelPath(model)}/optimizer`;
     this.mayChange = mayChange;
     this.inputs = new Map();
@@ -62,9 +63,11 @@ export class Hyperparameters {
       notice("Nothing is another yet: write a new value into one of the fields first.");
       return;
     }
-    if (!await confirmed("Change while it trains?", `From the next step on, ${lines.join("; ")}.`, "Change")) return;
+    const tag = this.tag; // of the values that the question names; they may change while it is open
+    const text = `From the next step of ${this.model} on, ${lines.join("; ")}.`;
+    if (!await confirmed("Change while it trains?", text, "Change")) return;
     try {
-      await call(this.path, { method: "PATCH", body: changed, headers: { "If-Match": this.tag } });
+      await call(this.path, { method: "PATCH", body: changed, headers: { "If-Match": tag } });
     } catch (error) {
       if (error.status !== 412) throw error;
       await this.load();
@@ -79,9 +82,13 @@ export class Hyperparameters {
   }
 }
 
+/** Return what a text means; not a number beyond all numbers, which JSON would send as null. */
 function read(key, text) {
   try {
-    return JSON.parse(text);
+    return JSON.parse(text, (_, some) => {
+      if (some === Infinity || some === -Infinity) throw new RangeError();
+      return some;
+    });
   } catch {
     throw new Error(`${key} is a number, true, false, null or a schedule in JSON. Received: ${text.slice(0, 60)}`);
   }

@@ -17,6 +17,11 @@ export function welcome(where) {
   const copy = element("button", {
     type: "button",
     click: () => act(copy, async () => {
+      if (navigator.clipboard === undefined) { // over HTTP from another machine
+        getSelection().selectAllChildren(where.querySelector("code"));
+        notice("The lines are selected: this browser lets a page copy over HTTPS alone. Copy them by hand.");
+        return;
+      }
       await navigator.clipboard.writeText(program());
       notice("Copied");
     }),
