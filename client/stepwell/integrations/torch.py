@@ -254,6 +254,8 @@ class RemoteOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # torch is 
                 else:  # a copy first: torch warns of arrays that it may not write to
                     parameter.copy_(torch.from_numpy(np.array(parameters[name])))
         copy_arrays(moves)
+        for parameter in self._named.values():  # so that autograd sees what NumPy wrote
+            torch.autograd.graph.increment_version(parameter)
         self._version = parameters.version
 
     def _gradients(self) -> dict[str, torch.Tensor]:

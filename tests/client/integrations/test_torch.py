@@ -252,6 +252,22 @@ def test_a_step_writes_into_the_module_s_own_memory(remote) -> None:
     assert (values_of(module) != before).any()
 
 
+def test_a_graph_from_before_the_step_is_refused_by_autograd(remote) -> None:
+    """As with torch's own: its gradient would be one of new parameters and old activations."""
+    # Arrange
+    module = new_module()
+    optimizer = remote(module.named_parameters(), optimizer=torch.optim.SGD, lr=0.1)
+    loss = loss_of(module, 0)
+    loss.backward(retain_graph=True)
+
+    # Act
+    optimizer.step()
+
+    # Assert
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_a_closure_is_called_and_its_loss_returned(remote) -> None:
     """As `torch.optim.Optimizer.step` has it, with gradients switched on."""
     # Arrange
