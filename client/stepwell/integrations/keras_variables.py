@@ -55,7 +55,9 @@ def check_matches(model: Model, named: Mapping[str, Any]) -> None:
                 f"The model {model.name!r} on the server was created from other variables: "
                 f"{name!r} has shape {theirs.get(name, 'none')} there and {ours.get(name, 'none')} "
                 "here. Keras counts layers without a name in each process: name them, call "
-                "keras.utils.clear_session() before, or take another model's name",
+                "keras.utils.clear_session() before, or take another model's name. Statistics are "
+                "given as state=model.non_trainable_variables. A model from a file has other "
+                "names: build it in code, and load_weights()",
                 tensor=name,
             )
 
