@@ -28,7 +28,7 @@ from stepwell_core.loss_scale import LossScaleOptimizer
 from stepwell_core.schedules import LearningRateSchedule
 
 from stepwell.client import Client, Model
-from stepwell.integrations.keras_variables import State, as_held, check_matches, named
+from stepwell.integrations.keras_variables import State, as_held, check_matches, named, of_one_width
 from stepwell.optimizers import as_optimizer, rule_of
 from stepwell.results import Parameters
 from stepwell.worker import Worker
@@ -186,8 +186,8 @@ class RemoteOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
     def _backend_apply_gradients(self, grads: Sequence[Any], variables: Sequence[Any]) -> None:
         """Make one step; Keras calls this behind its own checks, without empty gradients."""
         self._session()
-        indices = [self._get_variable_index(variable) for variable in variables]
-        gradients = {self._names[i]: gradient for i, gradient in zip(indices, grads, strict=True)}
+        names = [self._names[self._get_variable_index(variable)] for variable in variables]
+        gradients = dict(zip(names, of_one_width(grads), strict=True))
         if keras.backend.backend() == "jax" and _is_traced(grads):
             self._exchange_traced(gradients)
         else:

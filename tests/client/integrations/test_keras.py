@@ -272,6 +272,27 @@ def test_variables_that_no_server_trains_are_refused(new, options, error, words)
         new().build([variable])
 
 
+def test_variables_of_another_dtype_are_named(new):
+    """Both dtypes, and how to come to the model's."""
+    new().build(new_variables())
+    with keras.name_scope("dense"):
+        kernel = keras.Variable(np.ones((2, 3)), dtype="float64", name="kernel")
+
+    with pytest.raises(DtypeMismatch, match=r"'dense/kernel' is float32.*Received float64"):
+        new(worker="w1").build([kernel, new_variables()[1]])
+
+
+def test_layers_may_have_several_widths(new):
+    """A push has one; gradients of half width are widened then."""
+    with keras.name_scope("dense"):
+        narrow = keras.Variable(np.ones(2), dtype="float16", name="narrow")
+    variables = [narrow, new_variables()[1]]
+
+    new(keras.optimizers.SGD(0.5)).apply([np.ones(2, np.float16), GRADIENTS[1]], variables)
+
+    np.testing.assert_array_equal(narrow.numpy(), np.float16([0.5, 0.5]))
+
+
 def test_two_variables_of_one_path_are_refused(new):
     """They would be one tensor."""
     with pytest.raises(InvalidArgument, match="twice: 'dense/kernel'"):
