@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -36,6 +37,8 @@ from stepwell_core.errors import (
 from stepwell_core.layout import Layout
 
 from stepwell.client import Client, Model
+from stepwell.integrations.joining import created_or_joined
+from stepwell.optimizers import as_optimizer, callables_of
 from stepwell.results import Parameters, PushResult
 from stepwell.worker import Worker
 
@@ -125,16 +128,25 @@ def join(
     Raises:
         LayoutMismatch, ShapeMismatch, DtypeMismatch: The model on the server is of another tree.
         ModelDiffers: It has another optimizer.
+        Forbidden: There is no such model, and the token's role may not create it.
     """
     used = client or Client(url)
     owned = None if client else used
     try:
         with contextlib.suppress(ModelNotFound):
             _check_held(params, used.model(model).layout)
-        opened = create_model_from_tree(
-            used, model, params, optimizer=optimizer, exist_ok=True, **options
+        create = partial(
+            create_model_from_tree,
+            used,
+            model,
+            params,
+            optimizer=optimizer,
+            exist_ok=True,
+            **options,
         )
-        session = opened.worker(worker).open()
+        opened = created_or_joined(used, model, optimizer, create)
+        values = callables_of(as_optimizer(optimizer))
+        session = opened.worker(worker, hyperparameters=values).open()
         return pull_tree(session, params), RemoteOptimizer(session, owned)
     except BaseException:
         if owned is not None:

@@ -15,6 +15,7 @@ On the JAX backend the exchange is an ordered host callback inside the compiled 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import keras
@@ -28,8 +29,9 @@ from stepwell_core.loss_scale import LossScaleOptimizer
 from stepwell_core.schedules import LearningRateSchedule
 
 from stepwell.client import Client, Model
+from stepwell.integrations.joining import created_or_joined
 from stepwell.integrations.keras_variables import State, as_held, check_matches, named, of_one_width
-from stepwell.optimizers import as_optimizer, rule_of
+from stepwell.optimizers import as_optimizer, callables_of, rule_of
 from stepwell.results import Parameters
 from stepwell.worker import Worker
 
@@ -125,7 +127,8 @@ class RemoteOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         client = self._client or Client(self._url)
         try:
             self.remote = self._joined(client, trained)
-            self.worker = self.remote.worker(self._worker_name).open()
+            values = callables_of(self._rule)
+            self.worker = self.remote.worker(self._worker_name, hyperparameters=values).open()
             self._last = self.worker.pull()
             rate = rule_of(self.remote.optimizer()).learning_rate  # the present one
         except StepwellError:
@@ -141,7 +144,8 @@ class RemoteOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
     def _joined(self, client: Client, trained: Mapping[str, Any]) -> Model:
         if self._model_name in client.models():
             check_matches(client.model(self._model_name), {**trained, **self._state.named})
-        return client.create_model(
+        create = partial(
+            client.create_model,
             self._model_name,
             {name: as_held(variable) for name, variable in trained.items()},
             state=self._state.values(),
@@ -149,6 +153,7 @@ class RemoteOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
             consistency=self._consistency,
             exist_ok=True,
         )
+        return created_or_joined(client, self._model_name, self._rule, create)
 
     def pull(self) -> None:
         """Pull, and assign the parameters to the variables. Not inside a compiled function.

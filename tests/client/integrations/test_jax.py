@@ -8,13 +8,16 @@ import stepwell
 from stepwell.errors import (
     ConnectionFailed,
     DtypeMismatch,
+    Forbidden,
     InvalidArgument,
     InvalidName,
     LayoutMismatch,
     ShapeMismatch,
 )
+from stepwell_server.tokens import TokenStore
 
 from tests.requirements import require_package
+from tests.servers import hosted
 
 jax = require_package("jax")
 import jax.numpy as jnp  # noqa: E402
@@ -194,6 +197,26 @@ def test_who_joins_with_another_tree_is_told_the_tensor(client, name, change, er
 
     with pytest.raises(error, match=words):
         join({**tree, **change}, model=name, optimizer="SGD", client=client)
+
+
+def test_a_token_that_may_only_push_joins(tmp_path):
+    """With callables too, which this worker evaluates; creating needs the role admin."""
+    tokens = {role: TokenStore(tmp_path).create(role) for role in ("admin", "push")}
+    options = {"model": "m", "optimizer": stepwell.SGD(lambda: 0.5)}
+    tree = {"a": jnp.ones(2)}
+    with (
+        hosted(tmp_path) as server,
+        stepwell.Client(server.url, tokens["admin"]) as admin,
+        stepwell.Client(server.url, tokens["push"]) as client,
+    ):
+        with pytest.raises(Forbidden, match="no model 'm' yet"):
+            join(tree, client=client, **options)
+        join(tree, client=admin, **options)
+
+        _, tx = join(tree, client=client, worker="w1", **options)
+        updates, _ = tx.update(tree, tx.init(tree), tree)
+
+    np.testing.assert_array_equal(updates["a"], [-0.5, -0.5])
 
 
 def test_init_inside_jit_says_where_it_belongs(client, name):

@@ -319,6 +319,29 @@ def test_a_token_that_may_not_create_is_our_error(tmp_path):
             optimizer.build(new_variables())
 
 
+def test_a_token_that_may_only_push_joins(tmp_path):
+    """Workers have such; it is told of another rule, and of a model that is not there."""
+    from stepwell_server.tokens import TokenStore
+
+    tokens = {role: TokenStore(tmp_path).create(role) for role in ("admin", "push")}
+    with (
+        hosted(tmp_path) as server,
+        stepwell.Client(server.url, tokens["admin"]) as admin,
+        stepwell.Client(server.url, tokens["push"]) as client,
+    ):
+        RemoteOptimizer("sgd", model="m", client=admin).build(new_variables())
+        with contextlib.closing(
+            RemoteOptimizer("sgd", model="m", client=client, worker="w1")
+        ) as joined:
+            joined.apply(GRADIENTS, new_variables())
+            assert joined.remote.describe()["version"] == 1
+
+        with pytest.raises(ModelDiffers, match=r"optimizer SGD\. Received: Adam"):
+            RemoteOptimizer("adam", model="m", client=client).build(new_variables())
+        with pytest.raises(Forbidden, match=r"no model 'n' yet.*role admin"):
+            RemoteOptimizer("sgd", model="n", client=client).build(new_variables())
+
+
 def test_a_call_before_the_optimizer_is_built_says_what_to_do(new):
     """There is no session yet."""
     with pytest.raises(InvalidArgument, match=r"optimizer.build\(model.trainable_variables\)"):
