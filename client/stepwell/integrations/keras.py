@@ -192,7 +192,8 @@ class RemoteOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         """Make one step; Keras calls this behind its own checks, without empty gradients."""
         self._session()
         names = [self._names[self._get_variable_index(variable)] for variable in variables]
-        gradients = dict(zip(names, of_one_width(grads), strict=True))
+        values = of_one_width(grads, beside_state=bool(self._state.named))
+        gradients = dict(zip(names, values, strict=True))
         if keras.backend.backend() == "jax" and _is_traced(grads):
             self._exchange_traced(gradients)
         else:

@@ -88,9 +88,11 @@ def _is_half(value: Any) -> bool:
     return keras.backend.standardize_dtype(value.dtype) in _HALF
 
 
-def of_one_width(gradients: Sequence[Any]) -> list[Any]:
-    """Return gradients that one push can have: those of half width only if all are."""
-    if all(map(_is_half, gradients)) or not any(map(_is_half, gradients)):
+def of_one_width(gradients: Sequence[Any], *, beside_state: bool) -> list[Any]:
+    """Return gradients that one push can have: of half width if all are, and no state is there."""
+    if not any(map(_is_half, gradients)):
+        return list(gradients)
+    if all(map(_is_half, gradients)) and not beside_state:
         return list(gradients)
     return [keras.ops.cast(g, "float32") if _is_half(g) else g for g in gradients]
 

@@ -293,6 +293,17 @@ def test_layers_may_have_several_widths(new):
     np.testing.assert_array_equal(narrow.numpy(), np.float16([0.5, 0.5]))
 
 
+def test_layers_of_half_width_may_have_state(new):
+    """Statistics are held in float32, whatever the gradients are."""
+    with keras.name_scope("dense"):
+        narrow = keras.Variable(np.ones(2), dtype="float16", name="narrow")
+    remote = new(keras.optimizers.SGD(0.5), state=[new_statistics(dtype="float16")])
+
+    remote.apply([np.ones(2, np.float16)], [narrow])
+
+    assert remote.remote.describe()["version"] == 1
+
+
 def test_two_variables_of_one_path_are_refused(new):
     """They would be one tensor."""
     with pytest.raises(InvalidArgument, match="twice: 'dense/kernel'"):
