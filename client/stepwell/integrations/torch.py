@@ -131,7 +131,7 @@ class RemoteOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # torch is 
         self._pending: Future[Parameters] | None = None
         self._version: int | None = None  # of the parameters that the module has
         self._scaled_by: float | None = None  # what `scale` multiplied the present loss by
-        self._is_cut = False  # whether a push was told that the model's history is another
+        self._incarnation: str | None = None  # of the model's history that the session is in
         self.last_result: PushResult | None = None
         self._close = weakref.finalize(self, _close, self._worker, owned, self._threads)
         self.pull()
@@ -225,7 +225,6 @@ class RemoteOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # torch is 
         try:
             return self._worker.push(gradients, **options)
         except StaleIncarnation as error:
-            self._is_cut = True
             raise StaleIncarnation(
                 f"The history of model {self._model.name!r} was cut: it was restored, overwritten "
                 "or created anew, or the server lost what it had. Nothing was pushed. Call "
@@ -237,14 +236,14 @@ class RemoteOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # torch is 
     def pull(self) -> None:
         """Replace the module's parameters, and the buffers, by the server's present ones.
 
-        After `StaleIncarnation` it goes on in the model's new history.
+        If the model was restored or overwritten, training goes on in its new history.
         """
         self._pulled()
-        if self._is_cut:
-            self._worker.open()
-            self._is_cut = False
         with self._worker.view() as parameters:
             self._take(parameters, {**self._named, **self._buffers})
+            before, self._incarnation = self._incarnation, parameters.incarnation
+        if before not in (None, self._incarnation):
+            self._worker.open()
 
     def _pulled(self) -> Parameters | None:
         if self._pending is None:

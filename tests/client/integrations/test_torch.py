@@ -404,6 +404,24 @@ def test_after_a_restore_the_script_pulls_and_goes_on(server, remote, name: str)
     assert optimizer.last_result.staleness == 0
 
 
+def test_a_pull_goes_on_from_parameters_that_were_written(server, remote, name: str) -> None:
+    """As from a file: written on the server, pulled, and the next step begins there."""
+    # Arrange
+    module = new_module()
+    optimizer = remote(module.named_parameters(), optimizer=torch.optim.SGD, lr=0.0)
+    train(module, optimizer, steps=1)
+    with stepwell.Client(server.url) as client:
+        client.model(name).overwrite({k: torch.ones_like(p) for k, p in module.named_parameters()})
+
+    # Act
+    optimizer.pull()
+    train(module, optimizer, steps=1)
+
+    # Assert
+    assert optimizer.last_result.outcome == "applied"
+    assert (values_of(module) == 1).all()
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, pickle.dumps])
 def test_it_is_neither_copied_nor_pickled(remote, copied: Callable[[Any], Any]) -> None:
     """A copy would have no session; the sentence says what can be kept."""
