@@ -284,7 +284,8 @@ def push(
     dtypes |= value_dtypes
     selection = layout.select(arrays)
     for tensor in selection:
-        check_shape(arrays[tensor.name], tensor)
+        what = "value" if tensor.name in values else "gradient"
+        check_shape(arrays[tensor.name], tensor, what)
     said = {
         "protocol": wire.PROTOCOL,
         **header,

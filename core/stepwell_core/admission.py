@@ -107,8 +107,9 @@ def is_acceptable(push: Push, definition: Definition, counters: Counters) -> boo
         return True
     if action == "reject":
         name = push.gradient.first_nonfinite()
+        what = "value" if name in definition.state else push.kind
         raise NonFiniteGradient(
-            f"The {push.kind} of {name!r} has NaN or infinity in it and this model rejects those; "
+            f"The {what} of {name!r} has NaN or infinity in it and this model rejects those; "
             "nothing changed. Lower the learning rate, clip, or create the model with "
             "on_nonfinite='drop'",
             tensor=name,

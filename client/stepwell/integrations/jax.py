@@ -17,17 +17,28 @@ its errors reach the script as `jax.errors.JaxRuntimeError`, and `tx.error` has 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import io_callback
-from stepwell_core.errors import InvalidArgument, LayoutMismatch, ShapeMismatch, StepwellError
+from stepwell_core.errors import (
+    DtypeMismatch,
+    InvalidArgument,
+    LayoutMismatch,
+    ModelNotFound,
+    ShapeMismatch,
+    StepwellError,
+)
 from stepwell_core.layout import Layout
 
 from stepwell.client import Client, Model
+from stepwell.integrations.joining import created_or_joined
+from stepwell.optimizers import as_optimizer, callables_of
 from stepwell.results import Parameters, PushResult
 from stepwell.worker import Worker
 
@@ -69,7 +80,7 @@ def create_model_from_tree(client: Client, name: str, tree: Tree, **options: Any
 
 def push_tree(worker: Worker, tree: Tree, **options: Any) -> PushResult:
     """Push a tree of gradients; leaves that are None are left out. See `Worker.push`."""
-    return worker.push(named_leaves(tree), **options)
+    return worker.push(_of_one_width(named_leaves(tree)), **options)
 
 
 def pull_tree(worker: Worker, like: Tree, **options: Any) -> Tree:
@@ -113,14 +124,34 @@ def join(
 
     Returns:
         The parameters as they are on the server, and what stands in for an optax optimizer.
+
+    Raises:
+        LayoutMismatch, ShapeMismatch, DtypeMismatch: The model on the server is of another tree.
+        ModelDiffers: It has another optimizer.
+        Forbidden: There is no such model, and the token's role may not create it.
     """
     used = client or Client(url)
-    opened = create_model_from_tree(
-        used, model, params, optimizer=optimizer, exist_ok=True, **options
-    )
-    session = opened.worker(worker).open()
     owned = None if client else used
-    return pull_tree(session, params), RemoteOptimizer(session, owned)
+    try:
+        with contextlib.suppress(ModelNotFound):
+            _check_held(params, used.model(model).layout)
+        create = partial(
+            create_model_from_tree,
+            used,
+            model,
+            params,
+            optimizer=optimizer,
+            exist_ok=True,
+            **options,
+        )
+        opened = created_or_joined(used, model, optimizer, create)
+        values = callables_of(as_optimizer(optimizer))
+        session = opened.worker(worker, hyperparameters=values).open()
+        return pull_tree(session, params), RemoteOptimizer(session, owned)
+    except BaseException:
+        if owned is not None:
+            owned.close()
+        raise
 
 
 class RemoteState(NamedTuple):
@@ -170,8 +201,13 @@ class RemoteOptimizer:
         Raises:
             LayoutMismatch, ShapeMismatch: The tree is not that of the model.
             InvalidArgument: The parameters are not those of the server, so the first gradient would
-                be one of other parameters.
+                be one of other parameters; or it is called inside `jax.jit`.
         """
+        if _is_traced(jax.tree.leaves(params)):
+            raise InvalidArgument(
+                "`init` compares the parameters with the server's. Received them inside jax.jit or "
+                "the like, where they have no numbers; call state = tx.init(params) outside"
+            )
         pulled = pull_tree(self.worker, params)
         for name, theirs in named_leaves(pulled).items():
             if not np.array_equal(theirs, np.asarray(named_leaves(params)[name]), equal_nan=True):
@@ -207,9 +243,8 @@ class RemoteOptimizer:
                 "`update` needs the parameters: tx.update(grads, state, params). Received: none"
             )
         _check_matches(params, self.worker.layout)
-        gradients = named_leaves(updates)
-        values = [*gradients.values(), *jax.tree.leaves(params)]
-        if any(isinstance(value, jax.core.Tracer) for value in values):
+        gradients = _of_one_width(named_leaves(updates))
+        if _is_traced([*gradients.values(), *jax.tree.leaves(params)]):
             version, pulled = self._exchange_traced(gradients, params)
         else:
             version, pulled = self._exchange(gradients, params)
@@ -221,7 +256,9 @@ class RemoteOptimizer:
         return parameters.version, _tree_of(parameters, like)
 
     def _exchange_traced(self, gradients: Mapping[str, Any], params: Tree) -> tuple[Any, Tree]:
-        like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+        like = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), _dtype_of(leaf)), params
+        )
 
         def exchanged(arrays: Mapping[str, Any]) -> tuple[Any, Tree]:
             self.error = None
@@ -237,16 +274,52 @@ class RemoteOptimizer:
         return version, pulled
 
 
+def _is_traced(values: Iterable[Any]) -> bool:
+    return any(isinstance(value, jax.core.Tracer) for value in values)
+
+
+def _dtype_of(leaf: Any) -> Any:
+    """Return the dtype of a leaf; a number of Python has the one that JAX gives it."""
+    return leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
+
+
+def _is_half(leaf: Any) -> bool:
+    return _dtype_of(leaf) in (jnp.bfloat16, jnp.float16)
+
+
 def _as_held(leaf: Any) -> Any:
     """Return a leaf as the server holds it."""
-    is_half = getattr(leaf, "dtype", None) in (jnp.bfloat16, jnp.float16)
-    return np.asarray(leaf).astype(np.float32) if is_half else leaf
+    if not hasattr(leaf, "dtype"):
+        return np.asarray(leaf, _dtype_of(leaf))
+    return np.asarray(leaf).astype(np.float32) if _is_half(leaf) else leaf
+
+
+def _of_one_width(gradients: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return gradients that one push can have: those of half width only if all are."""
+    if len({_dtype_of(gradient) for gradient in gradients.values()}) < 2:
+        return gradients
+    return {n: g.astype(jnp.float32) if _is_half(g) else g for n, g in gradients.items()}
 
 
 def _tree_of(parameters: Parameters, like: Tree) -> Tree:
     leaves = named_leaves(like)
-    arrays = [jnp.asarray(parameters[name], dtype=leaf.dtype) for name, leaf in leaves.items()]
+    arrays = [jnp.asarray(parameters[name], dtype=_dtype_of(leaf)) for name, leaf in leaves.items()]
     return jax.tree.unflatten(jax.tree.structure(like), arrays)
+
+
+def _check_held(tree: Tree, layout: Layout) -> None:
+    """Raise unless the server would hold a tree just as it holds the model."""
+    _check_matches(tree, layout)
+    for name, leaf in named_leaves(tree).items():
+        received = "float32" if _is_half(leaf) else np.dtype(_dtype_of(leaf)).name
+        if received != layout.segments[name].tensor.dtype:
+            raise DtypeMismatch(
+                f"{name!r} is {layout.segments[name].tensor.dtype} in the model. Received a tree "
+                f"where it is {received}; convert it, or create a model of another name",
+                tensor=name,
+                expected=layout.segments[name].tensor.dtype,
+                received=received,
+            )
 
 
 def _check_matches(tree: Tree, layout: Layout) -> None:

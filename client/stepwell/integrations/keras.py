@@ -15,6 +15,7 @@ On the JAX backend the exchange is an ordered host callback inside the compiled 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import keras
@@ -28,8 +29,9 @@ from stepwell_core.loss_scale import LossScaleOptimizer
 from stepwell_core.schedules import LearningRateSchedule
 
 from stepwell.client import Client, Model
-from stepwell.integrations.keras_variables import State, as_held, check_matches, named
-from stepwell.optimizers import as_optimizer
+from stepwell.integrations.joining import created_or_joined
+from stepwell.integrations.keras_variables import State, as_held, check_matches, named, of_one_width
+from stepwell.optimizers import as_optimizer, callables_of, rule_of
 from stepwell.results import Parameters
 from stepwell.worker import Worker
 
@@ -80,8 +82,9 @@ class RemoteOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         rule = as_optimizer(optimizer)
         if isinstance(rule, LossScaleOptimizer):
             raise InvalidArgument(
-                "A RemoteOptimizer has no dynamic loss scale yet. Received: LossScaleOptimizer; "
-                "give its inner optimizer, and train in bfloat16 or float32"
+                "A RemoteOptimizer has no dynamic loss scale. Received: LossScaleOptimizer; give "
+                "its inner optimizer: model.compile puts Keras's loss scale around this one, or "
+                "keras.optimizers.LossScaleOptimizer(RemoteOptimizer(...)) does"
             )
         super().__init__(learning_rate=_local_rate(rule), name=name)
         self._rule = rule
@@ -113,26 +116,36 @@ class RemoteOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         """
         if self.built:
             return
-        trained = named(variables)
+        if not self._names:
+            self._join(named(variables))
+        super().build(list(variables))
+        if self._last is not None:
+            self._assign(self._last)
+
+    def _join(self, trained: Mapping[str, Any]) -> None:
         self._state.name(trained)
         client = self._client or Client(self._url)
         try:
             self.remote = self._joined(client, trained)
-            self.worker = self.remote.worker(self._worker_name).open()
-            parameters = self.worker.pull()
+            values = callables_of(self._rule)
+            self.worker = self.remote.worker(self._worker_name, hyperparameters=values).open()
+            self._last = self.worker.pull()
+            rate = rule_of(self.remote.optimizer()).learning_rate  # the present one
         except StepwellError:
+            self.worker = self.remote = None
             if self._owns_client:
                 client.close()
             raise
         self._client, self._names = client, list(trained)
-        super().build(list(variables))
-        self._assign(parameters)
-        self._state.assign(parameters)
+        self._state.assign(self._last)
+        if isinstance(rate, float) and isinstance(self._rule.learning_rate, float):
+            keras.optimizers.Optimizer.learning_rate.fset(self, rate)
 
     def _joined(self, client: Client, trained: Mapping[str, Any]) -> Model:
         if self._model_name in client.models():
             check_matches(client.model(self._model_name), {**trained, **self._state.named})
-        return client.create_model(
+        create = partial(
+            client.create_model,
             self._model_name,
             {name: as_held(variable) for name, variable in trained.items()},
             state=self._state.values(),
@@ -140,9 +153,15 @@ class RemoteOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
             consistency=self._consistency,
             exist_ok=True,
         )
+        return created_or_joined(client, self._model_name, self._rule, create)
 
     def pull(self) -> None:
-        """Pull, and assign the parameters to the variables. Not inside a compiled function."""
+        """Pull, and assign the parameters to the variables. Not inside a compiled function.
+
+        An optimizer that came with a model from a file joins by this.
+        """
+        if self.worker is None and self.built:
+            self._join(dict(zip(self._names, self._trainable_variables, strict=True)))
         self._assign(self._session().pull(cached=self._last))
 
     def close(self) -> None:
@@ -153,6 +172,13 @@ class RemoteOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
             self._client.close()
 
     def _session(self) -> Worker:
+        if self.worker is None and self.built:
+            raise InvalidArgument(
+                "A RemoteOptimizer from a file joins nobody by itself, so that whoever looks at "
+                "its model takes no worker's place. Received a step before: call "
+                "model.optimizer.pull(), which takes over the server's parameters, or compile the "
+                "model with another"
+            )
         if self.worker is None:
             raise InvalidArgument(
                 "A RemoteOptimizer joins its model when it is built. Received a call before: call "
@@ -164,8 +190,10 @@ class RemoteOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
 
     def _backend_apply_gradients(self, grads: Sequence[Any], variables: Sequence[Any]) -> None:
         """Make one step; Keras calls this behind its own checks, without empty gradients."""
-        indices = [self._get_variable_index(variable) for variable in variables]
-        gradients = {self._names[i]: gradient for i, gradient in zip(indices, grads, strict=True)}
+        self._session()
+        names = [self._names[self._get_variable_index(variable)] for variable in variables]
+        values = of_one_width(grads, beside_state=bool(self._state.named))
+        gradients = dict(zip(names, values, strict=True))
         if keras.backend.backend() == "jax" and _is_traced(grads):
             self._exchange_traced(gradients)
         else:
@@ -243,14 +271,20 @@ class RemoteOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
 
     @property
     def learning_rate(self) -> Any:
-        """The learning rate as Keras shows it. Setting it sets the server's, from the next step."""
+        """The learning rate as Keras shows it. Setting it sets the server's, from the next step.
+
+        Before the optimizer is built it sets that with which the model will be created.
+        """
         return self._get_current_learning_rate()
 
     @learning_rate.setter
     def learning_rate(self, value: Any) -> None:
         keras.optimizers.Optimizer.learning_rate.fset(self, value)
+        rate = float(np.asarray(value))
         if self.remote is not None:
-            self.remote.set_hyperparameters(learning_rate=float(np.asarray(value)))
+            self.remote.set_hyperparameters(learning_rate=rate)
+        else:
+            self._rule = self._rule.with_values({"learning_rate": rate})
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments as plain values; a token is not among them."""
@@ -261,7 +295,20 @@ class RemoteOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
             "url": self._url,
             "pulls": self._pulls,
             "name": self.name,
+            "tensors": list(self._names),
         }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], custom_objects: Any = None) -> RemoteOptimizer:
+        """Return an optimizer of these arguments; of one that had joined, see `pull`.
+
+        Its tensors keep their names, since Keras gives the variables of a loaded model others.
+        """
+        arguments = dict(config)
+        names = arguments.pop("tensors", [])
+        made: RemoteOptimizer = super().from_config(arguments, custom_objects)
+        made._names = list(names)
+        return made
 
 
 class _Regularly(keras.callbacks.Callback):  # type: ignore[misc]
@@ -295,6 +342,8 @@ class _Regularly(keras.callbacks.Callback):  # type: ignore[misc]
 
     def _begin(self) -> None:
         optimizer = self.model.optimizer
+        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):  # as of mixed float16
+            optimizer = optimizer.inner_optimizer
         if not isinstance(optimizer, RemoteOptimizer):
             raise InvalidArgument(
                 f"`{type(self).__name__}` needs a model compiled with a RemoteOptimizer. Received: "

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 import numpy as np
-from stepwell_core.errors import InvalidArgument, LayoutMismatch
+from stepwell_core.errors import DtypeMismatch, InvalidArgument, LayoutMismatch
 from stepwell_core.layout import Array
 
 from stepwell.client import Model
@@ -49,13 +49,26 @@ def check_matches(model: Model, named: Mapping[str, Any]) -> None:
     """Raise unless a model on the server has these variables; a sentence for people of Keras."""
     theirs = {tensor.name: tensor.shape for tensor in model.layout}
     ours = {name: tuple(variable.shape) for name, variable in named.items()}
+    for tensor in model.layout:
+        received = "" if tensor.name not in ours else held_dtype(named[tensor.name])
+        if ours.get(tensor.name) == tensor.shape and received != tensor.dtype:
+            raise DtypeMismatch(
+                f"{tensor.name!r} is {tensor.dtype} in the model {model.name!r} on the server. "
+                f"Received {received}; give the layer dtype={tensor.dtype!r}, or take another "
+                "model's name",
+                tensor=tensor.name,
+                expected=tensor.dtype,
+                received=received,
+            )
     for name in [*ours, *theirs]:
         if ours.get(name) != theirs.get(name):
             raise LayoutMismatch(
                 f"The model {model.name!r} on the server was created from other variables: "
                 f"{name!r} has shape {theirs.get(name, 'none')} there and {ours.get(name, 'none')} "
                 "here. Keras counts layers without a name in each process: name them, call "
-                "keras.utils.clear_session() before, or take another model's name",
+                "keras.utils.clear_session() before, or take another model's name. Statistics are "
+                "given as state=model.non_trainable_variables. A model from a file has other "
+                "names: build it in code, and load_weights()",
                 tensor=name,
             )
 
@@ -63,8 +76,25 @@ def check_matches(model: Model, named: Mapping[str, Any]) -> None:
 def as_held(variable: Any) -> Array:
     """Return a copy of a variable's value, in the dtype that a server holds it in."""
     value: Array = keras.ops.convert_to_numpy(variable.value)
-    is_half = keras.backend.standardize_dtype(variable.dtype) in _HALF
-    return value.astype(np.float32) if is_half else value
+    return value.astype(np.float32) if _is_half(variable) else value
+
+
+def held_dtype(variable: Any) -> str:
+    """Return the dtype that a server holds a variable in."""
+    return "float32" if _is_half(variable) else str(keras.backend.standardize_dtype(variable.dtype))
+
+
+def _is_half(value: Any) -> bool:
+    return keras.backend.standardize_dtype(value.dtype) in _HALF
+
+
+def of_one_width(gradients: Sequence[Any], *, beside_state: bool) -> list[Any]:
+    """Return gradients that one push can have: of half width if all are, and no state is there."""
+    if not any(map(_is_half, gradients)):
+        return list(gradients)
+    if all(map(_is_half, gradients)) and not beside_state:
+        return list(gradients)
+    return [keras.ops.cast(g, "float32") if _is_half(g) else g for g in gradients]
 
 
 class State:

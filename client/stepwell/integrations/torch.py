@@ -20,30 +20,29 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-from stepwell_core import keras_config
 from stepwell_core.consistency import Consistency
 from stepwell_core.errors import (
     Forbidden,
     InvalidArgument,
     InvalidInput,
-    ModelDiffers,
     ModelNotFound,
+    StaleIncarnation,
     shown,
 )
-from stepwell_core.optimizers import Optimizer
 
 from stepwell.client import Client, Model
 from stepwell.copies import copy_arrays
 from stepwell.integrations.torch_groups import (
+    OF_TORCH_ALONE,
     NamedTensors,
-    check_dtypes,
+    check_buffers,
     check_layout,
+    check_parameters,
     groups_of,
     held,
     taken_apart,
 )
-from stepwell.integrations.torch_rules import Rules
-from stepwell.optimizers import rule_of
+from stepwell.integrations.torch_rules import Rules, check_same
 from stepwell.results import Parameters, PushResult
 from stepwell.retry import Timeout
 
@@ -111,8 +110,9 @@ class RemoteOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # torch is 
         named, given = taken_apart(parameters)
         self._frozen = {name: p for name, p in named.items() if not p.requires_grad}
         self._named = {name: p for name, p in named.items() if p.requires_grad}
-        check_dtypes(self._named)
+        check_parameters(self._named)
         self._buffers = dict(buffers)
+        check_buffers(self._buffers)
         groups, defaults, rules = groups_of(optimizer, given, self._named, options)
         super().__init__(groups, defaults)
         self._rules: Rules = rules
@@ -131,6 +131,7 @@ class RemoteOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # torch is 
         self._pending: Future[Parameters] | None = None
         self._version: int | None = None  # of the parameters that the module has
         self._scaled_by: float | None = None  # what `scale` multiplied the present loss by
+        self._incarnation: str | None = None  # of the model's history that the session is in
         self.last_result: PushResult | None = None
         self._close = weakref.finalize(self, _close, self._worker, owned, self._threads)
         self.pull()
@@ -143,7 +144,7 @@ class RemoteOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # torch is 
         except ModelNotFound:
             model = self._created(name, consistency)
         check_layout(model.layout, {**self._named, **held(self._buffers)})
-        self._check_rules(model.describe())
+        check_same(self._rules, model.describe(), list(self._buffers))
         return model
 
     def _created(self, name: str, consistency: Consistency | None) -> Model:
@@ -165,27 +166,6 @@ class RemoteOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # torch is 
                 **error.details,
             ) from None
 
-    def _check_rules(self, described: Mapping[str, Any]) -> None:
-        """Refuse a model that would make other steps."""
-        theirs = keras_config.deserialize(described["optimizer"])
-        ours = keras_config.deserialize(keras_config.serialize(self._rules.optimizer))
-        wanted, found = (_without_name(rule_of(rule)) for rule in (ours, theirs))
-        is_same_kind = type(ours) is type(theirs) and type(wanted) is type(found)
-        differing = [n for n, value in vars(wanted).items() if vars(found).get(n) != value]
-        groups = [group.to_json() for group in self._rules.groups]
-        if described.get("groups", []) != groups:
-            differing.append("groups")
-        if described.get("state", []) != list(self._buffers):
-            differing.append("state")
-        if not is_same_kind or differing:
-            raise ModelDiffers(
-                f"There is a model {described['name']!r} already, with the optimizer "
-                f"{type(found).__name__}. Received: {type(wanted).__name__}; different: "
-                f"{', '.join(differing) or 'the class'}. Use its optimizer, or another name",
-                model=described["name"],
-                differences=differing,
-            )
-
     # Steps
 
     def step(
@@ -206,6 +186,10 @@ class RemoteOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # torch is 
         Raises:
             InvalidInput: A parameter has no gradient, or has NaN in it; nothing changed.
             InvalidArgument: `param_groups` say what this model cannot do; nothing changed.
+            StaleIncarnation: The model was restored or the like; nothing changed. `pull` goes on.
+            TransportError: The server was gone before the push, after it, or in its midst. Do not
+                step with the same gradients again, which may have had their effect: go on with the
+                next batch.
             StepwellError: See `stepwell.Worker.push`.
         """
         loss = None
@@ -217,7 +201,7 @@ class RemoteOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # torch is 
         gradients = self._gradients()
         values = self._rules.values(self.param_groups)
         pulled = self._pulled()
-        self.last_result = self._worker.push(
+        self.last_result = self._pushed(
             gradients,
             metrics=metrics,
             hyperparameters=values,
@@ -226,34 +210,67 @@ class RemoteOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # torch is 
             state=held(self._buffers),
         )
         self._scaled_by = None
-        if self._threads is None:
+        if self.last_result.outcome == "dropped_stale":  # what was pulled is of the old history
             self.pull()
-            return loss
-        if pulled is not None:
-            self._take(pulled)
-        self._pending = self._threads.submit(self._worker.pull)
+        elif self._threads is None:
+            with self._worker.view() as parameters:
+                self._take(parameters, {**self._named, **self._settled_buffers()})
+        else:
+            if pulled is not None:
+                self._take(pulled, self._named)  # its buffers lack this step's batch
+            self._pending = self._threads.submit(self._worker.pull)
         return loss
 
+    def _pushed(self, gradients: Mapping[str, torch.Tensor], **options: Any) -> PushResult:
+        try:
+            return self._worker.push(gradients, **options)
+        except StaleIncarnation as error:
+            raise StaleIncarnation(
+                f"The history of model {self._model.name!r} was cut: it was restored, overwritten "
+                "or created anew, or the server lost what it had. Nothing was pushed. Call "
+                "optimizer.pull(), which goes on from its present parameters, or make the "
+                "optimizer with on_stale='repull'",
+                **error.details,
+            ) from None
+
     def pull(self) -> None:
-        """Replace the module's parameters by the server's present ones."""
+        """Replace the module's parameters, and the buffers, by the server's present ones.
+
+        If the model was restored or overwritten, training goes on in its new history.
+        """
         self._pulled()
         with self._worker.view() as parameters:
-            self._take(parameters)
+            self._take(parameters, {**self._named, **self._buffers})
+            before, self._incarnation = self._incarnation, parameters.incarnation
+        if before not in (None, self._incarnation):
+            self._worker.open()
 
     def _pulled(self) -> Parameters | None:
-        pending, self._pending = self._pending, None
-        return None if pending is None else pending.result()
+        if self._pending is None:
+            return None
+        try:
+            return self._pending.result()
+        finally:
+            if self._pending.done():  # else somebody pressed Ctrl-C: it goes on, so no push may yet
+                self._pending = None
 
-    def _take(self, parameters: Parameters) -> None:
-        """Copy parameters into the module's own, in place."""
+    def _settled_buffers(self) -> dict[str, torch.Tensor]:
+        """Return the buffers, if the server's have what the last push said; else ours are newer."""
+        result = self.last_result
+        return {} if result is None or result.outcome == "buffered" else self._buffers
+
+    def _take(self, parameters: Parameters, targets: Mapping[str, torch.Tensor]) -> None:
+        """Copy parameters into tensors of the module, in place."""
         moves = []
         with torch.no_grad():
-            for name, parameter in {**self._named, **self._buffers}.items():
-                if parameter.device.type == "cpu":
+            for name, parameter in targets.items():
+                if parameter.device.type == "cpu" and parameter.dtype not in OF_TORCH_ALONE:
                     moves.append((parameters[name], parameter.detach().numpy()))
                 else:  # a copy first: torch warns of arrays that it may not write to
                     parameter.copy_(torch.from_numpy(np.array(parameters[name])))
         copy_arrays(moves)
+        for parameter in self._named.values():  # so that autograd sees what NumPy wrote
+            torch.autograd.graph.increment_version(parameter)
         self._version = parameters.version
 
     def _gradients(self) -> dict[str, torch.Tensor]:
@@ -287,8 +304,12 @@ class RemoteOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # torch is 
         return self._worker.loss_scale
 
     def scale(self, loss: torch.Tensor) -> torch.Tensor:
-        """Return the loss times the server's loss scale, which the server divides out again."""
-        self._scaled_by = self._worker.loss_scale
+        """Return the loss times the server's loss scale, which the server divides out again.
+
+        All losses of one step have the scale of the first: their gradients are added up.
+        """
+        if self._scaled_by is None:
+            self._scaled_by = self._worker.loss_scale
         return loss if self._scaled_by is None else loss * self._scaled_by
 
     def _loss_scale(self) -> float | None:
@@ -338,6 +359,17 @@ class RemoteOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # torch is 
             )
         super().load_state_dict(state_dict)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Refuse to be copied or pickled.
+
+        Raises:
+            InvalidArgument: Always.
+        """
+        raise InvalidArgument(
+            "A RemoteOptimizer is a session of one process, and is neither copied nor pickled. "
+            "Make one in each process, and keep `state_dict()` of it"
+        )
+
     def close(self) -> None:
         """Leave the model; the module keeps the parameters that it has."""
         self._close()
@@ -360,7 +392,3 @@ def _close(worker: Any, client: Client | None, threads: ThreadPoolExecutor | Non
 def _worker_name() -> str:
     host = re.sub(r"[^a-z0-9._-]", "-", socket.gethostname().lower()).lstrip("._-")[:48]
     return f"{host or 'worker'}-{os.getpid()}"
-
-
-def _without_name(rule: Optimizer) -> Optimizer:
-    return rule.with_values({"name": None})

@@ -23,6 +23,13 @@ NamedTensors = Iterable[tuple[str, torch.Tensor]]
 HELD = {torch.float32: "float32", torch.float64: "float64"}
 """The dtypes that the server holds, by torch's."""
 
+OF_TORCH_ALONE = frozenset(
+    dtype
+    for name, dtype in vars(torch).items()
+    if isinstance(dtype, torch.dtype) and name.startswith(("bfloat", "float8"))
+)
+"""The dtypes that NumPy has not."""
+
 
 def taken_apart(
     parameters: NamedTensors | Iterable[Mapping[str, Any]],
@@ -40,6 +47,7 @@ def taken_apart(
         group["params"] = list(group["params"])
     pairs = [pair for group in groups for pair in group["params"]] if groups else entries
     named: dict[str, torch.Tensor] = {}
+    names: dict[int, str] = {}
     for pair in pairs:
         if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)):
             raise InvalidArgument(
@@ -48,15 +56,37 @@ def taken_apart(
             )
         if pair[0] in named:
             raise InvalidArgument(f"Each parameter comes once. Received twice: {shown(pair[0])}")
+        if (first := names.setdefault(id(pair[1]), pair[0])) != pair[0]:
+            raise InvalidArgument(
+                f"Each parameter comes once. Received one as {shown(first)} and as "
+                f"{shown(pair[0])}; give module.named_parameters(), which has a shared one once"
+            )
         named[pair[0]] = pair[1]
     if not named:
         raise InvalidArgument("There is at least one parameter. Received: none")
     return named, groups or None
 
 
-def check_dtypes(named: Mapping[str, torch.Tensor]) -> None:
-    """Raise `DtypeMismatch` if the server cannot hold a parameter."""
+def check_parameters(named: Mapping[str, torch.Tensor]) -> None:
+    """Raise unless there are parameters, with numbers in them, of dtypes that the server holds.
+
+    Raises:
+        DtypeMismatch: One is of another dtype.
+        InvalidArgument: All are frozen, or one has no numbers yet.
+    """
+    if not named:
+        raise InvalidArgument(
+            "At least one parameter needs a gradient. Received: none that does; unfreeze those "
+            "that are to be trained (requires_grad_(True))"
+        )
     for name, parameter in named.items():
+        if torch.nn.parameter.is_lazy(parameter) or parameter.is_meta:
+            raise InvalidArgument(
+                f"A parameter has numbers to begin with. Received: {name!r}, which has none yet; "
+                "call a lazy module with one batch first, and move a meta one to a device "
+                "(to_empty) and initialize it",
+                tensor=name,
+            )
         if parameter.dtype not in HELD:
             raise DtypeMismatch(
                 f"The server holds parameters of float32 and float64. Received: {name!r} of "
@@ -64,6 +94,22 @@ def check_dtypes(named: Mapping[str, torch.Tensor]) -> None:
                 "torch.autocast",
                 tensor=name,
                 received=str(parameter.dtype),
+            )
+
+
+def check_buffers(buffers: Mapping[str, torch.Tensor]) -> None:
+    """Raise `DtypeMismatch` if the server would not give back the numbers that a buffer has."""
+    for name, buffer in buffers.items():
+        wide = buffer.dtype in (torch.int64, torch.uint64)
+        if buffer.is_complex() or (
+            wide and not torch.equal(buffer.double().to(buffer.dtype), buffer)
+        ):
+            raise DtypeMismatch(
+                "Buffers are held as float64, in which each number must have a place. Received: "
+                f"{name!r} of {buffer.dtype}; leave it out: [(name, buffer) for name, buffer in "
+                f"module.named_buffers() if name != {name!r}]",
+                tensor=name,
+                received=str(buffer.dtype),
             )
 
 
@@ -135,10 +181,20 @@ def groups_of(
                 "An optimizer of torch is given before its first step, for its state would be "
                 f"lost. Received: the state of {len(optimizer.state)} parameters"
             )
+        if hasattr(optimizer.step, "_wrapped_by_lr_sched"):
+            raise InvalidArgument(
+                "A scheduler of torch changes the optimizer that it was made of. Received: an "
+                f"{type(optimizer).__name__} that has one; make the scheduler of the "
+                "RemoteOptimizer, after it"
+            )
         groups = [_named(group, names) for group in optimizer.param_groups]
         groups = [group for group in groups if group["params"]]
         _check_all_there(groups, named)
-        return groups, dict(optimizer.defaults), rules_of_torch(optimizer, _names_in(groups))
+        return (
+            groups,
+            dict(optimizer.defaults),
+            rules_of_torch(optimizer, groups, _names_in(groups)),
+        )
     chosen = as_optimizer(optimizer)
     rule = rule_of(chosen)
     rate = rule.learning_rate

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from stepwell_core.errors import InvalidArgument, shown
+from stepwell_core import keras_config
+from stepwell_core.errors import InvalidArgument, ModelDiffers, shown
 from stepwell_core.groups import ParameterGroup
 from stepwell_core.keras_config import AnyOptimizer
 from stepwell_core.loss_scale import LossScaleOptimizer
@@ -84,10 +85,16 @@ class Rules:
         declared = [rule.declared_per_push, *(group.declared_per_push for group in self.groups)]
         sent: dict[str, float] = {}
         for names, group, fixed in zip(declared, groups, self.fixed, strict=True):
+            _check_descends(group)
             now = said(group, self.names)
             _check_fixed(now, fixed)
             sent |= {name: now[name.rpartition("/")[2]] or 0.0 for name in names}
         return sent
+
+
+def _check_descends(group: Group) -> None:
+    if group.get("maximize"):
+        raise InvalidArgument("The server descends: negate the loss. Received: maximize=True")
 
 
 def _check_fixed(now: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
@@ -114,12 +121,15 @@ def _plain(value: Any) -> Any:
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-def rules_of_torch(optimizer: torch.optim.Optimizer, tensors: Sequence[Sequence[str]]) -> Rules:
+def rules_of_torch(
+    optimizer: torch.optim.Optimizer, groups: Sequence[Group], tensors: Sequence[Sequence[str]]
+) -> Rules:
     """Return the rules that compute what an optimizer of torch would.
 
     Args:
         optimizer: As it was made.
-        tensors: The names of each group's parameters.
+        groups: Of its `param_groups` those that are trained.
+        tensors: The names of each of these groups' parameters.
 
     Raises:
         InvalidArgument: It is of another class, has an option that the server does not, or made
@@ -132,9 +142,9 @@ def rules_of_torch(optimizer: torch.optim.Optimizer, tensors: Sequence[Sequence[
             f"The server computes what {known} do, and no other of torch. Received: "
             f"{type(optimizer).__name__}"
         )
-    if any(group.get("maximize") for group in optimizer.param_groups):
-        raise InvalidArgument("The server descends: negate the loss. Received: maximize=True")
-    described = [said(group, _NAMES[cls]) for group in optimizer.param_groups]
+    for group in groups:
+        _check_descends(group)
+    described = [said(group, _NAMES[cls]) for group in groups]
     if cls is TorchAdam:
         is_decoupled = isinstance(optimizer, torch.optim.AdamW)
         for values in described:
@@ -167,6 +177,36 @@ def rules_of_ours(
     for values in declared:
         values["learning_rate"] = rule.learning_rate if callable(rule.learning_rate) else PerPush()
     return _rules(rule.with_values(declared[0]), declared, described, tensors, OWN_NAMES, optimizer)
+
+
+def check_same(rules: Rules, described: Mapping[str, Any], state: Sequence[str]) -> None:
+    """Refuse a model that would make other steps.
+
+    Args:
+        rules: As they would be.
+        described: The model, as the server describes it.
+        state: The names of its state tensors, as they would be.
+
+    Raises:
+        ModelDiffers: Something is different.
+    """
+    theirs = keras_config.deserialize(described["optimizer"])
+    ours = keras_config.deserialize(keras_config.serialize(rules.optimizer))
+    wanted, found = (rule_of(rule).with_values({"name": None}) for rule in (ours, theirs))
+    is_same_kind = type(ours) is type(theirs) and type(wanted) is type(found)
+    differing = [n for n, value in vars(wanted).items() if vars(found).get(n) != value]
+    if described.get("groups", []) != [group.to_json() for group in rules.groups]:
+        differing.append("groups")
+    if described.get("state", []) != list(state):
+        differing.append("state")
+    if not is_same_kind or differing:
+        raise ModelDiffers(
+            f"There is a model {described['name']!r} already, with the optimizer "
+            f"{type(found).__name__}. Received: {type(wanted).__name__}; different: "
+            f"{', '.join(differing) or 'the class'}. Use its optimizer, or another name",
+            model=described["name"],
+            differences=differing,
+        )
 
 
 def _declared(cls: type[Optimizer], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,13 +8,16 @@ import stepwell
 from stepwell.errors import (
     ConnectionFailed,
     DtypeMismatch,
+    Forbidden,
     InvalidArgument,
     InvalidName,
     LayoutMismatch,
     ShapeMismatch,
 )
+from stepwell_server.tokens import TokenStore
 
 from tests.requirements import require_package
+from tests.servers import hosted
 
 jax = require_package("jax")
 import jax.numpy as jnp  # noqa: E402
@@ -153,6 +156,75 @@ def test_a_tree_that_is_not_the_models_is_refused(client, name, change, error, w
             RemoteOptimizer(worker).update(other, None, other)
 
     assert model.describe()["version"] == 0
+
+
+@pytest.mark.parametrize("jit", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_a_tree_may_have_leaves_of_several_widths(client, name, jit):
+    """Norms in float32 beside kernels in bfloat16; a push has one width."""
+    tree = {"a": jnp.ones(2, jnp.bfloat16), "b": jnp.ones(2)}
+    params, tx = join(tree, model=name, optimizer=stepwell.SGD(0.5), client=client)
+
+    updates, _ = jit(tx.update)(tree, tx.init(params), params)
+    push_tree(tx.worker, tree)
+
+    assert updates["a"].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(updates["a"], [-0.5, -0.5])
+    np.testing.assert_array_equal(tx.worker.pull()["a"], [0, 0])
+
+
+def test_numbers_of_python_are_leaves(client, name):
+    """As JAX has it: each is a float32 without a shape."""
+    params, tx = join({"a": 1.0}, model=name, optimizer=stepwell.SGD(0.5), client=client)
+
+    updates, _ = tx.update({"a": 1.0}, tx.init({"a": 1.0}), {"a": 1.0})
+
+    assert params["a"].dtype == jnp.float32
+    assert float(updates["a"]) == -0.5
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"a": jnp.zeros(4)}, ShapeMismatch, r"'a' has shape \(2,\) in the model.*it has \(4,\)"),
+        ({"c": jnp.zeros(4)}, LayoutMismatch, "'c' is in the tree alone"),
+        ({"a": np.zeros(2)}, DtypeMismatch, "'a' is float32 in the model.*it is float64"),
+    ],
+)
+def test_who_joins_with_another_tree_is_told_the_tensor(client, name, change, error, words):
+    """Not only that the tensors are others."""
+    tree = {"a": jnp.zeros(2)}
+    create_model_from_tree(client, name, tree, optimizer="SGD")
+
+    with pytest.raises(error, match=words):
+        join({**tree, **change}, model=name, optimizer="SGD", client=client)
+
+
+def test_a_token_that_may_only_push_joins(tmp_path):
+    """With callables too, which this worker evaluates; creating needs the role admin."""
+    tokens = {role: TokenStore(tmp_path).create(role) for role in ("admin", "push")}
+    options = {"model": "m", "optimizer": stepwell.SGD(lambda: 0.5)}
+    tree = {"a": jnp.ones(2)}
+    with (
+        hosted(tmp_path) as server,
+        stepwell.Client(server.url, tokens["admin"]) as admin,
+        stepwell.Client(server.url, tokens["push"]) as client,
+    ):
+        with pytest.raises(Forbidden, match="no model 'm' yet"):
+            join(tree, client=client, **options)
+        join(tree, client=admin, **options)
+
+        _, tx = join(tree, client=client, worker="w1", **options)
+        updates, _ = tx.update(tree, tx.init(tree), tree)
+
+    np.testing.assert_array_equal(updates["a"], [-0.5, -0.5])
+
+
+def test_init_inside_jit_says_where_it_belongs(client, name):
+    """There are no numbers to compare inside."""
+    params, tx = join({"a": jnp.zeros(2)}, model=name, optimizer="SGD", client=client)
+
+    with pytest.raises(InvalidArgument, match=r"call state = tx.init\(params\) outside"):
+        jax.jit(tx.init)(params)
 
 
 def test_trees_that_no_model_can_have_are_refused(client, name):

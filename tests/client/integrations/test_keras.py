@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -156,6 +157,64 @@ def test_a_learning_rate_that_is_set_is_the_servers(new):
     assert optimizer.remote.optimizer().learning_rate == 0.25
 
 
+def test_a_learning_rate_that_is_set_before_the_model_is_there_counts(new):
+    """The model is created with it; it was shown, and the server's was another."""
+    optimizer = new(keras.optimizers.SGD(0.5))
+
+    optimizer.learning_rate = 0.25
+    optimizer.build(new_variables())
+
+    assert optimizer.remote.optimizer().learning_rate == 0.25
+
+
+def test_who_joins_sees_the_present_learning_rate(new):
+    """A callback that lowers it begins there, after a restart of the script too."""
+    first = new(keras.optimizers.SGD(0.5))
+    first.build(new_variables())
+    first.learning_rate = 0.125
+    joined = new(keras.optimizers.SGD(0.5), worker="w1")
+
+    joined.build(new_variables())
+
+    assert float(joined.learning_rate) == 0.125
+
+
+def test_who_loads_a_model_takes_nobodys_place(new, server):
+    """To look at a saved model is no reason to fence the worker that trains it."""
+    trained, variables = new_variables(), new_variables("other")
+    optimizer = new(keras.optimizers.SGD(0.5), url=server.url, worker="w5")
+    optimizer.apply(GRADIENTS, trained)
+
+    again = from_file(optimizer, variables)
+
+    np.testing.assert_array_equal(variables[0].numpy(), new_variables()[0].numpy())
+    with pytest.raises(InvalidArgument, match=r"call model.optimizer.pull\(\)"):
+        again.apply(GRADIENTS, variables)
+    optimizer.apply(GRADIENTS, trained)
+    assert optimizer.remote.describe()["version"] == 2
+
+
+def test_a_loaded_optimizer_joins_by_a_pull(new, server):
+    """Under the tensors' old names, though its variables have others, as Keras gives them."""
+    trained, variables = new_variables(), new_variables("other")
+    optimizer = new(keras.optimizers.SGD(0.5), url=server.url)
+    optimizer.apply(GRADIENTS, trained)
+
+    with contextlib.closing(from_file(optimizer, variables)) as again:
+        again.pull()
+        np.testing.assert_array_equal(variables[1].numpy(), trained[1].numpy())
+        again.apply(GRADIENTS, variables)
+
+        assert again.remote.describe()["version"] == 2
+
+
+def from_file(optimizer, variables):
+    """Return the optimizer as it comes with a model from a file: Keras builds it at once."""
+    again = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
+    again.build(variables)
+    return again
+
+
 def test_a_configuration_makes_the_same_optimizer(new):
     """As it is saved with a model; no token is in it."""
     optimizer = new(keras.optimizers.Adam(0.125), worker="w7", pulls=False)
@@ -213,6 +272,38 @@ def test_variables_that_no_server_trains_are_refused(new, options, error, words)
         new().build([variable])
 
 
+def test_variables_of_another_dtype_are_named(new):
+    """Both dtypes, and how to come to the model's."""
+    new().build(new_variables())
+    with keras.name_scope("dense"):
+        kernel = keras.Variable(np.ones((2, 3)), dtype="float64", name="kernel")
+
+    with pytest.raises(DtypeMismatch, match=r"'dense/kernel' is float32.*Received float64"):
+        new(worker="w1").build([kernel, new_variables()[1]])
+
+
+def test_layers_may_have_several_widths(new):
+    """A push has one; gradients of half width are widened then."""
+    with keras.name_scope("dense"):
+        narrow = keras.Variable(np.ones(2), dtype="float16", name="narrow")
+    variables = [narrow, new_variables()[1]]
+
+    new(keras.optimizers.SGD(0.5)).apply([np.ones(2, np.float16), GRADIENTS[1]], variables)
+
+    np.testing.assert_array_equal(narrow.numpy(), np.float16([0.5, 0.5]))
+
+
+def test_layers_of_half_width_may_have_state(new):
+    """Statistics are held in float32, whatever the gradients are."""
+    with keras.name_scope("dense"):
+        narrow = keras.Variable(np.ones(2), dtype="float16", name="narrow")
+    remote = new(keras.optimizers.SGD(0.5), state=[new_statistics(dtype="float16")])
+
+    remote.apply([np.ones(2, np.float16)], [narrow])
+
+    assert remote.remote.describe()["version"] == 1
+
+
 def test_two_variables_of_one_path_are_refused(new):
     """They would be one tensor."""
     with pytest.raises(InvalidArgument, match="twice: 'dense/kernel'"):
@@ -239,6 +330,29 @@ def test_a_token_that_may_not_create_is_our_error(tmp_path):
             optimizer.build(new_variables())
 
 
+def test_a_token_that_may_only_push_joins(tmp_path):
+    """Workers have such; it is told of another rule, and of a model that is not there."""
+    from stepwell_server.tokens import TokenStore
+
+    tokens = {role: TokenStore(tmp_path).create(role) for role in ("admin", "push")}
+    with (
+        hosted(tmp_path) as server,
+        stepwell.Client(server.url, tokens["admin"]) as admin,
+        stepwell.Client(server.url, tokens["push"]) as client,
+    ):
+        RemoteOptimizer("sgd", model="m", client=admin).build(new_variables())
+        with contextlib.closing(
+            RemoteOptimizer("sgd", model="m", client=client, worker="w1")
+        ) as joined:
+            joined.apply(GRADIENTS, new_variables())
+            assert joined.remote.describe()["version"] == 1
+
+        with pytest.raises(ModelDiffers, match=r"optimizer SGD\. Received: Adam"):
+            RemoteOptimizer("adam", model="m", client=client).build(new_variables())
+        with pytest.raises(Forbidden, match=r"no model 'n' yet.*role admin"):
+            RemoteOptimizer("sgd", model="n", client=client).build(new_variables())
+
+
 def test_a_call_before_the_optimizer_is_built_says_what_to_do(new):
     """There is no session yet."""
     with pytest.raises(InvalidArgument, match=r"optimizer.build\(model.trainable_variables\)"):
@@ -261,6 +375,20 @@ def test_a_pull_needs_a_model_of_ours():
 
     with pytest.raises(InvalidArgument, match="Received: SGD"):
         callback.on_epoch_begin(0)
+
+
+def test_a_pull_finds_the_optimizer_behind_a_loss_scale_of_keras(new):
+    """`model.compile` puts one around it in mixed float16."""
+    remote, callback = new(keras.optimizers.SGD(1.0), pulls=False), Pull("epoch")
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, name="d")], name="net")
+    model.compile(optimizer=keras.optimizers.LossScaleOptimizer(remote), loss="mse")
+    variables = model.trainable_variables
+    remote.apply([np.ones((2, 1), np.float32), np.float32([3])], variables)
+    callback.set_model(model)
+
+    callback.on_epoch_begin(0)
+
+    np.testing.assert_array_equal(variables[1].numpy(), [-3])
 
 
 @pytest.mark.full

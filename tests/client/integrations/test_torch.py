@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import copy
 import functools
 import itertools
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -252,6 +255,22 @@ def test_a_step_writes_into_the_module_s_own_memory(remote) -> None:
     assert (values_of(module) != before).any()
 
 
+def test_a_graph_from_before_the_step_is_refused_by_autograd(remote) -> None:
+    """As with torch's own: its gradient would be one of new parameters and old activations."""
+    # Arrange
+    module = new_module()
+    optimizer = remote(module.named_parameters(), optimizer=torch.optim.SGD, lr=0.1)
+    loss = loss_of(module, 0)
+    loss.backward(retain_graph=True)
+
+    # Act
+    optimizer.step()
+
+    # Assert
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_a_closure_is_called_and_its_loss_returned(remote) -> None:
     """As `torch.optim.Optimizer.step` has it, with gradients switched on."""
     # Arrange
@@ -316,6 +335,104 @@ def test_overlap_computes_what_delayed_gradients_give(remote) -> None:
     check_same(values_of(module), expected, before)
 
 
+def test_an_interrupted_wait_for_a_pull_is_taken_up_again(remote) -> None:
+    """Ctrl-C in a notebook: the pull goes on behind, so no push may go beside it."""
+    # Arrange
+    module = new_module()
+    optimizer = remote(module.named_parameters(), optimizer=torch.optim.SGD, lr=0.1, overlap=True)
+    pending = optimizer._pending = _Interrupted()
+
+    # Act
+    with pytest.raises(KeyboardInterrupt):
+        train(module, optimizer, steps=1)
+
+    # Assert
+    assert optimizer._pending is pending
+    assert optimizer.last_result is None
+    optimizer._pending = None
+
+
+class _Interrupted(concurrent.futures.Future):  # type: ignore[type-arg]
+    """A pull that goes on while somebody presses Ctrl-C."""
+
+    def result(self, timeout: float | None = None) -> Any:
+        raise KeyboardInterrupt
+
+
+def test_overlap_goes_on_in_a_new_history(server, remote, name: str) -> None:
+    """What was pulled of the old one is not taken, nor its version said."""
+    # Arrange
+    module = new_module()
+    options = {"optimizer": torch.optim.SGD, "lr": 0.1, "overlap": True, "on_stale": "repull"}
+    optimizer = remote(module.named_parameters(), **options)
+    restore_in_the_midst(server, name, lambda: train(module, optimizer, steps=3))
+
+    # Act
+    outcomes = []
+    for _ in range(3):
+        train(module, optimizer, steps=1)
+        outcomes.append((optimizer.last_result.outcome, optimizer.last_result.staleness))
+
+    # Assert
+    assert outcomes == [("dropped_stale", 0), ("applied", 0), ("applied", 1)]
+
+
+def restore_in_the_midst(server: Any, name: str, between: Callable[[], Any]) -> None:
+    """Take a checkpoint, do something, and go back to it."""
+    with stepwell.Client(server.url) as client:
+        model = client.model(name)
+        checkpoint = model.checkpoint()
+        between()
+        model.restore(checkpoint.id)
+
+
+def test_after_a_restore_the_script_pulls_and_goes_on(server, remote, name: str) -> None:
+    """The error says so; before, this optimizer could never step again."""
+    # Arrange
+    module = new_module()
+    optimizer = remote(module.named_parameters(), optimizer=torch.optim.SGD, lr=0.1)
+    restore_in_the_midst(server, name, lambda: train(module, optimizer, steps=1))
+
+    # Act
+    with pytest.raises(errors.StaleIncarnation, match=r"Call optimizer\.pull\(\)"):
+        train(module, optimizer, steps=1)
+    optimizer.pull()
+    train(module, optimizer, steps=1)
+
+    # Assert
+    assert optimizer.last_result.outcome == "applied"
+    assert optimizer.last_result.staleness == 0
+
+
+def test_a_pull_goes_on_from_parameters_that_were_written(server, remote, name: str) -> None:
+    """As from a file: written on the server, pulled, and the next step begins there."""
+    # Arrange
+    module = new_module()
+    optimizer = remote(module.named_parameters(), optimizer=torch.optim.SGD, lr=0.0)
+    train(module, optimizer, steps=1)
+    with stepwell.Client(server.url) as client:
+        client.model(name).overwrite({k: torch.ones_like(p) for k, p in module.named_parameters()})
+
+    # Act
+    optimizer.pull()
+    train(module, optimizer, steps=1)
+
+    # Assert
+    assert optimizer.last_result.outcome == "applied"
+    assert (values_of(module) == 1).all()
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickle.dumps])
+def test_it_is_neither_copied_nor_pickled(remote, copied: Callable[[Any], Any]) -> None:
+    """A copy would have no session; the sentence says what can be kept."""
+    # Arrange
+    optimizer = remote(new_module().named_parameters(), optimizer=torch.optim.SGD, lr=0.1)
+
+    # Act / Assert
+    with pytest.raises(errors.InvalidArgument, match=r"keep `state_dict\(\)`"):
+        copied(optimizer)
+
+
 def test_grad_scaler_s_scale_is_divided_out_by_the_server(remote) -> None:
     """The gradients travel as they are, scaled; the step is that without a scale."""
     # Arrange
@@ -375,6 +492,22 @@ def test_the_server_s_loss_scale_takes_the_place_of_grad_scaler(remote) -> None:
     assert optimizer.loss_scale == 32.0
 
 
+def test_all_losses_of_a_step_have_one_scale(remote, monkeypatch) -> None:
+    """Gradients are accumulated: a pull in between may say another scale, for the next step."""
+    # Arrange
+    rule = stepwell.LossScaleOptimizer(stepwell.TorchSGD(0.1), initial_scale=64.0)
+    optimizer = remote(new_module().named_parameters(), optimizer=rule)
+    loss = torch.tensor(1.0)
+
+    # Act
+    first = optimizer.scale(loss)
+    monkeypatch.setattr(optimizer._worker._session, "loss_scale", 32.0)
+    second = optimizer.scale(loss)
+
+    # Assert
+    assert (float(first), float(second)) == (64.0, 64.0)
+
+
 def test_state_dict_brings_rates_back_and_says_where_the_rest_is(remote, name: str) -> None:
     """A script that saves and loads goes on with the rate of its scheduler."""
     # Arrange
@@ -408,6 +541,54 @@ def test_buffers_are_kept_and_given_to_who_comes_later(remote) -> None:
     assert int(ours["3.num_batches_tracked"]) == 3
     assert float(ours["3.running_mean"].abs().max()) > 0
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"overlap": True}, {"consistency": stepwell.Buffered(4)}],
+    ids=["overlap", "buffered"],
+)
+def test_statistics_see_each_batch(remote, options: dict[str, Any]) -> None:
+    """No step puts back buffers that lack what this module's last batches were."""
+    # Arrange
+    module = torch.nn.Sequential(*new_module(), torch.nn.BatchNorm1d(3))
+    optimizer = remote(
+        module.named_parameters(),
+        buffers=module.named_buffers(),
+        optimizer=torch.optim.SGD,
+        lr=0.1,
+        **options,
+    )
+
+    # Act
+    train(module, optimizer, steps=8)
+
+    # Assert
+    assert int(module[3].num_batches_tracked) == 8
+    optimizer.pull()
+    assert int(module[3].num_batches_tracked) == 8
+
+
+def test_a_buffer_of_bfloat16_is_kept(remote) -> None:
+    """NumPy has no such dtype."""
+    # Arrange
+    module = new_module()
+    module.register_buffer("table", torch.arange(3, dtype=torch.bfloat16))
+    optimizer = remote(
+        module.named_parameters(),
+        buffers=module.named_buffers(),
+        optimizer=torch.optim.SGD,
+        lr=0.1,
+    )
+
+    # Act
+    module.table += 1
+    train(module, optimizer, steps=1)
+    module.table.zero_()
+    optimizer.pull()
+
+    # Assert
+    assert module.table.tolist() == [1, 2, 3]
 
 
 # ---------------------------------------------------------------------------------------------
