@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from stepwell_server import cli_asking, cli_export, cli_import, cli_verify
+from stepwell_server.cli_interrupts import like_ctrl_c
 from stepwell_server.cli_options import AsJson, ModelName, Url
 
 if TYPE_CHECKING:  # not needed by a server that starts
@@ -189,7 +190,7 @@ def export(
     """Download a checkpoint: two safetensors files and the manifest, all or none."""
     from stepwell.endpoint import Endpoint
 
-    with cli_asking.bars() as progress:
+    with like_ctrl_c(), cli_asking.bars() as progress:
         endpoint = Endpoint.find(url, None, None)
         paths = cli_export.export(endpoint, model, checkpoint, folder, progress)
     names = [str(path) for path in paths]

@@ -15,6 +15,7 @@ import typer
 from stepwell_core.errors import Conflict, StepwellError
 
 from stepwell_server.cli_asking import ask, sign_of_life
+from stepwell_server.cli_interrupts import like_ctrl_c
 from stepwell_server.cli_options import AsJson, ModelName, Url
 
 if TYPE_CHECKING:  # not needed by a server that starts
@@ -58,7 +59,7 @@ def tensorboard(
 
 
 def _exported(model: stepwell.Model, folder: Path, follow: bool) -> dict[str, Any]:
-    with sign_of_life("writing"), EventFile(folder) as events:
+    with like_ctrl_c(), sign_of_life("writing"), EventFile(folder) as events:
         events.write(model)
         try:
             while follow:
