@@ -17,6 +17,9 @@ if TYPE_CHECKING:  # not needed by a server that starts
 
 EXIT_FAILED = 1
 
+ABOUT = ("stepwell", "protocol", "durability")
+"""What `status` says of a server as it says it itself."""
+
 WIDTH = 160
 """Of lines that go to a file or another program: nothing is folded for a screen that is not."""
 
@@ -34,13 +37,13 @@ def status(url: Url = None, as_json: AsJson = False) -> None:
     Ends with 1 if the server is not ready, or a model is read-only since its disk failed.
     """
     with Questions(url) as questions:
-        health = questions.ask("/readyz")
-        about = questions.ask("/v1")
-        found = questions.ask("/v1/models")["models"]
+        health = questions.ask("/readyz", "status")
+        about = questions.ask("/v1", *ABOUT, "counts")
+        found = questions.ask("/v1/models", "models")["models"]
     told = {
         "url": questions.url,
         "status": health["status"],
-        **{name: about[name] for name in ("stepwell", "protocol", "durability")},
+        **{name: about[name] for name in ABOUT},
         "staging": about.get("staging"),  # an older server does not say
         "counts": about["counts"],
         "models": [_summary(model, questions.now_s) for model in found],
@@ -57,7 +60,7 @@ def status(url: Url = None, as_json: AsJson = False) -> None:
 def models(url: Url = None, as_json: AsJson = False) -> None:
     """List the models: versions, sizes, optimizers, sessions, checkpoints."""
     with Questions(url) as questions:
-        found = questions.ask("/v1/models")["models"]
+        found = questions.ask("/v1/models", "models")["models"]
     if as_json:
         typer.echo(json.dumps({"models": found}))
     else:
@@ -73,7 +76,8 @@ def workers(
     from stepwell_core.names import check_identifier
 
     with Questions(url) as questions:
-        found = questions.ask(f"/v1/models/{check_identifier(model, 'model')}/workers")["workers"]
+        path = f"/v1/models/{check_identifier(model, 'model')}/workers"
+        found = questions.ask(path, "workers")["workers"]
     if as_json:
         typer.echo(json.dumps({"workers": found}))
         return

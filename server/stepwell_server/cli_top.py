@@ -95,8 +95,8 @@ class Looks:
         Raises:
             StepwellError: The server does not answer, or refuses.
         """
-        status = self._questions.ask("/readyz")["status"]
-        models = self._questions.ask("/v1/models")["models"]
+        status = self._questions.ask("/readyz", "status")["status"]
+        models = self._questions.ask("/v1/models", "models")["models"]
         seen = {model["name"]: self._model(model) for model in models}
         self._before = {name: sight for name, (sight, _) in seen.items()}
         return {
@@ -108,9 +108,10 @@ class Looks:
 
     def _model(self, model: dict[str, Any]) -> tuple[Sight, dict[str, Any]]:
         path = f"/v1/models/{model['name']}"
-        workers = self._questions.ask(f"{path}/workers")["workers"]
+        workers = self._questions.ask(f"{path}/workers", "workers")["workers"]
         since = self._questions.now_s - RECENT_S
-        series = self._questions.ask(f"{path}/history?points={POINTS}&since={since}")["series"]
+        history = f"{path}/history?points={POINTS}&since={since}"
+        series = self._questions.ask(history, "series")["series"]
         pushes = {(w["worker"], w["epoch"]): w["last_sequence"] + 1 for w in workers}
         sight = Sight(self._clock(), model["incarnation"], model["version"], pushes)
         rates = _rates(self._before.get(model["name"]), sight)

@@ -162,7 +162,7 @@ def test_a_server_that_is_not_there_is_a_sentence_at_once(run, command):
     code, out, err = run(*command, "--url", "http://127.0.0.1:9", "--json")
 
     assert (code, out) == (1, "")
-    assert "No server answers at http://127.0.0.1:9" in err
+    assert "http://127.0.0.1:9 cannot be reached" in err
     assert "stepwell serve" in err
 
 
@@ -177,6 +177,48 @@ def test_something_else_that_answers_is_told_from_a_server(run):
 
     assert code == 1
     assert "is not a Stepwell server" in err
+
+
+@pytest.mark.parametrize("command", [("status",), ("models",), ("workers", "m"), ("top", "--once")])
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [(404, b'{"detail": "Not Found"}'), (200, b'{"status": "ready"}'), (200, b"{}")],
+)
+def test_another_programs_json_is_told_from_a_servers(run, command, status, body):
+    """FastAPI's own 404 is an object, too; and so is a health check."""
+
+    class Other(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Other) as other:
+        thread = threading.Thread(target=other.serve_forever, daemon=True)
+        thread.start()
+        code, out, err = run(*command, "--url", f"http://127.0.0.1:{other.server_port}")
+        other.shutdown()
+        thread.join()
+
+    assert (code, out) == (1, "")
+    assert f"is not a Stepwell server, or an older one. Received: status {status}" in err
+
+
+@pytest.mark.parametrize("is_secured", [True, False])
+def test_the_wrong_scheme_is_said_to_be(run, certificate, tmp_path, is_secured):
+    """Somebody is there, and to start a server would not help."""
+    cert, key = certificate
+    options = {"tls_cert": cert, "tls_key": key} if is_secured else {}
+    with servers.hosted(tmp_path / "data", **options) as server:
+        scheme, _, rest = server.url.partition("://")
+        wrong = {"http": "https", "https": "http"}[scheme]
+        code, _, err = run("status", "--url", f"{wrong}://{rest}")
+
+    assert (code, f"its URL begins with {scheme}://" in err) == (1, True)
 
 
 def test_a_closed_server_wants_a_token(run, tmp_path, monkeypatch):
