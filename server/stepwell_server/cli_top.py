@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from stepwell_core.errors import ModelNotFound
 
 from stepwell_server.cli_options import AsJson, Url
 from stepwell_server.cli_questions import Questions
@@ -19,14 +22,17 @@ if TYPE_CHECKING:  # not needed by a server that starts
     from rich.console import RenderableType
     from rich.table import Table
 
-LEAST_INTERVAL_S = 0.2
+LEAST_INTERVAL_S, MOST_INTERVAL_S = 0.2, 3600.0
 RECENT_S = 60.0
 """Staleness is that of the steps of the last minute."""
 
 POINTS = 200  # of a history; enough for a mean, and thinned out so that no peak is missed
 
 Interval = Annotated[
-    float, typer.Option(min=LEAST_INTERVAL_S, help="Seconds from one look to the next.")
+    float,
+    typer.Option(
+        min=LEAST_INTERVAL_S, max=MOST_INTERVAL_S, help="Seconds from one look to the next."
+    ),
 ]
 
 
@@ -51,12 +57,17 @@ def top(
         if once:
             time.sleep(interval_s)
             _print(looks.look(), as_json)
-        elif as_json:
+        elif as_json or not has_screen():
             while True:
                 time.sleep(interval_s)
                 _print(looks.look(), as_json)
         else:
             _watch(looks.look, interval_s)
+
+
+def has_screen() -> bool:
+    """Return whether stdout can be painted again; else each look is printed below the last."""
+    return sys.stdout.isatty() and os.environ.get("TERM") not in (None, "", "dumb", "unknown")
 
 
 @dataclass(frozen=True)
@@ -97,7 +108,10 @@ class Looks:
         """
         status = self._questions.ask("/readyz", "status")["status"]
         models = self._questions.ask("/v1/models", "models")["models"]
-        seen = {model["name"]: self._model(model) for model in models}
+        seen = {}
+        for model in models:
+            with contextlib.suppress(ModelNotFound):  # it was deleted just now
+                seen[model["name"]] = self._model(model)
         self._before = {name: sight for name, (sight, _) in seen.items()}
         return {
             "url": self._questions.url,
@@ -164,7 +178,7 @@ def _watch(look: Callable[[], dict[str, Any]], interval_s: float) -> None:
     from stepwell_core.errors import StepwellError
 
     console = Console(markup=False, highlight=False)
-    with Live(console=console, screen=console.is_terminal, auto_refresh=False) as live:
+    with Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
             try:
                 live.update(_screen(look()), refresh=True)
