@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import threading
 from pathlib import Path
@@ -24,7 +25,6 @@ from stepwell_core.names import check_identifier
 from stepwell_server.storage import disk
 from stepwell_server.storage.archive import CheckpointArchive
 from stepwell_server.storage.stores import CheckpointStore, LocalStore
-from stepwell_server.tokens import TOKENS_FILE
 
 FORMAT = "stepwell-data"
 FORMAT_VERSION = 1
@@ -34,6 +34,8 @@ HISTORY = "history.sqlite"
 DELETED = "deleted"
 STORE_OWNER = "store-owner"
 LOCK = ".lock"
+
+TOKENS_FILE = "tokens.json"
 
 NOT_YET_OURS = {LOCK, TOKENS_FILE, "lost+found"}
 """What a folder may have in it and still count as empty: tokens may be made before the first
@@ -253,6 +255,10 @@ def _model_folders(path: Path) -> list[Path]:
     ]
 
 
+_TEMPORARY = re.compile(rf"{re.escape(disk.TEMPORARY)}[0-9a-f]{{32}}\Z")
+"""Of `stepwell token`, which may write at this moment, or was killed."""
+
+
 def check_owner(path: Path) -> bool:
     """Return whether a folder is a server's already; an empty one can become it.
 
@@ -260,7 +266,8 @@ def check_owner(path: Path) -> bool:
         DataFolderInvalid: It is another program's, or of a newer version.
         OSError: It cannot be read.
     """
-    if NOT_YET_OURS.issuperset(entry.name for entry in path.iterdir()):
+    names = {entry.name for entry in path.iterdir()}
+    if all(name in NOT_YET_OURS or _TEMPORARY.match(name) for name in names):
         return False
     _check_identity(path / IDENTITY)
     return True
