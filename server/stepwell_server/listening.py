@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -39,11 +40,9 @@ def bound(host: str, port: int) -> list[socket.socket]:
     try:
         return _bound(host, port)
     except OSError as error:
-        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        where = _shown(host, port)
         if error.errno == errno.EADDRINUSE:
-            raise AddressTaken(
-                f"Another program listens on {where}; choose another port with --port"
-            ) from None
+            raise _taken(where) from None
         reason = error.strerror or str(error)
         raise AddressUnusable(
             f"The server cannot listen on {where} ({reason}); choose an address of this machine "
@@ -65,6 +64,27 @@ def _bound(host: str, port: int) -> list[socket.socket]:
             sockets.append(listener)
         failed.pop_all()
     return sockets
+
+
+def listen(sockets: Iterable[socket.socket]) -> None:
+    """Begin to listen on what `bound` returned.
+
+    Raises:
+        AddressTaken: Another server was bound there at the same time, and listened first.
+    """
+    for each in sockets:
+        try:
+            each.listen()
+        except OSError:
+            raise _taken(_shown(*each.getsockname()[:2])) from None
+
+
+def _shown(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _taken(where: str) -> AddressTaken:
+    return AddressTaken(f"Another program listens on {where}; choose another port with --port")
 
 
 def prepare_unix_socket(path: Path, *, is_open: bool) -> None:

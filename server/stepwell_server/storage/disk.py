@@ -386,9 +386,9 @@ class FolderLock:
                 f"The data folder {folder} is in use by another server (process "
                 f"{owner or 'unknown'}); stop it or choose another folder with --data-dir"
             ) from None
-        self._file.truncate(0)
-        self._file.write(str(os.getpid()))
-        self._file.flush()
+        with contextlib.suppress(OSError):  # the number is for people; a full disk has no room
+            os.ftruncate(self._file.fileno(), 0)
+            os.write(self._file.fileno(), str(os.getpid()).encode())
 
     def release(self) -> None:
         """Let another server in."""

@@ -65,21 +65,21 @@ class DataFolder:
             disk.make_folders(path)
             check_owner(path)
         except OSError as error:
-            raise DataFolderInvalid(
-                f"The data folder {path} cannot be used ({error.strerror}); choose another "
-                "with --data-dir"
-            ) from None
+            raise _unusable(path, error) from None
         self._lock = disk.FolderLock(path, LOCK)
-        disk.remove_leftovers(path)
-        if not identity.exists():
-            values = {"format": FORMAT, "format_version": FORMAT_VERSION}
-            disk.write_durably(identity, json.dumps(values).encode() + b"\n")
-        if store is not None:
-            try:
+        try:
+            disk.remove_leftovers(path)
+            if not identity.exists():
+                values = {"format": FORMAT, "format_version": FORMAT_VERSION}
+                disk.write_durably(identity, json.dumps(values).encode() + b"\n")
+            if store is not None:
                 store.claim(self._store_owner(), takes_over=takes_over)
-            except BaseException:
-                self._lock.release()
-                raise
+        except OSError as error:
+            self._lock.release()
+            raise _unusable(path, error) from None
+        except BaseException:
+            self._lock.release()
+            raise
 
     def _store_owner(self) -> str:
         """Return the name under which this folder uses a store; a random one, given once."""
@@ -257,6 +257,13 @@ def _model_folders(path: Path) -> list[Path]:
 
 _TEMPORARY = re.compile(rf"{re.escape(disk.TEMPORARY)}[0-9a-f]{{32}}\Z")
 """Of `stepwell token`, which may write at this moment, or was killed."""
+
+
+def _unusable(path: Path, error: OSError) -> DataFolderInvalid:
+    return DataFolderInvalid(
+        f"The data folder {path} cannot be used ({error.strerror or error}); choose another with "
+        "--data-dir, or make room"
+    )
 
 
 def check_owner(path: Path) -> bool:
