@@ -11,6 +11,9 @@ from pathlib import Path
 
 from stepwell_core.errors import StepwellError
 
+MOST_PATH_BYTES = 107
+"""Of a Unix socket: Linux has no room for more in an address."""
+
 
 class AddressUnusable(StepwellError):
     """The server cannot listen there."""
@@ -110,6 +113,20 @@ def prepare_unix_socket(path: Path, *, is_open: bool) -> None:
         ) from None
 
 
+def is_served(path: Path | str) -> bool:
+    """Return whether somebody listens on a socket.
+
+    Raises:
+        OSError: It cannot be told: it is not there, or another user's.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            return False
+    return True
+
+
 def remove_stale_socket(path: Path, address: str) -> None:
     """Remove a socket that a dead server left behind, if there is one.
 
@@ -122,10 +139,7 @@ def remove_stale_socket(path: Path, address: str) -> None:
     """
     if not path.is_socket():
         return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(address)
-        except ConnectionRefusedError:
-            os.unlink(address)
-            return
+    if not is_served(address):
+        os.unlink(address)
+        return
     raise AddressTaken(f"Another server listens on {path}; choose another path")
