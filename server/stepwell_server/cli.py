@@ -48,7 +48,8 @@ Role = Literal["read", "push", "admin"]
 def main() -> int:
     """Run the command; returns its exit code."""
     try:
-        code = app(standalone_mode=False)  # that of a typer.Exit; commands return None
+        # The name is not what was typed: completion is of `stepwell`, also by `python -m stepwell`.
+        code = app(prog_name="stepwell", standalone_mode=False)  # of a typer.Exit; else None
     except typer.Abort:
         return EXIT_INTERRUPTED
     except StepwellError as error:

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import json
-import sys
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
 from stepwell_server.cli_options import AsJson, ModelName, Url
 from stepwell_server.cli_questions import Questions
-
-if TYPE_CHECKING:  # not needed by a server that starts
-    from rich.table import Table
+from stepwell_server.cli_tables import table, width_of_stdout
 
 EXIT_FAILED = 1
 
 ABOUT = ("stepwell", "protocol", "durability")
 """What `status` says of a server as it says it itself."""
 
-WIDTH = 160
-"""Of lines that go to a file or another program: nothing is folded for a screen that is not."""
+NUMBERS = ("version", "parameters", "size", "sessions", "journal", "pushes", "epoch")
+LEAST_NEEDED = ("optimizer", "parameters", "consistency", "journal", "last checkpoint", "size")
+"""Columns that a narrow terminal goes without, this one first."""
 
 
 def register(app: typer.Typer) -> None:
@@ -185,20 +183,8 @@ def _print_table(columns: tuple[str, ...], rows: list[list[str]], nothing: str) 
     if not rows:
         typer.echo(nothing)
         return
-    console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else WIDTH)
-    console.print(_table(columns, rows))
-
-
-def _table(columns: tuple[str, ...], rows: list[list[str]]) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for number, column in enumerate(columns):
-        is_number = all(row[number][:1].isdigit() for row in rows) and column != "last checkpoint"
-        table.add_column(column, justify="right" if is_number else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    return table
+    console = Console(markup=False, highlight=False, width=width_of_stdout())
+    console.print(table(columns, rows, console.width, numbers=NUMBERS, may_go=LEAST_NEEDED))
 
 
 def bytes_shown(nbytes: float) -> str:

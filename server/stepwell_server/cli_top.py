@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +16,8 @@ from stepwell_core.errors import ModelNotFound
 
 from stepwell_server.cli_options import AsJson, Url
 from stepwell_server.cli_questions import Questions
-from stepwell_server.cli_status import WIDTH, age_shown, bytes_shown
+from stepwell_server.cli_status import age_shown, bytes_shown
+from stepwell_server.cli_tables import table, width_of_stdout
 
 if TYPE_CHECKING:  # not needed by a server that starts
     from rich.console import RenderableType
@@ -25,6 +26,10 @@ if TYPE_CHECKING:  # not needed by a server that starts
 LEAST_INTERVAL_S, MOST_INTERVAL_S = 0.2, 3600.0
 RECENT_S = 60.0
 """Staleness is that of the steps of the last minute."""
+
+NUMBERS = ("version", "versions/s", "pushes/s", "rate", "staleness", "workers")
+LEAST_NEEDED = ("optimizer", "mode", "staleness", "rate", "pushes/s", "workers")
+"""Columns that a narrow terminal goes without, this one first."""
 
 POINTS = 200  # of a history; enough for a mean, and thinned out so that no peak is missed
 
@@ -167,8 +172,8 @@ def _print(told: dict[str, Any], as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(told))
         return
-    width = None if sys.stdout.isatty() else WIDTH
-    Console(markup=False, highlight=False, width=width).print(_screen(told))
+    console = Console(markup=False, highlight=False, width=width_of_stdout())
+    console.print(_screen(told, console.width))
 
 
 def _watch(look: Callable[[], dict[str, Any]], interval_s: float) -> None:
@@ -181,13 +186,13 @@ def _watch(look: Callable[[], dict[str, Any]], interval_s: float) -> None:
     with Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
             try:
-                live.update(_screen(look()), refresh=True)
+                live.update(_screen(look(), console.width), refresh=True)
             except StepwellError as error:
                 live.update(f"{error.message}\n\nCtrl-C ends.", refresh=True)
             time.sleep(interval_s)
 
 
-def _screen(told: dict[str, Any]) -> RenderableType:
+def _screen(told: dict[str, Any], width: int) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
@@ -195,10 +200,10 @@ def _screen(told: dict[str, Any]) -> RenderableType:
     head = Text(f"{told['url']}  {told['status']}  {moment}\n")
     if not told["models"]:
         return Group(head, Text("there are no models yet"))
-    return Group(head, _models(told["models"]), Text(), _workers(told["models"]))
+    return Group(head, _models(told["models"], width), Text(), _workers(told["models"], width))
 
 
-def _models(models: list[dict[str, Any]]) -> Table:
+def _models(models: list[dict[str, Any]], width: int) -> Table:
     columns = ("model", "version", "versions/s", "pushes/s", "rate", "staleness", "workers")
     rows = [
         (
@@ -214,10 +219,10 @@ def _models(models: list[dict[str, Any]]) -> Table:
         )
         for model in models
     ]
-    return _table((*columns, "mode", "optimizer"), rows)
+    return table((*columns, "mode", "optimizer"), rows, width, numbers=NUMBERS, may_go=LEAST_NEEDED)
 
 
-def _workers(models: list[dict[str, Any]]) -> Table:
+def _workers(models: list[dict[str, Any]], width: int) -> Table:
     rows = [
         (
             worker["worker"],
@@ -229,19 +234,8 @@ def _workers(models: list[dict[str, Any]]) -> Table:
         for model in models
         for worker in model["workers"]
     ]
-    return _table(("worker", "model", "state", "last seen", "last push"), rows)
-
-
-def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        is_number = column.endswith("/s") or column in ("version", "rate", "staleness", "workers")
-        table.add_column(column, justify="right" if is_number else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    return table
+    columns = ("worker", "model", "state", "last seen", "last push")
+    return table(columns, rows, width, numbers=(), may_go=("last seen", "state"))
 
 
 def _number(value: float | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -265,6 +266,47 @@ def test_completion_is_there_for_the_shells(shell):
     )
 
     assert "complete" in printed.stdout
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        (["ch"], ["checkpoint"]),
+        (["checkpoint", "ve"], ["verify"]),
+        (["demo", "--mo"], ["--mode", "--model"]),
+        (["demo", "--mode", "b"], ["buffered", "bounded"]),
+    ],
+)
+def test_bash_completes_commands_options_and_values(tmp_path, typed, completed):
+    """In a real shell; what `python -m stepwell` prints completes `stepwell`, too."""
+    bash = shutil.which("bash")
+    if bash is None:
+        pytest.skip("bash is not installed")
+    command = tmp_path / "stepwell"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m stepwell "$@"\n')
+    command.chmod(0o755)
+    script = """
+        stepwell --show-completion bash > "$HOME/script" && . "$HOME/script"
+        COMP_WORDS=(stepwell "$@"); COMP_CWORD=$#
+        function=$(complete -p stepwell | sed "s/.*-F \\([^ ]*\\).*/\\1/")
+        "$function" stepwell; printf "%s\\n" "${COMPREPLY[@]}"
+    """
+    environment = {
+        **os.environ,
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "HOME": str(tmp_path),
+        "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1",
+    }
+    printed = subprocess.run(
+        [bash, "--norc", "-c", script, "bash", *typed],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        env=environment,
+    )
+
+    assert printed.stdout.split() == completed
 
 
 def test_a_certificate_of_ones_own_is_named_by_a_variable(
