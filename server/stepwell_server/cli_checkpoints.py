@@ -105,8 +105,8 @@ def verify(
     if data_dir is not None:
         if url is not None:
             raise typer.BadParameter("A folder is read without a server: --data-dir or --url")
-        with cli_asking.sign_of_life(f"reading {data_dir} ..."):
-            verdicts = cli_verify.verify_folder(data_dir, model, checkpoint)
+        with cli_asking.bars() as progress:
+            verdicts = cli_verify.verify_folder(data_dir, model, checkpoint, progress)
     elif model is None:
         raise typer.BadParameter("Name the model, or a folder with --data-dir")
     else:
