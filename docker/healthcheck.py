@@ -1,29 +1,38 @@
 """Exit with 0 if the server in this container is ready; the HEALTHCHECK of the image.
 
-It knows the port and TLS from the environment, as the server does, and not from the server's flags.
-It asks the container's own loopback, so it does not check the certificate, which is another name's.
+It knows the address and TLS from the environment, as the server does, and not from the server's
+flags. It asks inside the container, so it does not check the certificate, which is another name's.
 """
 
 import http.client
 import os
+import socket
 import ssl
 import sys
 
+HOST = os.environ.get("STEPWELL_HOST", "127.0.0.1")
 PORT = int(os.environ.get("STEPWELL_PORT", "8700"))
+UDS = os.environ.get("STEPWELL_UDS")
 TIMEOUT_S = 4.0
 
-connection = (
-    http.client.HTTPSConnection(
-        "127.0.0.1", PORT, timeout=TIMEOUT_S, context=ssl._create_unverified_context()
-    )
-    if os.environ.get("STEPWELL_TLS_CERT")
-    else http.client.HTTPConnection("127.0.0.1", PORT, timeout=TIMEOUT_S)
-)
+EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # no address to ask
+
+where = UDS or f"port {PORT}"
 try:
-    connection.request("GET", "/readyz")
-    answer = connection.getresponse()
+    if UDS:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.settimeout(TIMEOUT_S)
+        connection.connect(UDS)
+    else:
+        connection = socket.create_connection((EVERY_ADDRESS.get(HOST, HOST), PORT), TIMEOUT_S)
+    if os.environ.get("STEPWELL_TLS_CERT"):
+        connection = ssl._create_unverified_context().wrap_socket(connection)
+    client = http.client.HTTPConnection("localhost", timeout=TIMEOUT_S)
+    client.sock = connection
+    client.request("GET", "/readyz")
+    answer = client.getresponse()
     text = answer.read(200).decode("utf-8", "replace")
 except (OSError, http.client.HTTPException) as error:
-    sys.exit(f"no answer on port {PORT}: {error}")
+    sys.exit(f"no answer on {where}: {error}")
 print(answer.status, text)
 sys.exit(answer.status != 200)

@@ -9,6 +9,8 @@ from importlib.util import find_spec
 
 _NEEDED = ("fastapi", "numba", "typer", "uvicorn")
 
+_INTERRUPTED = 130
+
 
 def main() -> int:
     """Run the command line and return its exit status; 1 when the server extra is missing."""
@@ -20,6 +22,9 @@ def main() -> int:
             file=sys.stderr,
         )
         return 1
-    from stepwell_server.cli import main as serve_main
+    try:
+        from stepwell_server.cli import main as serve_main
 
-    return serve_main()
+        return serve_main()
+    except KeyboardInterrupt:  # of somebody who did not wait for the imports
+        return _INTERRUPTED

@@ -21,6 +21,9 @@ from stepwell.retry import Timeout
 DEFAULT_URL = "http://127.0.0.1:8700"
 
 UNIX = "unix://"
+MOST_SOCKET_BYTES = 107
+"""Linux has no room for more in an address."""
+
 LOCAL_URL = "http://localhost"
 """What a server behind a Unix socket is called in requests."""
 
@@ -60,6 +63,11 @@ class Endpoint:
             )
         if self.token is not None and not (self.token.isascii() and self.token.isprintable()):
             raise InvalidArgument("A token is like sw_push_... Received: other characters")
+        if self.uds is not None and (length := len(os.fsencode(self.uds))) > MOST_SOCKET_BYTES:
+            raise InvalidArgument(
+                f"The path of a Unix socket has at most {MOST_SOCKET_BYTES} bytes. Received: "
+                f"{length} of {self.uds!r}"
+            )
         if not isinstance(self.timeout, Timeout):
             raise InvalidArgument(
                 "`timeout` is like stepwell.Timeout(retry_s=60). Received: "
@@ -132,6 +140,23 @@ class Endpoint:
         is_named = bool(proxies.get(parts.scheme) or proxies.get("all"))
         return is_named and not proxy_bypass(parts.hostname or "")
 
+    def ssl_context(self) -> ssl.SSLContext:
+        """Return what the server's certificate is checked with.
+
+        Raises:
+            InvalidArgument: The file that the environment names cannot be used.
+        """
+        try:
+            return httpx.create_ssl_context(self.verify)
+        except OSError as error:  # SSLError is one
+            path = os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR")
+            if not path:
+                raise
+            raise InvalidArgument(
+                f"`SSL_CERT_FILE` names a file of certificates, PEM, that cannot be read "
+                f"({type(error).__name__}). Received: {path!r}"
+            ) from None
+
     def client_arguments(self) -> dict[str, Any]:
         """Return what both of httpx's clients are made with."""
         headers = {"Accept": wire.MEDIA_TYPE, "Accept-Encoding": "identity"}
@@ -148,7 +173,7 @@ class Endpoint:
     def transport_arguments(self) -> dict[str, Any]:
         """Return what httpx makes connections with."""
         needs_none = self.is_local and urlsplit(self.url).scheme == "http"
-        verify = False if needs_none else self.verify  # to read all certificates takes 30 ms
+        verify = False if needs_none else self.ssl_context()  # to read all takes 30 ms
         return {"verify": verify, "limits": httpx.Limits(keepalive_expiry=KEEP_ALIVE_S)}
 
 

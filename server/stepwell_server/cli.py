@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from stepwell_core.errors import StepwellError
+from stepwell_core.errors import DataFolderInvalid, StepwellError
 
 from stepwell_server import __version__, cli_checkpoints, cli_status, cli_tensorboard, cli_top
 from stepwell_server.cli_bench import bench
@@ -39,14 +39,17 @@ cli_top.register(app)
 app.command("doctor")(doctor)
 app.command("bench")(bench)
 
-DataDir = Annotated[Path, typer.Option(help="The server's data folder.")]
+DataDir = Annotated[
+    Path, typer.Option(envvar="STEPWELL_DATA_DIR", help="The server's data folder.")
+]
 Role = Literal["read", "push", "admin"]
 
 
 def main() -> int:
     """Run the command; returns its exit code."""
     try:
-        code = app(standalone_mode=False)  # that of a typer.Exit; commands return None
+        # The name is not what was typed: completion is of `stepwell`, also by `python -m stepwell`.
+        code = app(prog_name="stepwell", standalone_mode=False)  # of a typer.Exit; else None
     except typer.Abort:
         return EXIT_INTERRUPTED
     except StepwellError as error:
@@ -261,6 +264,8 @@ def list_tokens(data_dir: DataDir = Path("stepwell-data"), as_json: AsJson = Fal
     """List the tokens' ids and roles."""
     from stepwell_server.tokens import TokenStore
 
+    if not data_dir.is_dir():
+        raise DataFolderInvalid(f"There is no folder {data_dir}; name the server's with --data-dir")
     records = TokenStore(data_dir).load()
     if as_json:
         typer.echo(json.dumps({"tokens": [{"id": r.id, "role": r.role} for r in records]}))

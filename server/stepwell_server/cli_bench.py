@@ -15,8 +15,10 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from stepwell_core.errors import StepwellError
 
 from stepwell_server.cli_asking import sign_of_life
+from stepwell_server.cli_interrupts import held, like_ctrl_c
 from stepwell_server.cli_options import AsJson, Url
 from stepwell_server.cli_status import bytes_shown
 
@@ -73,9 +75,9 @@ def bench(
     """
     import stepwell
 
-    with stepwell.Client(url, transport=transport) as client:
+    with like_ctrl_c(), stepwell.Client(url, transport=transport) as client:
         figures = []
-        for nbytes in size or SIZES:
+        for nbytes in (each // ELEMENT_BYTES * ELEMENT_BYTES for each in size or SIZES):
             with _model(client, nbytes, optimizer) as model, sign_of_life(bytes_shown(nbytes)):
                 figures += _figures(model, nbytes, seconds)
     if as_json:
@@ -91,16 +93,35 @@ def bench(
 
 @contextmanager
 def _model(client: stepwell.Client, nbytes: int, optimizer: str) -> Iterator[stepwell.Model]:
-    """Give a model that is there for the block; nobody else's has such a name."""
+    """Give a model that is there for the block; nobody else's has such a name.
+
+    Raises:
+        StepwellError: What the server says; one that could not be deleted is named.
+    """
     import numpy as np
 
     name = f"bench-{secrets.token_hex(8)}"
     start = {TENSOR: np.zeros(nbytes // ELEMENT_BYTES, np.float32)}
-    model = client.create_model(name, start, optimizer=optimizer)
+    is_made = False
     try:
+        with held():  # the server goes on making one whose maker is gone
+            model = client.create_model(name, start, optimizer=optimizer)
+            is_made = True
         yield model
     finally:
+        if is_made:
+            with held():
+                _delete(client, name)
+
+
+def _delete(client: stepwell.Client, name: str) -> None:
+    try:
         client.delete_model(name)
+    except StepwellError as error:
+        raise StepwellError(
+            f"Model {name!r} of this command could not be deleted ({error.code}) and is still on "
+            f"the server; stepwell.Client().delete_model({name!r}) removes it. {error.message}"
+        ) from error
 
 
 def _figures(model: stepwell.Model, nbytes: int, seconds: float) -> list[Figure]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from stepwell_server import cli_asking, cli_export, cli_import, cli_verify
+from stepwell_server.cli_interrupts import like_ctrl_c
 from stepwell_server.cli_options import AsJson, ModelName, Url
 
 if TYPE_CHECKING:  # not needed by a server that starts
@@ -104,8 +105,8 @@ def verify(
     if data_dir is not None:
         if url is not None:
             raise typer.BadParameter("A folder is read without a server: --data-dir or --url")
-        with cli_asking.sign_of_life(f"reading {data_dir} ..."):
-            verdicts = cli_verify.verify_folder(data_dir, model, checkpoint)
+        with cli_asking.bars() as progress:
+            verdicts = cli_verify.verify_folder(data_dir, model, checkpoint, progress)
     elif model is None:
         raise typer.BadParameter("Name the model, or a folder with --data-dir")
     else:
@@ -189,7 +190,7 @@ def export(
     """Download a checkpoint: two safetensors files and the manifest, all or none."""
     from stepwell.endpoint import Endpoint
 
-    with cli_asking.bars() as progress:
+    with like_ctrl_c(), cli_asking.bars() as progress:
         endpoint = Endpoint.find(url, None, None)
         paths = cli_export.export(endpoint, model, checkpoint, folder, progress)
     names = [str(path) for path in paths]

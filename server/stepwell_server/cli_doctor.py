@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -53,7 +54,8 @@ def _show(finding: object) -> None:
     state, check, found, advice = (
         str(getattr(finding, name)) for name in ("state", "check", "found", "advice")
     )
-    color = COLORS[state] if sys.stdout.isatty() else None
+    has_color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    color = COLORS[state] if has_color and os.environ.get("TERM") != "dumb" else None
     typer.echo(f"{typer.style(f'{state:8}', fg=color)} {check:14} {found}")
     if advice:
         typer.echo(f"{'':23} -> {advice}")

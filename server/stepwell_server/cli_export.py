@@ -52,7 +52,7 @@ def export(
     ):
         for file in FILES:  # the manifest is the last: with it the export is whole
             path = model_path(name, "checkpoints", part, "files", file)
-            _download(client, path, file, drafts, progress)
+            _download(client, endpoint.name, path, file, drafts, progress)
         task = progress.add_task("verifying", total=None)
 
         def note(phase: str, done: int, nbytes: int) -> None:
@@ -136,9 +136,9 @@ class Drafts:
 
 
 def _download(
-    client: httpx.Client, path: str, name: str, drafts: Drafts, progress: Progress
+    client: httpx.Client, where: str, path: str, name: str, drafts: Drafts, progress: Progress
 ) -> None:
-    """Write what a path gives to a draft; nothing is made before the server says yes."""
+    """Write what a server has to a draft; nothing is made before the server says yes."""
     import httpx
     from stepwell.transport.failures import of_httpx
 
@@ -152,7 +152,9 @@ def _download(
                     file.write(piece)
                     progress.advance(task, len(piece))
     except httpx.HTTPError as error:
-        failure = of_httpx(error)
+        failure = of_httpx(error, where)
+        if not failure.was_sent:
+            raise failure from error
         raise type(failure)(
             f"{failure.message}; {name} did not arrive, and nothing is kept. Export again",
             was_sent=failure.was_sent,

@@ -41,53 +41,43 @@ class Questions:
         self._client.headers["Accept"] = "application/json"
         self._client.timeout = ANSWER_S
 
-    def ask(self, path: str) -> dict[str, Any]:
+    def ask(self, path: str, *fields: str) -> dict[str, Any]:
         """Return what a path answers, 503 included: a server that is not ready says so.
+
+        Args:
+            path: Of the server.
+            fields: What the answer has if it is a Stepwell server's.
 
         Raises:
             ConnectionFailed: Nobody is there.
             CertificateRefused: Whoever is there has a certificate that is not trusted.
-            UnexpectedAnswer: Somebody else is.
+            TimedOut: It does not answer.
+            UnexpectedAnswer: Somebody else is there.
             StepwellError: What the server says.
         """
         import httpx
-        from stepwell.errors import (
-            CertificateRefused,
-            ConnectionFailed,
-            UnexpectedAnswer,
-            from_problem,
-        )
+        from stepwell.errors import UnexpectedAnswer, from_problem
         from stepwell.transport.failures import of_httpx
 
         try:
             answer = self._client.get(path)
         except httpx.HTTPError as error:
-            failure = of_httpx(error)
-            if isinstance(failure, CertificateRefused):
-                found, _, _ = failure.message.partition(". ")
-                raise CertificateRefused(
-                    f"{found}. If it is your own, name it, or the authority that made it, in "
-                    "SSL_CERT_FILE; the name in the URL must be one of those in it",
-                    was_sent=False,
-                ) from None
-            raise ConnectionFailed(
-                f"No server answers at {self.url} ({type(error).__name__}). Start one with "
-                "`stepwell serve`, or say where it is with --url or STEPWELL_URL"
-            ) from None
+            raise of_httpx(error, self.url) from None
         try:
-            fields = answer.json()
+            found = answer.json()
         except ValueError:
-            fields = None
-        if not isinstance(fields, dict):
-            raise UnexpectedAnswer(
-                f"What answers at {self.url} is not a Stepwell server. Received: status "
-                f"{answer.status_code}"
-            )
-        if "date" in answer.headers:
-            self.now_s = parsedate_to_datetime(answer.headers["date"]).timestamp()
-        if answer.is_error and "code" in fields:
-            raise from_problem(fields, answer.status_code)
-        return fields
+            found = None
+        if isinstance(found, dict):
+            if "date" in answer.headers:
+                self.now_s = parsedate_to_datetime(answer.headers["date"]).timestamp()
+            if answer.is_error and "code" in found:
+                raise from_problem(found, answer.status_code)
+            if all(field in found for field in fields):
+                return found
+        raise UnexpectedAnswer(
+            f"What answers at {self.url} is not a Stepwell server, or an older one. Received: "
+            f"status {answer.status_code}"
+        )
 
     def __enter__(self) -> Self:
         return self

@@ -58,7 +58,10 @@ def _sentence(found: ErrorDetails, names: Iterable[str]) -> str:
     rule = found["msg"].removeprefix("Value error, ")
     if not name:  # several settings together
         return rule
-    return f"{name}: {rule}. Received: {shown(found['input'])}"
+    received = (
+        "what may have a password in it" if "@" in str(found["input"]) else shown(found["input"])
+    )
+    return f"{name}: {rule}. Received: {received}"
 
 
 def misspelt(environment: Iterable[str], names: Iterable[str]) -> list[str]:

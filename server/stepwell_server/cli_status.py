@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
-import sys
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
 from stepwell_server.cli_options import AsJson, ModelName, Url
 from stepwell_server.cli_questions import Questions
-
-if TYPE_CHECKING:  # not needed by a server that starts
-    from rich.table import Table
+from stepwell_server.cli_tables import table, width_of_stdout
 
 EXIT_FAILED = 1
 
-WIDTH = 160
-"""Of lines that go to a file or another program: nothing is folded for a screen that is not."""
+ABOUT = ("stepwell", "protocol", "durability")
+"""What `status` says of a server as it says it itself."""
+
+NUMBERS = ("version", "parameters", "size", "sessions", "journal", "pushes", "epoch")
+LEAST_NEEDED = ("optimizer", "parameters", "consistency", "journal", "last checkpoint", "size")
+"""Columns that a narrow terminal goes without, this one first."""
 
 
 def register(app: typer.Typer) -> None:
@@ -34,13 +35,13 @@ def status(url: Url = None, as_json: AsJson = False) -> None:
     Ends with 1 if the server is not ready, or a model is read-only since its disk failed.
     """
     with Questions(url) as questions:
-        health = questions.ask("/readyz")
-        about = questions.ask("/v1")
-        found = questions.ask("/v1/models")["models"]
+        health = questions.ask("/readyz", "status")
+        about = questions.ask("/v1", *ABOUT, "counts")
+        found = questions.ask("/v1/models", "models")["models"]
     told = {
         "url": questions.url,
         "status": health["status"],
-        **{name: about[name] for name in ("stepwell", "protocol", "durability")},
+        **{name: about[name] for name in ABOUT},
         "staging": about.get("staging"),  # an older server does not say
         "counts": about["counts"],
         "models": [_summary(model, questions.now_s) for model in found],
@@ -57,7 +58,7 @@ def status(url: Url = None, as_json: AsJson = False) -> None:
 def models(url: Url = None, as_json: AsJson = False) -> None:
     """List the models: versions, sizes, optimizers, sessions, checkpoints."""
     with Questions(url) as questions:
-        found = questions.ask("/v1/models")["models"]
+        found = questions.ask("/v1/models", "models")["models"]
     if as_json:
         typer.echo(json.dumps({"models": found}))
     else:
@@ -73,7 +74,8 @@ def workers(
     from stepwell_core.names import check_identifier
 
     with Questions(url) as questions:
-        found = questions.ask(f"/v1/models/{check_identifier(model, 'model')}/workers")["workers"]
+        path = f"/v1/models/{check_identifier(model, 'model')}/workers"
+        found = questions.ask(path, "workers")["workers"]
     if as_json:
         typer.echo(json.dumps({"workers": found}))
         return
@@ -181,20 +183,8 @@ def _print_table(columns: tuple[str, ...], rows: list[list[str]], nothing: str) 
     if not rows:
         typer.echo(nothing)
         return
-    console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else WIDTH)
-    console.print(_table(columns, rows))
-
-
-def _table(columns: tuple[str, ...], rows: list[list[str]]) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for number, column in enumerate(columns):
-        is_number = all(row[number][:1].isdigit() for row in rows) and column != "last checkpoint"
-        table.add_column(column, justify="right" if is_number else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    return table
+    console = Console(markup=False, highlight=False, width=width_of_stdout())
+    console.print(table(columns, rows, console.width, numbers=NUMBERS, may_go=LEAST_NEEDED))
 
 
 def bytes_shown(nbytes: float) -> str:

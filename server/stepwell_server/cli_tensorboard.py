@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
+import socket
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,11 +15,13 @@ import typer
 from stepwell_core.errors import Conflict, StepwellError
 
 from stepwell_server.cli_asking import ask, sign_of_life
+from stepwell_server.cli_interrupts import like_ctrl_c
 from stepwell_server.cli_options import AsJson, ModelName, Url
 
 if TYPE_CHECKING:  # not needed by a server that starts
     import stepwell
     from stepwell.history import Series
+    from tensorboardX.proto.event_pb2 import Event
 
 MOST_VERSIONS = 4000
 """Of one answer: a step has one value of each series, and an answer is thinned out beyond that."""
@@ -53,23 +59,21 @@ def tensorboard(
 
 
 def _exported(model: stepwell.Model, folder: Path, follow: bool) -> dict[str, Any]:
-    events = EventFile(folder)
-    try:
-        with sign_of_life("writing"):
-            events.write(model)
+    with like_ctrl_c(), sign_of_life("writing"), EventFile(folder) as events:
+        events.write(model)
+        try:
             while follow:
                 time.sleep(LOOK_EVERY_S)
                 events.write(model)
-    except KeyboardInterrupt:
-        if not follow:
-            raise
-    finally:
-        events.close()
+        except KeyboardInterrupt:
+            pass  # so it was told to end
     return {"folder": str(folder), "values": events.values, "version": events.version}
 
 
 class EventFile:
-    """An event file of TensorBoard's, in a folder that has none yet.
+    """An event file of TensorBoard's, in a folder that has none yet. A context manager.
+
+    A block that fails before the history was written once leaves no file behind.
 
     Args:
         folder: Made if it is not there.
@@ -85,49 +89,103 @@ class EventFile:
 
     def __init__(self, folder: Path) -> None:
         try:
-            from tensorboardX import SummaryWriter
+            from tensorboardX.proto.event_pb2 import Event
+            from tensorboardX.record_writer import RecordWriter
         except ImportError:
             raise StepwellError(
                 "Event files are written by the package tensorboardX: pip install "
                 "'stepwell[tensorboard]'"
             ) from None
-        if next(folder.glob("events.out.tfevents.*"), None) is not None:
-            raise Conflict(
-                f"{folder} has event files already, and an export adds to none; choose another "
-                "folder, or remove them"
-            )
-        try:
-            self._writer = SummaryWriter(str(folder))
-        except OSError as error:
-            raise StepwellError(
-                f"No file can be written in {folder} ({error.strerror}); choose another folder"
-            ) from None
+        self._folder = folder
+        began = time.time()
+        self._path = folder / f"events.out.tfevents.{began:.0f}.{socket.gethostname()}"
+        with self._said_in_a_sentence():
+            if next(folder.glob("events.out.tfevents.*"), None) is not None:
+                raise Conflict(
+                    f"{folder} has event files already, and an export adds to none; choose another "
+                    "folder, or remove them"
+                )
+            folder.mkdir(parents=True, exist_ok=True)
+            # Its SummaryWriter has a thread, and waits for ever for one that failed of a full disk.
+            self._records = RecordWriter(str(self._path))
+        self._header = Event(wall_time=began, file_version="brain.Event:2")
         self.version = -1
         self.values = 0
+        self._incarnation = ""
+        self._next = 0  # version
+        self._since: float | None = None
+        self._time = 0.0  # of the newest value
+        self._is_whole = False
 
     def write(self, model: stepwell.Model) -> None:
-        """Write what has happened since the last time; it is on the disk when this returns."""
-        newest = int(model.describe()["version"])
+        """Write what has happened since the last time; it is on the disk when this returns.
+
+        Raises:
+            StepwellError: The disk refuses, or what the server says.
+        """
+        if not self._is_whole:
+            self._record(self._header)
+        about = model.describe()
+        newest = int(about["version"])
+        if about["incarnation"] != self._incarnation:
+            # After a crash it may have gone back, and makes versions again that were written.
+            self._incarnation, self._next = about["incarnation"], 0
+            self._since = math.nextafter(self._time, math.inf) if self.values else None
         is_whole = False
         while not is_whole:
-            last = self.version + MOST_VERSIONS
+            last = self._next + MOST_VERSIONS - 1
             is_whole = last >= newest
-            found = model.history(self.version + 1, last, points=MOST_VERSIONS)
-            for name, series in found.series.items():
-                self._add(tag_of(name), series)
+            found = model.history(self._next, last, since=self._since, points=MOST_VERSIONS)
+            self._add(found.series)
             written = [int(series.version[-1]) for series in found.series.values()]
+            self.version = max(written, default=self.version)
             # A step may be made and not be in the history yet: then it comes the next time.
-            self.version = max(written, default=self.version) if is_whole else last
-        self._writer.flush()
+            self._next = max(written, default=self._next - 1) + 1 if is_whole else last + 1
+        with self._said_in_a_sentence():
+            self._records.flush()
+        self._is_whole = True
 
-    def _add(self, tag: str, series: Series) -> None:
-        for version, seconds, value in zip(series.version, series.time, series.value, strict=True):
-            self._writer.add_scalar(tag, float(value), int(version), float(seconds))
-        self.values += len(series.version)
+    def _add(self, found: Mapping[str, Series]) -> None:
+        """Write series; their names as they are, since tensorboardX makes one of two."""
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        for name, series in found.items():
+            tag = tag_of(name)
+            columns = (series.version.tolist(), series.time.tolist(), series.value.tolist())
+            for version, seconds, value in zip(*columns, strict=True):
+                scalar = Summary(value=[Summary.Value(tag=tag, simple_value=value)])
+                self._record(Event(wall_time=seconds, step=version, summary=scalar))
+                self._time = max(self._time, seconds)
+            self.values += len(series.version)
+
+    def _record(self, event: Event) -> None:
+        with self._said_in_a_sentence():
+            self._records.write(event.SerializeToString())
 
     def close(self) -> None:
-        """Close the file."""
-        self._writer.close()
+        """Close the file; remove it if it is not whole."""
+        with contextlib.suppress(OSError):  # that it could not be written was said
+            self._records.close()
+        if not self._is_whole:
+            self._path.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _said_in_a_sentence(self) -> Iterator[None]:
+        """Say which folder cannot be written, if that is what a block fails of."""
+        try:
+            yield
+        except OSError as error:
+            raise StepwellError(
+                f"No file can be written in {self._folder} ({error.strerror}); choose another "
+                "folder, or make room"
+            ) from None
+
+    def __enter__(self) -> EventFile:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
 
 def tag_of(series: str) -> str:

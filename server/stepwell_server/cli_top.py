@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from stepwell_core.errors import ModelNotFound
 
 from stepwell_server.cli_options import AsJson, Url
 from stepwell_server.cli_questions import Questions
-from stepwell_server.cli_status import WIDTH, age_shown, bytes_shown
+from stepwell_server.cli_status import age_shown, bytes_shown
+from stepwell_server.cli_tables import table, width_of_stdout
 
 if TYPE_CHECKING:  # not needed by a server that starts
     from rich.console import RenderableType
     from rich.table import Table
 
-LEAST_INTERVAL_S = 0.2
+LEAST_INTERVAL_S, MOST_INTERVAL_S = 0.2, 3600.0
 RECENT_S = 60.0
 """Staleness is that of the steps of the last minute."""
+
+NUMBERS = ("version", "versions/s", "pushes/s", "rate", "staleness", "workers")
+LEAST_NEEDED = ("optimizer", "mode", "staleness", "rate", "pushes/s", "workers")
+"""Columns that a narrow terminal goes without, this one first."""
 
 POINTS = 200  # of a history; enough for a mean, and thinned out so that no peak is missed
 
 Interval = Annotated[
-    float, typer.Option(min=LEAST_INTERVAL_S, help="Seconds from one look to the next.")
+    float,
+    typer.Option(
+        min=LEAST_INTERVAL_S, max=MOST_INTERVAL_S, help="Seconds from one look to the next."
+    ),
 ]
 
 
@@ -51,12 +62,17 @@ def top(
         if once:
             time.sleep(interval_s)
             _print(looks.look(), as_json)
-        elif as_json:
+        elif as_json or not has_screen():
             while True:
                 time.sleep(interval_s)
                 _print(looks.look(), as_json)
         else:
             _watch(looks.look, interval_s)
+
+
+def has_screen() -> bool:
+    """Return whether stdout can be painted again; else each look is printed below the last."""
+    return sys.stdout.isatty() and os.environ.get("TERM") not in (None, "", "dumb", "unknown")
 
 
 @dataclass(frozen=True)
@@ -95,9 +111,12 @@ class Looks:
         Raises:
             StepwellError: The server does not answer, or refuses.
         """
-        status = self._questions.ask("/readyz")["status"]
-        models = self._questions.ask("/v1/models")["models"]
-        seen = {model["name"]: self._model(model) for model in models}
+        status = self._questions.ask("/readyz", "status")["status"]
+        models = self._questions.ask("/v1/models", "models")["models"]
+        seen = {}
+        for model in models:
+            with contextlib.suppress(ModelNotFound):  # it was deleted just now
+                seen[model["name"]] = self._model(model)
         self._before = {name: sight for name, (sight, _) in seen.items()}
         return {
             "url": self._questions.url,
@@ -108,9 +127,10 @@ class Looks:
 
     def _model(self, model: dict[str, Any]) -> tuple[Sight, dict[str, Any]]:
         path = f"/v1/models/{model['name']}"
-        workers = self._questions.ask(f"{path}/workers")["workers"]
+        workers = self._questions.ask(f"{path}/workers", "workers")["workers"]
         since = self._questions.now_s - RECENT_S
-        series = self._questions.ask(f"{path}/history?points={POINTS}&since={since}")["series"]
+        history = f"{path}/history?points={POINTS}&since={since}"
+        series = self._questions.ask(history, "series")["series"]
         pushes = {(w["worker"], w["epoch"]): w["last_sequence"] + 1 for w in workers}
         sight = Sight(self._clock(), model["incarnation"], model["version"], pushes)
         rates = _rates(self._before.get(model["name"]), sight)
@@ -152,8 +172,8 @@ def _print(told: dict[str, Any], as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(told))
         return
-    width = None if sys.stdout.isatty() else WIDTH
-    Console(markup=False, highlight=False, width=width).print(_screen(told))
+    console = Console(markup=False, highlight=False, width=width_of_stdout())
+    console.print(_screen(told, console.width))
 
 
 def _watch(look: Callable[[], dict[str, Any]], interval_s: float) -> None:
@@ -163,16 +183,16 @@ def _watch(look: Callable[[], dict[str, Any]], interval_s: float) -> None:
     from stepwell_core.errors import StepwellError
 
     console = Console(markup=False, highlight=False)
-    with Live(console=console, screen=console.is_terminal, auto_refresh=False) as live:
+    with Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
             try:
-                live.update(_screen(look()), refresh=True)
+                live.update(_screen(look(), console.width), refresh=True)
             except StepwellError as error:
                 live.update(f"{error.message}\n\nCtrl-C ends.", refresh=True)
             time.sleep(interval_s)
 
 
-def _screen(told: dict[str, Any]) -> RenderableType:
+def _screen(told: dict[str, Any], width: int) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
@@ -180,10 +200,10 @@ def _screen(told: dict[str, Any]) -> RenderableType:
     head = Text(f"{told['url']}  {told['status']}  {moment}\n")
     if not told["models"]:
         return Group(head, Text("there are no models yet"))
-    return Group(head, _models(told["models"]), Text(), _workers(told["models"]))
+    return Group(head, _models(told["models"], width), Text(), _workers(told["models"], width))
 
 
-def _models(models: list[dict[str, Any]]) -> Table:
+def _models(models: list[dict[str, Any]], width: int) -> Table:
     columns = ("model", "version", "versions/s", "pushes/s", "rate", "staleness", "workers")
     rows = [
         (
@@ -199,10 +219,10 @@ def _models(models: list[dict[str, Any]]) -> Table:
         )
         for model in models
     ]
-    return _table((*columns, "mode", "optimizer"), rows)
+    return table((*columns, "mode", "optimizer"), rows, width, numbers=NUMBERS, may_go=LEAST_NEEDED)
 
 
-def _workers(models: list[dict[str, Any]]) -> Table:
+def _workers(models: list[dict[str, Any]], width: int) -> Table:
     rows = [
         (
             worker["worker"],
@@ -214,19 +234,8 @@ def _workers(models: list[dict[str, Any]]) -> Table:
         for model in models
         for worker in model["workers"]
     ]
-    return _table(("worker", "model", "state", "last seen", "last push"), rows)
-
-
-def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        is_number = column.endswith("/s") or column in ("version", "rate", "staleness", "workers")
-        table.add_column(column, justify="right" if is_number else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    return table
+    columns = ("worker", "model", "state", "last seen", "last push")
+    return table(columns, rows, width, numbers=(), may_go=("last seen", "state"))
 
 
 def _number(value: float | None) -> str:

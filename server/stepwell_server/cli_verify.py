@@ -18,6 +18,7 @@ from stepwell_core.names import check_identifier
 
 if TYPE_CHECKING:  # not needed by a server that starts
     import stepwell
+    from rich.progress import Progress
 
     from stepwell_server.storage.archive import CheckpointArchive
 
@@ -54,7 +55,9 @@ def verify_served(model: stepwell.Model, checkpoint: str | None) -> list[Verdict
     return verdicts
 
 
-def verify_folder(data_dir: Path, model: str | None, checkpoint: str | None) -> list[Verdict]:
+def verify_folder(
+    data_dir: Path, model: str | None, checkpoint: str | None, progress: Progress | None = None
+) -> list[Verdict]:
     """Read the checkpoints in a data folder; nothing is changed, and no server needed.
 
     A model without any is told beside the others, as invalid: nothing says that it is whole.
@@ -63,6 +66,7 @@ def verify_folder(data_dir: Path, model: str | None, checkpoint: str | None) -> 
         data_dir: A server's.
         model: One of its models; None means all.
         checkpoint: One of the model's; None means all.
+        progress: Has a bar for each checkpoint; None draws none.
 
     Raises:
         DataFolderInvalid: It is no data folder.
@@ -77,14 +81,25 @@ def verify_folder(data_dir: Path, model: str | None, checkpoint: str | None) -> 
         raise ModelNotFound(f"There is no model{which} in {data_dir}")
     verdicts = []
     for folder in folders:
-        verdicts += _of_archive(folder.name, folder.archive, checkpoint)
+        verdicts += _of_archive(folder.name, folder.archive, checkpoint, progress)
     return verdicts
 
 
-def _of_archive(model: str, archive: CheckpointArchive, checkpoint: str | None) -> list[Verdict]:
+def _of_archive(
+    model: str, archive: CheckpointArchive, checkpoint: str | None, progress: Progress | None
+) -> list[Verdict]:
+    def verify(each: str) -> None:
+        if progress is None:
+            archive.verify(each)
+            return
+        task = progress.add_task(f"{model} {each}", total=None)
+        archive.verify(
+            each, lambda phase, done, nbytes: progress.update(task, completed=done, total=nbytes)
+        )
+
     try:
         ids = [checkpoint] if checkpoint else archive.ids()
-        found = _verdicts(model, ids, archive.verify, is_named=checkpoint is not None)
+        found = _verdicts(model, ids, verify, is_named=checkpoint is not None)
     except OSError as error:
         return [Verdict(model, None, f"its checkpoints cannot be read ({error.strerror})")]
     if found:

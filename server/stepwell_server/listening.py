@@ -5,10 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
 from stepwell_core.errors import StepwellError
+
+MOST_PATH_BYTES = 107
+"""Of a Unix socket: Linux has no room for more in an address."""
 
 
 class AddressUnusable(StepwellError):
@@ -39,11 +43,9 @@ def bound(host: str, port: int) -> list[socket.socket]:
     try:
         return _bound(host, port)
     except OSError as error:
-        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        where = _shown(host, port)
         if error.errno == errno.EADDRINUSE:
-            raise AddressTaken(
-                f"Another program listens on {where}; choose another port with --port"
-            ) from None
+            raise _taken(where) from None
         reason = error.strerror or str(error)
         raise AddressUnusable(
             f"The server cannot listen on {where} ({reason}); choose an address of this machine "
@@ -65,6 +67,27 @@ def _bound(host: str, port: int) -> list[socket.socket]:
             sockets.append(listener)
         failed.pop_all()
     return sockets
+
+
+def listen(sockets: Iterable[socket.socket]) -> None:
+    """Begin to listen on what `bound` returned.
+
+    Raises:
+        AddressTaken: Another server was bound there at the same time, and listened first.
+    """
+    for each in sockets:
+        try:
+            each.listen()
+        except OSError:
+            raise _taken(_shown(*each.getsockname()[:2])) from None
+
+
+def _shown(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _taken(where: str) -> AddressTaken:
+    return AddressTaken(f"Another program listens on {where}; choose another port with --port")
 
 
 def prepare_unix_socket(path: Path, *, is_open: bool) -> None:
@@ -90,6 +113,20 @@ def prepare_unix_socket(path: Path, *, is_open: bool) -> None:
         ) from None
 
 
+def is_served(path: Path | str) -> bool:
+    """Return whether somebody listens on a socket.
+
+    Raises:
+        OSError: It cannot be told: it is not there, or another user's.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            return False
+    return True
+
+
 def remove_stale_socket(path: Path, address: str) -> None:
     """Remove a socket that a dead server left behind, if there is one.
 
@@ -102,10 +139,7 @@ def remove_stale_socket(path: Path, address: str) -> None:
     """
     if not path.is_socket():
         return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(address)
-        except ConnectionRefusedError:
-            os.unlink(address)
-            return
+    if not is_served(address):
+        os.unlink(address)
+        return
     raise AddressTaken(f"Another server listens on {path}; choose another path")

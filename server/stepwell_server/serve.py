@@ -19,7 +19,7 @@ from stepwell_core.errors import StepwellError
 from stepwell_server import __version__
 from stepwell_server.app import Application
 from stepwell_server.http_protocol import StepwellProtocol
-from stepwell_server.listening import AddressTaken, bound, prepare_unix_socket
+from stepwell_server.listening import AddressTaken, bound, listen, prepare_unix_socket
 from stepwell_server.loops import LOOPS
 from stepwell_server.settings import Settings
 from stepwell_server.shared_memory.listener import MemorySocket
@@ -67,6 +67,7 @@ class Server(uvicorn.Server):
             if self.config.uds:
                 is_open = self._application.authenticator.is_open
                 prepare_unix_socket(Path(self.config.uds), is_open=is_open)
+            listen(sockets or ())
             await super().startup(sockets)
         except BaseException:  # the models were opened already
             if self._memory_socket is not None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -56,6 +57,25 @@ class Settings(BaseSettings):
     traces_endpoint: Annotated[str, Field(pattern="^https?://")] | None = None
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_not_empty(cls, value: object, info: ValidationInfo) -> object:
+        """Refuse an empty variable: as a path it would be the current folder."""
+        if value == "" and info.field_name != "allowed_hosts":
+            raise ValueError("is empty; a setting that is left out has its default")
+        return value
+
+    @field_validator("traces_endpoint")
+    @classmethod
+    def _has_no_user(cls, value: str | None) -> str | None:
+        """Refuse a password: the URL is shown in logs."""
+        if value is not None and "@" in value:
+            raise ValueError(
+                "Credentials for a collector are told by OTEL_EXPORTER_OTLP_HEADERS, and are no "
+                "part of its URL, which is shown in logs"
+            )
+        return value
 
     @field_validator("allowed_hosts", mode="before")
     @classmethod
@@ -107,7 +127,8 @@ class Settings(BaseSettings):
 
         Raises:
             pydantic.ValidationError: A value is not allowed, or the file has an unknown key.
-            FileNotFoundError: There is no such file.
+            OSError: There is no such file, or it cannot be read.
+        ValueError: It is no TOML.
         """
         if config is not None and not config.is_file():
             raise FileNotFoundError(f"There is no settings file {config}")
@@ -116,5 +137,10 @@ class Settings(BaseSettings):
         class WithFile(cls):  # type: ignore[valid-type, misc]
             model_config = SettingsConfigDict(toml_file=config)
 
-        settings: Settings = WithFile(**given)
+        try:
+            settings: Settings = WithFile(**given)
+        except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise ValueError(f"The settings file {config} is no TOML: {error}") from None
+        except OSError as error:
+            raise OSError(f"The settings file {config} cannot be read ({error.strerror})") from None
         return settings

@@ -6,11 +6,15 @@ and delete.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import hmac
 import json
+import os
 import re
 import secrets
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +23,13 @@ import structlog
 from stepwell_core.errors import DataFolderInvalid
 
 from stepwell_server.storage import disk
+from stepwell_server.storage.folders import TOKENS_FILE, check_owner
 
 ROLES = ("read", "push", "admin")
 """From the one that may least to the one that may most."""
 
 _FORM = re.compile(r"^sw_(read|push|admin)_([0-9a-f]{8})_([0-9a-f]{64})\Z")
 _SHA256 = re.compile(r"^[0-9a-f]{64}\Z")
-TOKENS_FILE = "tokens.json"
 
 log = structlog.get_logger("stepwell")
 
@@ -66,9 +70,14 @@ def _checked(entry: dict[str, Any]) -> TokenRecord:
 
 
 class TokenStore:
-    """The tokens of a data folder; edited by `stepwell token`, also while a server runs."""
+    """The tokens of a data folder; edited by `stepwell token`, also while a server runs.
+
+    Args:
+        data_dir: The folder; made by the first token.
+    """
 
     def __init__(self, data_dir: Path) -> None:
+        self._folder = data_dir
         self.path = data_dir / TOKENS_FILE
 
     def load(self) -> list[TokenRecord]:
@@ -88,27 +97,63 @@ class TokenStore:
             ) from None
 
     def save(self, records: list[TokenRecord]) -> None:
-        """Replace all records, durably; only the owner may read the file."""
+        """Replace all records, durably; only the folder's owner, who is the server, may read them.
+
+        Raises:
+            OSError: They cannot be written.
+        """
         entries = [{"id": r.id, "role": r.role, "sha256": r.sha256} for r in records]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         content = json.dumps({"tokens": entries}, indent=1).encode()
-        disk.write_durably(self.path, content, mode=0o600)
+        folder = self._folder.stat()
+        # Root makes them for a server of another user, which would refuse all if it could not read.
+        owner = (folder.st_uid, folder.st_gid) if os.geteuid() == 0 else None
+        disk.write_durably(self.path, content, 0o600, owner)
 
     def create(self, role: str) -> str:
-        """Add a new token and return it; it cannot be shown again."""
+        """Add a new token and return it; it cannot be shown again.
+
+        Raises:
+            DataFolderInvalid: The folder is another program's, or cannot be written.
+        """
         token = new_token(role)
         record = record_of(token)
         assert record is not None, "a new token is of a token's form"
-        self.save([*self.load(), record])
+        with self._editing(makes=True):
+            self.save([*self.load(), record])
         return token
 
     def revoke(self, token_id: str) -> bool:
-        """Remove a token; returns whether there was one."""
-        records = self.load()
-        kept = [record for record in records if record.id != token_id]
-        if len(kept) != len(records):
-            self.save(kept)
+        """Remove a token; returns whether there was one.
+
+        Raises:
+            DataFolderInvalid: There is no such folder, or it cannot be written.
+        """
+        with self._editing(makes=False):
+            records = self.load()
+            kept = [record for record in records if record.id != token_id]
+            if len(kept) != len(records):
+                self.save(kept)
         return len(kept) != len(records)
+
+    @contextlib.contextmanager
+    def _editing(self, *, makes: bool) -> Iterator[None]:
+        """Keep other commands from editing in the block, or the last would undo what others did."""
+        try:
+            if makes:
+                disk.make_folders(self._folder)
+            # The folder itself, since each edit makes a new file. A server's lock is another one.
+            folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX)
+                check_owner(self._folder)
+                yield
+            finally:
+                os.close(folder)
+        except OSError as error:
+            raise DataFolderInvalid(
+                f"Tokens cannot be written in {self._folder} ({error.strerror}); name the server's "
+                "folder with --data-dir, and be its owner"
+            ) from None
 
 
 class Authenticator:

@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
+
 import numpy as np
 import pytest
 import stepwell
 from stepwell.endpoint import Endpoint
-from stepwell.errors import InvalidArgument
+from stepwell.errors import ConnectionFailed, InvalidArgument
+from stepwell.transport.failures import of_socket
 
 from tests.client.misbehaving import Misbehaving, answers, closed_port, message, response
+
+SHORT = stepwell.Timeout(connect_s=0.05, retry_s=0.05)
+
+
+def ask_blocking(url):
+    """Ask a server that is not there."""
+    with stepwell.Client(url, timeout=SHORT) as client:
+        client.models()
+
+
+def ask_async(url):
+    """Ask it through httpx."""
+
+    async def asked():
+        async with stepwell.AsyncClient(url, timeout=SHORT) as client:
+            await client.models()
+
+    asyncio.run(asked())
 
 
 @pytest.mark.parametrize(
@@ -51,6 +73,58 @@ def test_a_url_may_name_a_unix_socket(tmp_path, monkeypatch):
             assert client.models() == other.models() == ["m"]
 
     assert Endpoint.find(url, None, None).name == url
+
+
+def make_stale(path):
+    """Leave a socket behind, as a server that was killed does."""
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path))
+
+
+@pytest.mark.parametrize(
+    ("prepare", "reason"),
+    [
+        (lambda path: None, "there is no such file"),
+        (make_stale, "nobody listens there"),
+        (lambda path: path.write_text("x"), "nobody listens there"),
+    ],
+)
+@pytest.mark.parametrize("ask", [ask_blocking, ask_async])
+def test_a_socket_that_cannot_be_reached_is_named_with_the_reason(tmp_path, prepare, reason, ask):
+    """And not as http://localhost, which nobody has typed."""
+    path = tmp_path / "stepwell.sock"
+    prepare(path)
+
+    with pytest.raises(ConnectionFailed, match=reason) as caught:
+        ask(f"unix://{path}")
+
+    assert caught.value.message.startswith(f"unix://{path} cannot be reached")
+
+
+def test_a_socket_of_another_user_is_said_to_be():
+    """A test is run by root, too, who may connect to all."""
+    error = of_socket(PermissionError(), "unix:///x", is_connected=False, was_sent=False)
+
+    assert "it is another user's" in error.message
+
+
+def test_a_path_that_no_socket_can_have_is_refused(tmp_path):
+    """At once, with the number that holds."""
+    with pytest.raises(InvalidArgument, match="at most 107 bytes"):
+        stepwell.Client(uds="/" + "a" * 107)
+
+
+@pytest.mark.parametrize("content", [None, "no certificate"])
+@pytest.mark.parametrize("ask", [ask_blocking, ask_async])
+def test_certificates_that_cannot_be_read_are_named(tmp_path, monkeypatch, content, ask):
+    """The error of the library names neither the file nor the variable."""
+    path = tmp_path / "ca.pem"
+    if content is not None:
+        path.write_text(content)
+    monkeypatch.setenv("SSL_CERT_FILE", str(path))
+
+    with pytest.raises(InvalidArgument, match=rf"`SSL_CERT_FILE` .* Received: '{path}'"):
+        ask("https://127.0.0.1:9")
 
 
 def test_a_password_in_a_url_is_refused_and_not_shown():

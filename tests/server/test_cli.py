@@ -72,6 +72,22 @@ def test_a_token_is_made_listed_and_revoked(tmp_path: Path) -> None:
     assert "there is no token" in again.stderr
 
 
+def test_tokens_are_those_of_the_folder_that_the_server_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`STEPWELL_DATA_DIR` names it to both; a folder that is not there has no empty list."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("STEPWELL_DATA_DIR", str(tmp_path / "data"))
+
+    missing = run("token", "list")
+    made = run("token", "create")
+
+    assert (missing.returncode, missing.stdout) == (1, "")
+    assert str(tmp_path / "data") in missing.stderr
+    assert made.returncode == 0
+    assert (tmp_path / "data" / "tokens.json").exists()
+
+
 def leaves(command: Any, path: str = "stepwell") -> Iterator[tuple[str, Any]]:
     """Yield every command that does something, with what is typed for it."""
     if not hasattr(command, "commands"):

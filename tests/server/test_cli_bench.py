@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 
 import pytest
 import stepwell
+from stepwell.errors import ConnectionFailed
 from stepwell_server import cli, cli_bench
 
 from tests import servers
@@ -76,6 +78,77 @@ def test_a_bench_that_fails_leaves_no_model(run, url, monkeypatch):
 
     assert (code, out) == (130, "")
     assert models(url) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_stop_while_the_model_is_made_leaves_none(run, url, monkeypatch, number):
+    """The server goes on making it, so the command stays until it can be deleted."""
+    create = stepwell.Client.create_model
+
+    def stopped(client, *arguments, **options):
+        signal.raise_signal(number)
+        return create(client, *arguments, **options)
+
+    monkeypatch.setattr(stepwell.Client, "create_model", stopped)
+    before = signal.getsignal(number)
+    code, out, _ = run("--size", "4000")
+
+    assert (code, out) == (130, "")
+    assert models(url) == []
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_stop_does_not_wait(run, monkeypatch):
+    """For a server that does not answer."""
+
+    def never(*arguments, **options):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("it went on")
+
+    monkeypatch.setattr(stepwell.Client, "create_model", never)
+
+    assert run("--size", "4000")[0] == 130
+
+
+def test_what_ignores_a_hangup_goes_on_ignoring_it(run, monkeypatch):
+    """As under `nohup`."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        monkeypatch.setattr(
+            cli_bench, "_figures", lambda *arguments: signal.raise_signal(signal.SIGHUP) or []
+        )
+        code = run("--size", "4000")[0]
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+    assert code == 0
+
+
+def test_a_model_that_cannot_be_deleted_is_named(run, url, monkeypatch):
+    """It is on somebody's server, and takes memory there."""
+    delete = stepwell.Client.delete_model
+
+    def refused(client, name):
+        raise ConnectionFailed("the server is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stepwell.Client, "delete_model", refused)
+        code, _, err = run("--size", "4000", "--seconds", "0.01")
+    (left,) = models(url)
+    with stepwell.Client(url) as client:
+        delete(client, left)
+
+    assert code == 1
+    assert left in err
+    assert "the server is gone" in err
+
+
+def test_a_size_is_that_of_whole_elements(run):
+    """Rates are of what was sent."""
+    _, out, _ = run("--size", "4003", "--seconds", "0.01", "--json")
+
+    assert {figure["nbytes"] for figure in json.loads(out)["figures"]} == {4000}
 
 
 def test_an_optimizer_that_is_none_is_a_sentence(run, url):

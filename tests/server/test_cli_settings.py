@@ -28,6 +28,17 @@ def test_a_value_that_cannot_be_is_shown_with_its_rule(capsys, monkeypatch):
     ]
 
 
+@pytest.mark.parametrize("url", ["http://me:secret@127.0.0.1:4318", "me:secret@127.0.0.1"])
+def test_a_password_of_a_collector_is_refused_and_not_shown(capsys, monkeypatch, url):
+    """The log names the URL at each start."""
+    monkeypatch.setenv("STEPWELL_TRACES_ENDPOINT", url)
+
+    said = refusal(capsys)
+
+    assert "traces_endpoint" in said
+    assert "secret" not in said
+
+
 @pytest.mark.parametrize(
     ("key", "suggestion"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -162,7 +163,7 @@ def test_a_server_that_is_not_there_is_a_sentence_at_once(run, command):
     code, out, err = run(*command, "--url", "http://127.0.0.1:9", "--json")
 
     assert (code, out) == (1, "")
-    assert "No server answers at http://127.0.0.1:9" in err
+    assert "http://127.0.0.1:9 cannot be reached" in err
     assert "stepwell serve" in err
 
 
@@ -177,6 +178,48 @@ def test_something_else_that_answers_is_told_from_a_server(run):
 
     assert code == 1
     assert "is not a Stepwell server" in err
+
+
+@pytest.mark.parametrize("command", [("status",), ("models",), ("workers", "m"), ("top", "--once")])
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [(404, b'{"detail": "Not Found"}'), (200, b'{"status": "ready"}'), (200, b"{}")],
+)
+def test_another_programs_json_is_told_from_a_servers(run, command, status, body):
+    """FastAPI's own 404 is an object, too; and so is a health check."""
+
+    class Other(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Other) as other:
+        thread = threading.Thread(target=other.serve_forever, daemon=True)
+        thread.start()
+        code, out, err = run(*command, "--url", f"http://127.0.0.1:{other.server_port}")
+        other.shutdown()
+        thread.join()
+
+    assert (code, out) == (1, "")
+    assert f"is not a Stepwell server, or an older one. Received: status {status}" in err
+
+
+@pytest.mark.parametrize("is_secured", [True, False])
+def test_the_wrong_scheme_is_said_to_be(run, certificate, tmp_path, is_secured):
+    """Somebody is there, and to start a server would not help."""
+    cert, key = certificate
+    options = {"tls_cert": cert, "tls_key": key} if is_secured else {}
+    with servers.hosted(tmp_path / "data", **options) as server:
+        scheme, _, rest = server.url.partition("://")
+        wrong = {"http": "https", "https": "http"}[scheme]
+        code, _, err = run("status", "--url", f"{wrong}://{rest}")
+
+    assert (code, f"its URL begins with {scheme}://" in err) == (1, True)
 
 
 def test_a_closed_server_wants_a_token(run, tmp_path, monkeypatch):
@@ -223,6 +266,47 @@ def test_completion_is_there_for_the_shells(shell):
     )
 
     assert "complete" in printed.stdout
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        (["ch"], ["checkpoint"]),
+        (["checkpoint", "ve"], ["verify"]),
+        (["demo", "--mo"], ["--mode", "--model"]),
+        (["demo", "--mode", "b"], ["buffered", "bounded"]),
+    ],
+)
+def test_bash_completes_commands_options_and_values(tmp_path, typed, completed):
+    """In a real shell; what `python -m stepwell` prints completes `stepwell`, too."""
+    bash = shutil.which("bash")
+    if bash is None:
+        pytest.skip("bash is not installed")
+    command = tmp_path / "stepwell"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m stepwell "$@"\n')
+    command.chmod(0o755)
+    script = """
+        stepwell --show-completion bash > "$HOME/script" && . "$HOME/script"
+        COMP_WORDS=(stepwell "$@"); COMP_CWORD=$#
+        function=$(complete -p stepwell | sed "s/.*-F \\([^ ]*\\).*/\\1/")
+        "$function" stepwell; printf "%s\\n" "${COMPREPLY[@]}"
+    """
+    environment = {
+        **os.environ,
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "HOME": str(tmp_path),
+        "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1",
+    }
+    printed = subprocess.run(
+        [bash, "--norc", "-c", script, "bash", *typed],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        env=environment,
+    )
+
+    assert printed.stdout.split() == completed
 
 
 def test_a_certificate_of_ones_own_is_named_by_a_variable(

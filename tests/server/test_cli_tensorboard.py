@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import errno
 import json
 import struct
 import sys
@@ -10,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 import stepwell
+from stepwell.history import ModelHistory, Series
 from stepwell_server import cli, cli_tensorboard
 from stepwell_server.cli_tensorboard import EventFile, tag_of
 
@@ -108,6 +110,86 @@ def test_a_long_history_comes_in_parts_and_nothing_twice(model, tmp_path, monkey
     assert scalars(tmp_path)["metrics/loss"] == in_history(model, "metrics.loss")
 
 
+def test_what_is_written_is_on_the_disk_before_the_file_is_closed(model, tmp_path):
+    """Who follows a model sees its newest step, and loses none if the command is killed."""
+    with EventFile(tmp_path) as events:
+        events.write(model)
+        found = scalars(tmp_path)
+
+    assert len(found["metrics/loss"]) == STEPS
+
+
+def test_a_model_that_went_back_is_followed_on(model, tmp_path):
+    """As after a crash: versions that were written are made again, and nothing is left out."""
+    lives = iter(("first", "second", "second"))
+    with EventFile(tmp_path) as events:
+        for versions in ([1, 2, 3], [2], [2, 3]):
+            events.write(Life(next(lives), versions))
+
+    assert [version for version, _ in scalars(tmp_path)["metrics/loss"]] == [1, 2, 3, 2, 3]
+
+
+class Life:
+    """A model whose history has the first life's three versions, then those of the second."""
+
+    def __init__(self, incarnation, versions):
+        times = [float(version) for version in versions]
+        self.incarnation = incarnation
+        self.rows = list(zip(versions, times, strict=True))
+        if incarnation == "second":
+            self.rows = [(1, 1.0), (2, 2.0), (3, 3.0), *((v, t + 10) for v, t in self.rows)]
+
+    def describe(self):
+        """Return what is asked for."""
+        return {"version": self.rows[-1][0], "incarnation": self.incarnation}
+
+    def history(self, first, last, since, points):
+        """Return what the server would."""
+        rows = [(v, t) for v, t in self.rows if first <= v <= last and t >= (since or 0)]
+        versions, times = (np.array(column) for column in zip(*rows, strict=True))
+        series = {"metrics.loss": Series(versions, times, times)} if rows else {}
+        return ModelHistory(series, (), 0, 0)
+
+
+def test_metrics_with_almost_the_same_name_stay_two(run, model, tmp_path):
+    """tensorboardX would give both the tag `metrics/a_b`."""
+    with model.worker("w1") as worker:
+        worker.pull()
+        worker.push({"w": np.ones(3, np.float32)}, metrics={"a b": 1.0, "a_b": 2.0})
+
+    run(model.name, tmp_path)
+
+    found = scalars(tmp_path / model.name)
+    assert found["metrics/a b"] == [(STEPS + 1, 1.0)]
+    assert found["metrics/a_b"] == [(STEPS + 1, 2.0)]
+
+
+@pytest.mark.parametrize("call", ["write", "flush"])
+def test_a_full_disk_is_one_sentence_and_leaves_no_file(run, model, tmp_path, monkeypatch, call):
+    """It does not wait for ever, and the next export may use the folder."""
+    writer = require_package("tensorboardX.record_writer").RecordWriter
+
+    def full(self, *arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, call, full)
+        code, out, err = run(model.name, tmp_path)
+    again = run(model.name, tmp_path)[0]
+
+    assert (code, out, again) == (1, "", 0)
+    assert "No space left on device" in err
+    assert str(tmp_path / model.name) in err
+
+
+def test_an_export_that_is_interrupted_leaves_no_file(model, tmp_path):
+    """Half of a history would be taken for all of it."""
+    with pytest.raises(KeyboardInterrupt), EventFile(tmp_path):
+        raise KeyboardInterrupt
+
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_export_adds_to_no_other(run, model, tmp_path):
     """TensorBoard would show both as one."""
     run(model.name, tmp_path)
@@ -143,7 +225,7 @@ def test_without_the_package_it_says_what_to_install(run, model, tmp_path, monke
     real = builtins.__import__
 
     def without(name, *arguments, **options):
-        if name == "tensorboardX":
+        if name.startswith("tensorboardX"):
             raise ImportError(name)
         return real(name, *arguments, **options)
 

@@ -97,7 +97,60 @@ def test_a_server_that_is_not_there_is_a_sentence(run):
     code, out, err = run("--once", "--url", "http://127.0.0.1:9")
 
     assert (code, out) == (1, "")
-    assert "No server answers" in err
+    assert "cannot be reached" in err
+
+
+@pytest.mark.parametrize("is_dumb", [False, True])
+def test_without_a_screen_each_look_is_printed_when_it_comes(
+    run, trained, monkeypatch, is_dumb: bool
+):
+    """Into a pipe or a file, and on a terminal that cannot be painted again."""
+    name, _ = trained
+    looks = 0
+
+    def interrupted(seconds: float) -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("stepwell_server.cli_top.time.sleep", interrupted)
+    if is_dumb:
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        monkeypatch.setenv("TERM", "dumb")
+    code, out, _ = run()
+
+    assert code == 130
+    assert out.count(name) >= 2
+    assert "\x1b" not in out
+
+
+def test_a_model_that_is_deleted_during_a_look_is_left_out(server, trained, monkeypatch):
+    """Such as that of a `stepwell bench` beside it; the others are seen."""
+    name, _ = trained
+    with Questions(server.url) as questions:
+        ask = questions.ask
+
+        def with_a_ghost(path: str, *fields: str):
+            found = ask(path, *fields)
+            if path == "/v1/models":
+                found["models"].insert(0, {**found["models"][0], "name": "ghost"})
+            return found
+
+        monkeypatch.setattr(questions, "ask", with_a_ghost)
+        names = [model["name"] for model in Looks(questions).look()["models"]]
+
+    assert name in names
+    assert "ghost" not in names
+
+
+@pytest.mark.parametrize("seconds", ["inf", "nan", "1e9"])
+def test_an_interval_that_no_clock_has_is_refused(run, seconds):
+    """With a sentence, before anything is asked."""
+    code, out, err = run("--once", "--interval-s", seconds)
+
+    assert (code, out) == (2, "")
+    assert "--interval-s" in err
 
 
 def test_an_interval_that_would_be_a_busy_loop_is_refused(run):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
+from rich.progress import Progress
 from stepwell_core.errors import (
     CheckpointNotFound,
     DataFolderInvalid,
@@ -145,3 +146,14 @@ def test_a_data_folder_without_models_is_told(tmp_path):
 
     with pytest.raises(ModelNotFound, match="There is no model in"):
         verify_folder(tmp_path, None, None)
+
+
+def test_a_bar_says_how_far_each_checkpoint_is(data_dir):
+    """To its end: those who read hundreds of GB see that it moves."""
+    with Progress(disable=True) as progress:
+        verdicts = verify_folder(data_dir, None, None, progress)
+        tasks = list(progress.tasks)
+
+    read = [f"{each.model} {each.id}" for each in verdicts if each.id is not None]
+    assert [task.description for task in tasks] == read
+    assert all(0 < task.completed <= task.total for task in tasks)  # headers are not counted

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 import pytest
-from stepwell_server.listening import AddressTaken, AddressUnusable, bound
+from stepwell_server.listening import AddressTaken, AddressUnusable, bound, listen
 
 
 def closed(sockets):
@@ -21,6 +21,18 @@ def test_it_does_not_listen_yet():
     (listener,) = bound("127.0.0.1", 0)
     with listener, socket.socket() as caller, pytest.raises(ConnectionRefusedError):
         caller.connect(listener.getsockname())
+
+
+def test_of_two_that_are_bound_at_once_the_one_that_listens_later_is_told():
+    """The kernel lets both bind until one listens: two servers that start together."""
+    (first,) = bound("127.0.0.1", 0)
+    port = first.getsockname()[1]
+    (second,) = bound("127.0.0.1", port)
+
+    with first, second:
+        listen([first])
+        with pytest.raises(AddressTaken, match=f"127.0.0.1:{port}; choose another port"):
+            listen([second])
 
 
 def test_a_host_with_several_addresses_has_a_socket_for_each(monkeypatch):

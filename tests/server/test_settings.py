@@ -64,6 +64,25 @@ def test_an_unknown_key_in_the_file_is_refused(tmp_path):
         Settings.load(path)
 
 
+@pytest.mark.parametrize("content", [b"host =", b"port = 1\nport = 2", b"\xff\xfe"])
+def test_a_file_that_is_no_toml_is_named(tmp_path, content):
+    """The parser knows its text alone."""
+    path = tmp_path / "stepwell.toml"
+    path.write_bytes(content)
+
+    with pytest.raises(ValueError, match=rf"{path} is no TOML"):
+        Settings.load(path)
+
+
+@pytest.mark.parametrize("name", ["uds", "data_dir", "token_file", "memory_socket", "host"])
+def test_an_empty_variable_is_no_value(monkeypatch, name):
+    """As a path it would be the current folder; a compose file makes such a one quickly."""
+    monkeypatch.setenv(f"STEPWELL_{name.upper()}", "")
+
+    with pytest.raises(ValidationError, match="is empty"):
+        Settings.load()
+
+
 def test_a_file_that_is_not_there_is_refused(tmp_path):
     """The defaults are not used in its place."""
     with pytest.raises(FileNotFoundError, match=r"none\.toml"):

@@ -1,11 +1,16 @@
 """Tokens: their form, what is kept of them, and who is let in while files change."""
 
+import errno
 import json
+import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from stepwell_core.errors import DataFolderInvalid
 from stepwell_server import tokens
+from stepwell_server.storage import disk
+from stepwell_server.storage.folders import DataFolder
 from stepwell_server.tokens import Authenticator, TokenStore
 
 
@@ -119,3 +124,72 @@ def test_revoking_what_does_not_exist_changes_nothing(store):
 
     assert not store.revoke("00000000")
     assert json.loads(store.path.read_text()) == before
+
+
+def test_tokens_that_are_made_at_the_same_time_are_all_valid(store):
+    """Each was printed, and cannot be shown again."""
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(store.create, ["push"] * 24))
+
+    authenticator = Authenticator(store)
+    assert {authenticator.role_of(token) for token in made} == {"push"}
+
+
+def test_no_token_is_put_into_another_programs_folder(tmp_path):
+    """Nor is one taken from there: a folder with a wrong name is told."""
+    (tmp_path / "theirs").write_text("x")
+    store = TokenStore(tmp_path)
+
+    with pytest.raises(DataFolderInvalid, match="not Stepwell's"):
+        store.create("push")
+    with pytest.raises(DataFolderInvalid, match="not Stepwell's"):
+        store.revoke("00000000")
+
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
+
+
+def test_what_a_killed_command_left_makes_no_other_programs_folder(tmp_path):
+    """A server starts in it, and takes it away."""
+    disk.temporary_beside(tmp_path / "tokens.json").write_text("{")
+    token = TokenStore(tmp_path).create("admin")
+
+    DataFolder(tmp_path).release()
+
+    assert Authenticator(TokenStore(tmp_path)).role_of(token) == "admin"
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(disk.TEMPORARY)]
+
+
+def test_a_folder_that_cannot_be_is_a_sentence_and_is_not_made(tmp_path):
+    """A file, and one that is not there when a token is to be revoked."""
+    (tmp_path / "file").write_text("x")
+
+    with pytest.raises(DataFolderInvalid, match="Tokens cannot be written in"):
+        TokenStore(tmp_path / "file" / "data").create("push")
+    with pytest.raises(DataFolderInvalid, match="Tokens cannot be written in"):
+        TokenStore(tmp_path / "none").revoke("00000000")
+
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_full_disk_is_a_sentence_and_keeps_the_tokens(store, monkeypatch):
+    """No token is printed that is not valid."""
+    token = store.create("admin")
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(disk.system, "pwrite", full)
+    with pytest.raises(DataFolderInvalid, match="No space left on device"):
+        store.create("push")
+
+    assert Authenticator(store).role_of(token) == "admin"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files for others")
+def test_a_token_that_root_makes_is_the_servers(store):
+    """Or the server, another user, would refuse every token from then on."""
+    os.chown(store.path.parent, 65534, 65534)
+
+    store.create("admin")
+
+    assert (store.path.stat().st_uid, stat.S_IMODE(store.path.stat().st_mode)) == (65534, 0o600)

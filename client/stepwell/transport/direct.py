@@ -10,7 +10,6 @@ import ssl
 import threading
 from collections.abc import Generator
 
-import httpx
 from stepwell_core import wire
 
 from stepwell.calls import Answer, Call
@@ -34,7 +33,7 @@ class DirectTransport:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._timeout = endpoint.timeout
-        self._url = endpoint.url
+        self._where = endpoint.name
         self._requests = Requests(endpoint)
         self._pools = PerProcess(lambda: Pool(endpoint))
 
@@ -111,7 +110,7 @@ class DirectTransport:
     def _failure(self, connection: Connection, error: OSError) -> Exception:
         return of_socket(
             error,
-            self._url,
+            self._where,
             is_connected=connection.is_connected,
             was_sent=connection.was_sent,
         )
@@ -167,7 +166,7 @@ class Pool:
         self._endpoint = endpoint
         self._context: ssl.SSLContext | None = None
         if endpoint.is_tls:  # to read all certificates takes 30 ms
-            self._context = httpx.create_ssl_context(endpoint.verify)
+            self._context = endpoint.ssl_context()
         self._kept: list[Connection] = []
         self._is_closed = False
         self._lock = threading.Lock()

@@ -31,6 +31,7 @@ class HttpxTransport:
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
+        self._where = endpoint.name
         self._clients = PerProcess(lambda: new_client(endpoint))
 
     def send(self, call: Call) -> Answer:
@@ -38,7 +39,7 @@ class HttpxTransport:
         response = self._sent(call)
         try:
             reader = AnswerReader(call, response.status_code, response.headers)
-            for piece in _received(response):
+            for piece in _received(response, self._where):
                 reader.feed(piece)
             return reader.finish()
         finally:
@@ -48,7 +49,7 @@ class HttpxTransport:
         """Make a call whose answer has no end; see `DirectTransport.stream`."""
         response = self._sent(call)
         try:
-            pieces = _received(response)
+            pieces = _received(response, self._where)
             if not is_stream(response.status_code, response.headers):
                 reader = AnswerReader(call, response.status_code, response.headers)
                 for piece in pieces:
@@ -66,7 +67,7 @@ class HttpxTransport:
             request = client.build_request(call.method, call.target, **_options(call, _pieces))
             return client.send(request, stream=True)
         except httpx.HTTPError as error:
-            raise of_httpx(error) from error
+            raise of_httpx(error, self._where) from error
 
     def close(self) -> None:
         """Close all connections."""
@@ -81,6 +82,7 @@ class AsyncHttpxTransport:
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
+        self._where = endpoint.name
         self._clients = PerProcess(lambda: _new_async_client(endpoint))
 
     async def send(self, call: Call) -> Answer:
@@ -88,7 +90,7 @@ class AsyncHttpxTransport:
         response = await self._sent(call)
         try:
             reader = AnswerReader(call, response.status_code, response.headers)
-            async for piece in _async_received(response):
+            async for piece in _async_received(response, self._where):
                 reader.feed(piece)
             return reader.finish()
         finally:
@@ -98,7 +100,7 @@ class AsyncHttpxTransport:
         """Make a call whose answer has no end; see `DirectTransport.stream`."""
         response = await self._sent(call)
         try:
-            pieces = _async_received(response)
+            pieces = _async_received(response, self._where)
             if not is_stream(response.status_code, response.headers):
                 reader = AnswerReader(call, response.status_code, response.headers)
                 async for piece in pieces:
@@ -117,7 +119,7 @@ class AsyncHttpxTransport:
             request = client.build_request(call.method, call.target, **options)
             return await client.send(request, stream=True)
         except httpx.HTTPError as error:
-            raise of_httpx(error) from error
+            raise of_httpx(error, self._where) from error
 
     async def close(self) -> None:
         """Close all connections."""
@@ -127,25 +129,25 @@ class AsyncHttpxTransport:
 # Only reading is translated: an error of a callback that gets what was read is the caller's own.
 
 
-def _received(response: httpx.Response) -> Iterator[bytes]:
+def _received(response: httpx.Response, where: str) -> Iterator[bytes]:
     pieces = response.iter_raw()
     while True:
         try:
             piece = next(pieces, b"")
         except httpx.HTTPError as error:
-            raise of_httpx(error) from error
+            raise of_httpx(error, where) from error
         if not piece:
             return
         yield piece
 
 
-async def _async_received(response: httpx.Response) -> AsyncIterator[bytes]:
+async def _async_received(response: httpx.Response, where: str) -> AsyncIterator[bytes]:
     pieces = response.aiter_raw()
     while True:
         try:
             piece = await anext(pieces, b"")
         except httpx.HTTPError as error:
-            raise of_httpx(error) from error
+            raise of_httpx(error, where) from error
         if not piece:
             return
         yield piece

@@ -13,11 +13,12 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from stepwell_core.errors import DataFolderInvalid
+from stepwell_core.errors import DataFolderInvalid, StepwellError
 
 from stepwell_server.doctor.finding import Finding
 from stepwell_server.settings import Settings
 from stepwell_server.storage.folders import LOCK, check_owner
+from stepwell_server.storage.stores import open_store
 
 FREE_BYTES = 1 << 30
 """A checkpoint is written beside those that are kept, so there must be room for one more."""
@@ -37,8 +38,13 @@ LOST_FILE_SYSTEMS = {"tmpfs", "ramfs", "overlay"}
 def check_data_folder(settings: Settings) -> Iterator[Finding]:
     """Yield what is found of it; one that is not there would be made in the folder around it."""
     path = settings.data_dir.absolute()
-    folder = next(p for p in (path, *path.parents) if p.exists())  # where it would be made
     elsewhere = "choose another folder with --data-dir"
+    try:
+        folder = next(p for p in (path, *path.parents) if p.exists())  # where it would be made
+    except OSError as error:  # a folder around it may not be looked into
+        found = f"{path} cannot be looked at by user {os.geteuid()} ({error.strerror})"
+        yield Finding("data folder", "failed", found, elsewhere)
+        return
     if not folder.is_dir():
         yield Finding("data folder", "failed", f"{folder} is a file", elsewhere)
         return
@@ -59,6 +65,17 @@ def check_data_folder(settings: Settings) -> Iterator[Finding]:
     yield _file_system(folder)
     yield _free_space(folder)
     yield from _disk_speed(folder)
+    if settings.checkpoint_store is not None:
+        yield _store(settings.checkpoint_store)
+
+
+def _store(url: str) -> Finding:
+    try:
+        open_store(url)
+    except StepwellError as error:
+        found, _, received = error.message.partition(" Received: ")
+        return Finding("store", "failed", found, received and f"received: {received}")
+    return Finding("store", "ok", f"{url} is the URL of one; nothing was asked of it")
 
 
 def _identity(path: Path) -> Finding:

@@ -85,8 +85,11 @@ def _files() -> Finding:
 
 def _kernels() -> Finding:
     folder = cache_folder()
-    existing = next(p for p in (folder, *folder.parents) if p.exists())
-    if os.access(existing, os.W_OK | os.X_OK):
+    is_writable = False
+    with contextlib.suppress(OSError):
+        existing = next(p for p in (folder, *folder.parents) if p.exists())
+        is_writable = os.access(existing, os.W_OK | os.X_OK)
+    if is_writable:
         return Finding("kernels", "ok", f"compiled ones are kept in {folder}")
     advice = "set STEPWELL_CACHE_DIR to a folder that can be written, or each start compiles again"
     return Finding("kernels", "warning", f"{folder} cannot be written", advice)
@@ -102,7 +105,9 @@ def _clock(settings: Settings) -> Finding:
         if abs(skew_s) > CLOCK_S:
             found = f"the disk's clock is {skew_s:+.0f} s from this machine's"
             return Finding("clock", "warning", found, "let both follow the same time server")
-    newest = max((p.stat().st_mtime for p in path.glob("*/checkpoints/*")), default=now)
+    newest = now
+    with contextlib.suppress(OSError):  # one may go meanwhile
+        newest = max((p.stat().st_mtime for p in path.glob("*/checkpoints/*")), default=now)
     if newest > now + CLOCK_S:
         found = f"a checkpoint was written {newest - now:.0f} s in the future"
         advice = "the clock was set back: times in lists and logs are wrong, and nothing else"

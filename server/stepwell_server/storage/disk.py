@@ -66,6 +66,10 @@ class System:
         """Close a descriptor."""
         os.close(descriptor)
 
+    def give(self, path: Path, owner: tuple[int, int]) -> None:
+        """Give a file to a user and a group."""
+        os.chown(path, *owner)
+
     def rename(self, path: Path, new: Path) -> None:
         """Give a file or folder a new name; a file of that name is replaced."""
         os.rename(path, new)
@@ -262,18 +266,23 @@ def pieces_of(path: Path) -> Iterator[memoryview]:
             system.close(descriptor)
 
 
-def write_durably(path: Path, content: bytes, mode: int = 0o666) -> None:
+def write_durably(
+    path: Path, content: bytes, mode: int = 0o666, owner: tuple[int, int] | None = None
+) -> None:
     """Replace the file by `content`, whole or not at all, also across power loss.
 
     Args:
         path: Of the file.
         content: All of it.
         mode: Permissions, before the umask takes from them.
+        owner: User and group that it is given to; None leaves it this process's.
     """
     temporary = temporary_beside(path)
     try:
         with NewFile(temporary, mode) as file:
             file.write(content)
+        if owner is not None:
+            system.give(temporary, owner)
         system.rename(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -377,9 +386,9 @@ class FolderLock:
                 f"The data folder {folder} is in use by another server (process "
                 f"{owner or 'unknown'}); stop it or choose another folder with --data-dir"
             ) from None
-        self._file.truncate(0)
-        self._file.write(str(os.getpid()))
-        self._file.flush()
+        with contextlib.suppress(OSError):  # the number is for people; a full disk has no room
+            os.ftruncate(self._file.fileno(), 0)
+            os.write(self._file.fileno(), str(os.getpid()).encode())
 
     def release(self) -> None:
         """Let another server in."""

@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import threading
 from pathlib import Path
@@ -24,7 +25,6 @@ from stepwell_core.names import check_identifier
 from stepwell_server.storage import disk
 from stepwell_server.storage.archive import CheckpointArchive
 from stepwell_server.storage.stores import CheckpointStore, LocalStore
-from stepwell_server.tokens import TOKENS_FILE
 
 FORMAT = "stepwell-data"
 FORMAT_VERSION = 1
@@ -34,6 +34,8 @@ HISTORY = "history.sqlite"
 DELETED = "deleted"
 STORE_OWNER = "store-owner"
 LOCK = ".lock"
+
+TOKENS_FILE = "tokens.json"
 
 NOT_YET_OURS = {LOCK, TOKENS_FILE, "lost+found"}
 """What a folder may have in it and still count as empty: tokens may be made before the first
@@ -63,21 +65,21 @@ class DataFolder:
             disk.make_folders(path)
             check_owner(path)
         except OSError as error:
-            raise DataFolderInvalid(
-                f"The data folder {path} cannot be used ({error.strerror}); choose another "
-                "with --data-dir"
-            ) from None
+            raise _unusable(path, error) from None
         self._lock = disk.FolderLock(path, LOCK)
-        disk.remove_leftovers(path)
-        if not identity.exists():
-            values = {"format": FORMAT, "format_version": FORMAT_VERSION}
-            disk.write_durably(identity, json.dumps(values).encode() + b"\n")
-        if store is not None:
-            try:
+        try:
+            disk.remove_leftovers(path)
+            if not identity.exists():
+                values = {"format": FORMAT, "format_version": FORMAT_VERSION}
+                disk.write_durably(identity, json.dumps(values).encode() + b"\n")
+            if store is not None:
                 store.claim(self._store_owner(), takes_over=takes_over)
-            except BaseException:
-                self._lock.release()
-                raise
+        except OSError as error:
+            self._lock.release()
+            raise _unusable(path, error) from None
+        except BaseException:
+            self._lock.release()
+            raise
 
     def _store_owner(self) -> str:
         """Return the name under which this folder uses a store; a random one, given once."""
@@ -253,6 +255,17 @@ def _model_folders(path: Path) -> list[Path]:
     ]
 
 
+_TEMPORARY = re.compile(rf"{re.escape(disk.TEMPORARY)}[0-9a-f]{{32}}\Z")
+"""Of `stepwell token`, which may write at this moment, or was killed."""
+
+
+def _unusable(path: Path, error: OSError) -> DataFolderInvalid:
+    return DataFolderInvalid(
+        f"The data folder {path} cannot be used ({error.strerror or error}); choose another with "
+        "--data-dir, or make room"
+    )
+
+
 def check_owner(path: Path) -> bool:
     """Return whether a folder is a server's already; an empty one can become it.
 
@@ -260,7 +273,8 @@ def check_owner(path: Path) -> bool:
         DataFolderInvalid: It is another program's, or of a newer version.
         OSError: It cannot be read.
     """
-    if NOT_YET_OURS.issuperset(entry.name for entry in path.iterdir()):
+    names = {entry.name for entry in path.iterdir()}
+    if all(name in NOT_YET_OURS or _TEMPORARY.match(name) for name in names):
         return False
     _check_identity(path / IDENTITY)
     return True

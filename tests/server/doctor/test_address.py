@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import socket
+import time
 from urllib.parse import urlsplit
 
 import pytest
+from stepwell_server.doctor import address
 from stepwell_server.doctor.address import check_address
 from stepwell_server.settings import Settings
 from stepwell_server.tokens import TokenStore
@@ -74,3 +76,49 @@ def test_a_file_of_tokens_that_cannot_be_read_fails(tmp_path):
     (tmp_path / "tokens.json").write_text("{")
 
     assert findings(tmp_path, port=0)["tokens"].state == "failed"
+
+
+def test_a_certificate_that_a_server_could_not_use_fails(tmp_path, certificate):
+    """One that is not there, or has no key; of a good one the days are told."""
+    cert, key = certificate
+    missing = findings(tmp_path, port=0, tls_cert=tmp_path / "none")["certificate"]
+    keyless = findings(tmp_path, port=0, tls_cert=cert)["certificate"]
+    good = findings(tmp_path, port=0, tls_cert=cert, tls_key=key)["certificate"]
+
+    assert (missing.state, str(tmp_path / "none") in missing.found) == ("failed", True)
+    assert (keyless.state, bool(keyless.advice)) == ("failed", True)
+    assert (good.state, "ends in" in good.found) == ("warning", True)  # made for two days
+
+
+@pytest.mark.parametrize(("days", "state"), [(-1, "failed"), (3, "warning"), (300, "ok")])
+def test_a_certificate_is_told_by_its_last_day(tmp_path, certificate, monkeypatch, days, state):
+    """A server reads it at its start, so somebody must know before."""
+    cert, key = certificate
+    last = time.gmtime(time.time() + (days + 0.5) * 86400)
+    text = time.strftime("%b %d %H:%M:%S %Y GMT", last)
+    monkeypatch.setattr(address, "_last_moment", lambda cert: text)
+
+    assert findings(tmp_path, port=0, tls_cert=cert, tls_key=key)["certificate"].state == state
+
+
+def test_a_unix_socket_is_looked_at_as_a_start_would(tmp_path):
+    """A file, a long path, no folder, another server's; what a dead server left is well."""
+    (tmp_path / "file").write_text("x")
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(tmp_path / "dead"))
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(tmp_path / "other"))
+        other.listen()
+        paths = ["file", "a" * 108, "none/s", "other", "dead"]
+        states = [findings(tmp_path, uds=tmp_path / path)["port"].state for path in paths]
+
+    assert states == ["failed"] * 4 + ["ok"]
+    assert (tmp_path / "dead").is_socket()
+
+
+def test_the_socket_of_the_server_on_this_folder_is_well(tmp_path):
+    """It is that server's."""
+    with servers.hosted(tmp_path, uds=tmp_path / "s"):
+        finding = findings(tmp_path, uds=tmp_path / "s")["port"]
+
+    assert (finding.state, "answers" in finding.found) == ("ok", True)

@@ -135,3 +135,30 @@ def test_the_innermost_mount_decides(tmp_path):
 
     assert kinds == ["nfs4", "xfs", "ext4"]
     assert "does not name" in checks.file_system_of(inner, tmp_path / "none")
+
+
+def test_a_folder_that_may_not_be_looked_into_is_told(tmp_path, monkeypatch):
+    """A test is run by root, too, whom nothing is hidden from."""
+
+    def refused(path):
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(tmp_path), "exists", refused)
+        found = findings(tmp_path / "data")
+
+    (finding,) = found.values()
+    assert (finding.state, "Permission denied" in finding.found) == ("failed", True)
+    assert "--data-dir" in finding.advice
+
+
+@pytest.mark.parametrize(
+    ("url", "state"), [("foo://x", "failed"), ("s3://key:secret@bucket/x", "failed")]
+)
+def test_a_store_that_cannot_be_is_told_and_no_secret(tmp_path, url, state):
+    """As the start would say it."""
+    settings = Settings.load(data_dir=tmp_path, checkpoint_store=url)
+    finding = {f.check: f for f in checks.check_data_folder(settings)}["store"]
+
+    assert finding.state == state
+    assert "secret" not in finding.found + finding.advice

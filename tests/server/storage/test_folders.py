@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 
@@ -14,6 +15,7 @@ from stepwell_core.errors import (
     DataFolderInvalid,
     InvalidName,
 )
+from stepwell_server.storage import disk
 from stepwell_server.storage.folders import DataFolder
 from stepwell_server.tokens import TokenStore
 
@@ -117,6 +119,21 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
             DataFolder(tmp_path)
     finally:
         tmp_path.chmod(0o700)
+
+
+def test_a_disk_without_room_is_refused_and_leaves_the_folder_to_others(tmp_path, monkeypatch):
+    """With a sentence; the next start, when there is room, finds a folder of ours."""
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(disk.system, "pwrite", full)
+        patch.setattr(os, "write", full)
+        with pytest.raises(DataFolderInvalid, match=r"cannot be used \(No space left on device"):
+            DataFolder(tmp_path)
+
+    DataFolder(tmp_path).release()
 
 
 def test_a_folder_in_use_is_refused(data):
