@@ -70,6 +70,8 @@ class Questions:
                     "SSL_CERT_FILE; the name in the URL must be one of those in it",
                     was_sent=False,
                 ) from None
+            if "its URL begins with" in failure.message:  # one is there: with TLS, or without
+                raise failure from None
             raise ConnectionFailed(
                 f"No server answers at {self.url} ({type(error).__name__}). Start one with "
                 "`stepwell serve`, or say where it is with --url or STEPWELL_URL"
