@@ -54,8 +54,10 @@ CORE_ARROWS: dict[str, set[str]] = {
     "consistency": {"layout"},
     "buffer": {"aggregation", "gradient", "layout", "pipeline", "strict", "wire"},
     "wire": set(),
+    "contrast": set(),
     "definition": {
-        "groups", "keras_config", "consistency", "loss_scale", "optimizers", "layout", "names",
+        "contrast", "groups", "keras_config", "consistency", "loss_scale", "optimizers", "layout",
+        "names",
     },
     "state": {
         "buffer", "definition", "ledger", "loss_scale", "pipeline", "store", "strict", "layout",

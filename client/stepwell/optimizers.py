@@ -29,7 +29,7 @@ def as_optimizer(value: Any) -> AnyOptimizer:
     if not hasattr(value, "get_config") or not hasattr(value, "finalize_variable_values"):
         raise InvalidArgument(
             "`optimizer` is a Stepwell optimizer, a Keras optimizer, or a configuration as "
-            f"keras.optimizers.serialize gives it. Received: {type(value).__name__}"
+            f"keras.optimizers.serialize gives it. Received: {_foreign(value)}"
         )
     inner = getattr(value, "inner_optimizer", value)  # it makes the steps, so its exclusions count
     _check_says_all(inner)
@@ -38,6 +38,21 @@ def as_optimizer(value: Any) -> AnyOptimizer:
     )
     pattern = getattr(inner, "_exclude_from_weight_decay_pattern", None)
     return optimizer.exclude_from_weight_decay([pattern.pattern]) if pattern else optimizer
+
+
+def _foreign(value: Any) -> str:
+    """Return what an optimizer is that is none of ours, and what to take instead."""
+    kind = value if isinstance(value, type) else type(value)
+    name = f"the class {kind.__name__}" if kind is value else kind.__name__
+    package = kind.__module__.partition(".")[0]
+    if package == "torch":
+        return f"{name} of torch; stepwell.integrations.torch.RemoteOptimizer takes it"
+    if package == "optax":
+        return (
+            f"{name} of optax, which is functions and cannot be sent; say the same as "
+            "stepwell.Adam(1e-3)"
+        )
+    return f"{name}; make an instance of it" if kind is value else name
 
 
 def _check_says_all(optimizer: Any) -> None:

@@ -7,6 +7,7 @@ written once.
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import Generator
@@ -22,6 +23,10 @@ T = TypeVar("T")
 
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 2.0
+QUIET_S = 2.0
+"""How long a call is repeated before the log says so; a hiccup is nobody's business."""
+
+log = logging.getLogger("stepwell")
 
 
 @dataclass(frozen=True)
@@ -57,10 +62,12 @@ class Patience:
     Attributes:
         timeout: What its user said.
         was_reached: Whether the server ever answered this client.
+        is_told: Whether the log's last word is that the server does not answer.
     """
 
     timeout: Timeout
     was_reached: bool = False
+    is_told: bool = False
 
     def limit_s(self, error: StepwellError) -> float:
         """Return how long to try again after `error`, in seconds from the first try.
@@ -70,6 +77,23 @@ class Patience:
         is_absent = isinstance(error, ConnectionFailed) and not self.was_reached
         timeout = self.timeout
         return min(timeout.connect_s, timeout.retry_s) if is_absent else timeout.retry_s
+
+    def note_failure(self, error: StepwellError, spent_s: float) -> None:
+        """Say in the log, once, why nothing happens: a program that trains would seem to hang.
+
+        What is given up soon is not worth a line; its error comes anyway.
+        """
+        limit_s = self.limit_s(error)
+        if spent_s >= QUIET_S and limit_s >= 5 * QUIET_S and not self.is_told:
+            self.is_told = True
+            log.warning("%s. Waiting for it, up to %g s", error.message, limit_s)
+
+    def note_answer(self, spent_s: float) -> None:
+        """Take an answer; say so if the log last said that none comes."""
+        self.was_reached = True
+        if self.is_told:
+            self.is_told = False
+            log.warning("The server answers again, after %.0f s", spent_s)
 
 
 @dataclass(frozen=True)
@@ -86,7 +110,7 @@ def repeatedly(call: Call, patience: Patience) -> Flow[Answer]:
     """Make a call until it is answered, with growing pauses.
 
     Repeats after a connection that failed, an answer that did not come, and 503. A call that may do
-    harm twice is repeated only if it cannot have reached the server.
+    harm twice is repeated only if it cannot have reached the server. A long wait is in the log.
 
     Args:
         call: What to send.
@@ -102,8 +126,9 @@ def repeatedly(call: Call, patience: Patience) -> Flow[Answer]:
             spent_s = time.monotonic() - started
             if not may_repeat(call, error) or spent_s + pause_s > patience.limit_s(error):
                 raise
+            patience.note_failure(error, spent_s)
         else:
-            patience.was_reached = True
+            patience.note_answer(time.monotonic() - started)
             return answer
         yield Sleep(pause_s * random.uniform(0.5, 1.0))
         pause_s = min(2 * pause_s, LONGEST_PAUSE_S)

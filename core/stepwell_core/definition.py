@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from stepwell_core import consistency, keras_config
+from stepwell_core import consistency, contrast, keras_config
 from stepwell_core.consistency import Async, Consistency
 from stepwell_core.errors import InvalidArgument, InvalidInput, shown
 from stepwell_core.groups import ParameterGroup, check_groups, check_same_rule, groups_from_json
@@ -169,8 +169,16 @@ class Definition:
 
         Names of optimizers do not count, since Keras numbers them: adam, adam_1, ...
         """
+        return list(self.contrast(other))
+
+    def contrast(self, other: Definition) -> dict[str, str]:
+        """Return the `differences`, each in words: what is here, and what came."""
         mine, theirs = self._as_created(), other._as_created()
-        return [field for field in {**mine, **theirs} if mine.get(field) != theirs.get(field)]
+        return {
+            field: contrast.in_words(field, mine.get(field), theirs.get(field))
+            for field in {**mine, **theirs}
+            if mine.get(field) != theirs.get(field)
+        }
 
     def _as_created(self) -> dict[str, Any]:
         optimizer = _without_names(keras_config.serialize(self.created_with or self.optimizer))

@@ -35,6 +35,12 @@ def with_hyperparameters(
             "This optimizer was created with a LearningRateSchedule as its `learning_rate`, hence "
             "its learning rate is not settable. Create it with a float `learning_rate` instead"
         )
+    if told := [name for name in rule.declared_per_push if name in values]:
+        raise InvalidArgument(
+            f"Of this model each push brings its own {', '.join(told)}, which counts for its step. "
+            "Change it where the gradients are computed: torch's param_groups or scheduler, or the "
+            "callable that the optimizer was made with"
+        )
     return with_rule(definition, pipeline, rule.with_values(values))
 
 

@@ -58,7 +58,9 @@ def main() -> int:
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
-        message = error.format_message()
+        # The words of the packages below are no help; our sentence behind them is.
+        message = error.format_message().removeprefix("Invalid value: ")
+        message = message.replace(": Value error, ", ": ")
         is_help = message.startswith("Usage:")  # of a command that was given nothing
         errors.print(message if is_help else f"stepwell: {message}", markup=False)
         return EXIT_USAGE

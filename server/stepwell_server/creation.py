@@ -78,11 +78,12 @@ def check_same(existing: Definition, wanted: Definition, *, exist_ok: bool) -> N
             "or create with exist_ok",
             model=wanted.name,
         )
-    differences = existing.differences(wanted)
-    if differences:
+    contrast = existing.contrast(wanted)
+    if contrast:
         raise ModelDiffers(
             f"There is a model {wanted.name!r} already, and it was created with other: "
-            f"{', '.join(differences)}. Use its definition, or another name",
+            f"{', '.join(contrast.values())}. Use its definition, or another name. What may change "
+            "while it trains is changed by set_hyperparameters and set_consistency",
             model=wanted.name,
-            differences=differences,
+            differences=list(contrast),
         )

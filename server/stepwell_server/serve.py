@@ -76,7 +76,13 @@ class Server(uvicorn.Server):
             await self._application.stop()
             raise
         await self._serve_beside()
-        log.info("ready", version=__version__, address=self.address, pid=os.getpid())
+        log.info(
+            "ready",
+            version=__version__,
+            address=self.address,
+            data_dir=str(self._application.settings.data_dir.absolute()),
+            pid=os.getpid(),
+        )
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Answer who waits, then stop as uvicorn does, then save the models."""

@@ -41,6 +41,21 @@ def test_what_is_no_optimizer_is_refused(value):
         as_optimizer(value)
 
 
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (stepwell.SGD, "Received: the class SGD; make an instance of it"),
+        (type("Adam", (), {"__module__": "torch.optim.adam"}), "the class Adam of torch; .*torch"),
+        (type("Tuple", (), {"__module__": "optax._src.base"})(), "Tuple of optax, .*stepwell.Adam"),
+        (3, "Received: int$"),
+    ],
+)
+def test_what_is_no_optimizer_is_told_what_to_take_instead(value, words):
+    """People come from torch and optax, and forget to call a class."""
+    with pytest.raises(InvalidArgument, match=words):
+        as_optimizer(value)
+
+
 @pytest.mark.oracle
 def test_a_live_keras_optimizer_is_the_same_as_ours(keras):
     """Every argument goes through, and so does the serialized form."""

@@ -111,6 +111,42 @@ def test_a_server_that_was_never_reached_is_given_up_after_connect_s(clock):
     assert clock.now - 1000 <= 1
 
 
+def test_a_long_wait_is_told_once_and_so_is_its_end(clock, caplog):
+    """A program that waits for a restart would seem to hang; one that waits a moment would not."""
+    patience = reached()
+    flow = repeatedly(GET, patience)
+    next(flow)
+
+    for _ in range(8):
+        clock.now += flow.throw(ConnectionFailed("It is away")).seconds
+        flow.send(Answer({}))
+    during = [record.getMessage() for record in caplog.records]
+    with pytest.raises(StopIteration):
+        flow.send(Answer({}))
+    again = repeatedly(GET, patience)
+    next(again)
+    with pytest.raises(StopIteration):
+        again.send(Answer({}))
+
+    assert during == ["It is away. Waiting for it, up to 60 s"]
+    assert [r.getMessage() for r in caplog.records][1:] == ["The server answers again, after 7 s"]
+
+
+def test_a_short_wait_and_one_that_is_given_up_soon_are_not_told(clock, caplog):
+    """The first is over before anyone wonders, and the second ends in an error with the reason."""
+    flow = repeatedly(GET, reached())
+    next(flow)
+
+    for _ in range(4):
+        clock.now += flow.throw(ConnectionFailed("x")).seconds
+        flow.send(Answer({}))
+    with pytest.raises(StopIteration):
+        flow.send(Answer({}))
+    fail_always(repeatedly(GET, Patience(Timeout())), clock, ConnectionFailed("x"))
+
+    assert not caplog.records
+
+
 def test_a_server_that_said_503_counts_as_reached(clock):
     """It is there and starts or stops, so it is waited for."""
     patience = Patience(Timeout(connect_s=1, retry_s=10))

@@ -614,6 +614,14 @@ def test_hyperparameters_that_cannot_change_are_refused(optimizer, values):
     assert image(engine) == before
 
 
+def test_a_value_that_comes_with_each_push_is_changed_by_those_who_push():
+    """The refusal says where; another model, which was the advice once, would be of no help."""
+    engine = new_engine(Adam(PerPush()))
+
+    with pytest.raises(InvalidArgument, match=r"brings its own learning_rate.*scheduler"):
+        engine.prepare_hyperparameters({"learning_rate": 0.1})
+
+
 @pytest.mark.parametrize(
     ("optimizer", "values"),
     [

@@ -65,11 +65,14 @@ def test_a_token_is_made_listed_and_revoked(tmp_path: Path) -> None:
     token_id = listed["tokens"][0]["id"]
     revoked = run("token", "revoke", token_id, *folder)
     again = run("token", "revoke", token_id, *folder)
+    wrong = run("token", "create", "--role", "boss", *folder)
 
     assert re.fullmatch(rf"sw_admin_{token_id}_[0-9a-f]{{64}}", token)
     assert token not in (tmp_path / "tokens.json").read_text()
     assert (revoked.returncode, again.returncode) == (0, 1)
     assert "there is no token" in again.stderr
+    assert (wrong.returncode, "Value error" in wrong.stderr) == (2, False)
+    assert "'boss' is not one of 'read', 'push', 'admin'" in wrong.stderr
 
 
 def test_tokens_are_those_of_the_folder_that_the_server_has(

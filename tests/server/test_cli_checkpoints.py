@@ -101,6 +101,7 @@ def test_a_checkpoint_is_written_listed_verified_pinned_and_deleted(run, model):
     assert (refused.returncode, "unpin it first" in refused.stderr) == (1, True)
     assert (needed.returncode, "write another first" in needed.stderr) == (1, True)
     assert (asked.returncode, "--yes" in asked.stderr) == (2, True)
+    assert asked.stderr.startswith("stepwell: Checkpoint")
     assert (deleted.returncode, deleted.stdout) == (0, f"{made['id']} is deleted\n")
     assert made["id"] not in run("list", model.name).stdout
 

@@ -319,10 +319,12 @@ def test_a_certificate_of_ones_own_is_named_by_a_variable(
     cert, key = certificate
     with servers.hosted(tmp_path / "data", tls_cert=cert, tls_key=key) as secured:
         code, _, refused = run("status", "--url", secured.url)
+        _, _, plain = run("status", "--url", secured.url.replace("https", "http"))
         monkeypatch.setenv("SSL_CERT_FILE", str(cert))
         status = told(run("status", "--url", secured.url, "--json"))
 
     assert code == 1
     assert "is not trusted" in refused
     assert "SSL_CERT_FILE" in refused
+    assert "its URL begins with https://" in plain  # and not that no server is there
     assert status["status"] == "ready"

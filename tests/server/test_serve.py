@@ -44,6 +44,14 @@ def test_sigterm_answers_who_waits_and_exits_with_0_and_a_checkpoint(tmp_path):
         assert_problem(ask(worker), 404, "push_not_found")
 
 
+def test_a_server_says_where_it_listens_and_where_it_keeps_what_it_has(tmp_path):
+    """Whoever starts it in another folder finds no models, and sees here why."""
+    with servers.served(tmp_path) as server:
+        ready = next(entry for entry in server.events if entry["event"] == "ready")
+
+    assert (ready["address"], ready["data_dir"]) == (server.url, str(tmp_path))
+
+
 def test_a_killed_server_comes_back_with_a_new_incarnation(tmp_path):
     """With durability `memory` it is at its last checkpoint, and sessions of before are told."""
     memory = ("--durability", "memory")

@@ -63,7 +63,8 @@ class RemoteOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         remote: The model on the server; None before.
 
     Raises:
-        InvalidArgument: An optimizer that is none, or one with a dynamic loss scale.
+        InvalidArgument: An optimizer that is none, or one with a dynamic loss scale; or Keras runs
+            on another backend than torch, JAX or NumPy.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class RemoteOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         pulls: bool = True,
         name: str = "remote_optimizer",
     ) -> None:
+        _check_backend(keras.backend.backend())
         rule = as_optimizer(optimizer)
         if isinstance(rule, LossScaleOptimizer):
             raise InvalidArgument(
@@ -383,6 +385,15 @@ def _local_rate(rule: AnyOptimizer) -> Any:
     if isinstance(rate, LearningRateSchedule):
         return keras.optimizers.schedules.deserialize(rate.serialize())
     return float(rate) if isinstance(rate, int | float) else 0.0
+
+
+def _check_backend(name: str) -> None:
+    """Refuse a backend whose compiled steps cannot call a server; TensorFlow is Keras's default."""
+    if name not in ("jax", "numpy", "torch"):
+        raise InvalidArgument(
+            f"A RemoteOptimizer trains on Keras's backends torch and JAX. Received: {name!r}; set "
+            "KERAS_BACKEND=torch or KERAS_BACKEND=jax in the environment, before Keras is imported"
+        )
 
 
 def _is_traced(values: Sequence[Any]) -> bool:

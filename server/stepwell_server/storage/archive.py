@@ -19,6 +19,9 @@ from stepwell_server.storage.stores.base import MANIFEST, ModelStore, Unsettled
 
 PINS = "pins.json"
 
+MOST_TOLD = 5
+"""Checkpoints that an error names; pinned ones may be hundreds."""
+
 _ID = re.compile(r"^(\d{6,})-v(\d+)$")
 
 log = structlog.get_logger("stepwell")
@@ -144,17 +147,22 @@ class CheckpointArchive:
     @contextlib.contextmanager
     def _found(self, checkpoint_id: str) -> Iterator[str]:
         """Give the name of a checkpoint that exists; one that vanishes meanwhile is not damaged."""
-        missing = CheckpointNotFound(
-            f"Model {self._model!r} has no checkpoint {checkpoint_id[:80]!r}", model=self._model
-        )
         if not _ID.match(checkpoint_id) or checkpoint_id not in self.ids():
-            raise missing
+            raise self._missing(checkpoint_id)
         try:
             yield checkpoint_id
         except CheckpointInvalid:
             if checkpoint_id in self.ids():
                 raise
-            raise missing from None
+            raise self._missing(checkpoint_id) from None
+
+    def _missing(self, checkpoint_id: str) -> CheckpointNotFound:
+        newest = self.ids()[-MOST_TOLD:]
+        has = f"Its newest: {', '.join(reversed(newest))}" if newest else "It has none"
+        return CheckpointNotFound(
+            f"Model {self._model!r} has no checkpoint {checkpoint_id[:80]!r}. {has}",
+            model=self._model,
+        )
 
     def newest(self) -> tuple[Manifest, State]:
         """Return the newest checkpoint that is whole; complains of those that are not.

@@ -245,6 +245,14 @@ def test_an_optimizer_that_the_server_has_not_is_refused_at_once(new, change, er
         new(**change)
 
 
+def test_a_backend_that_cannot_ask_a_server_is_refused_at_once(new, monkeypatch):
+    """Keras takes TensorFlow when nothing is said, and `fit` would fail with its own words."""
+    monkeypatch.setattr(keras.backend, "backend", lambda: "tensorflow")
+
+    with pytest.raises(InvalidArgument, match="Received: 'tensorflow'; set KERAS_BACKEND=torch"):
+        new("sgd")
+
+
 def test_variables_that_do_not_match_the_model_are_refused(new):
     """The sentence names the variable, both shapes, and how Keras comes to other names."""
     new().build(new_variables())

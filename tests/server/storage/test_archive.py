@@ -57,7 +57,7 @@ def test_a_pin_is_taken_back(archive):
     """And one of a checkpoint that is not there is refused."""
     archive.pin("000001-v1", True)
     archive.pin("000001-v1", False)
-    with pytest.raises(CheckpointNotFound):
+    with pytest.raises(CheckpointNotFound, match="Its newest: 000005-v5, 000004-v4"):
         archive.pin("000009-v9", True)
 
     archive.retain(1)
