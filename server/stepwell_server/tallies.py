@@ -146,8 +146,8 @@ class ModelTally:
         found = self.workers.get(worker)
         if found is None:
             found = self.workers.setdefault(worker, WorkerTally())
-            while len(self.workers) > MOST_WORKERS:
-                self.workers.pop(next(iter(self.workers)), None)
+            for oldest in list(self.workers)[:-MOST_WORKERS]:  # a copy: two threads come here
+                self.workers.pop(oldest, None)
         return found
 
     def received(self, worker: str, nbytes: int) -> None:

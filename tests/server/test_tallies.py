@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from stepwell_server.tallies import Histogram, RequestTally
+from stepwell_server import tallies
+from stepwell_server.tallies import Histogram, ModelTally, RequestTally
 
 
 def test_a_value_belongs_to_the_first_bucket_that_is_not_less():
@@ -49,3 +50,18 @@ def test_requests_are_kept_apart_by_method_route_and_status():
         ("GET", "/v1", 200): 2,
         ("GET", "/v1", 404): 1,
     }
+
+
+def test_of_very_many_workers_the_newest_are_counted(monkeypatch):
+    """Names are a stranger's to choose, and a model lives for months."""
+    monkeypatch.setattr(tallies, "MOST_WORKERS", 2)
+    tally = ModelTally()
+
+    for worker in ("a", "b", "a", "c"):
+        tally.received(worker, 10)
+
+    assert {name: worker.received_bytes for name, worker in tally.workers.items()} == {
+        "b": 10,
+        "c": 10,
+    }
+    assert tally.received_bytes == 40

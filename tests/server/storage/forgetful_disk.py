@@ -219,6 +219,11 @@ class ForgetfulDisk(System):
             self._dead.discard(descriptor)
             super().close(descriptor)
 
+    def give(self, path: Path, owner: tuple[int, int]) -> None:
+        with self._lock:
+            self._parent(path)  # the power may be off; owners are not remembered
+            super().give(path, owner)
+
     def rename(self, path: Path, new: Path) -> None:
         with self._lock:
             if path.parent != new.parent:
