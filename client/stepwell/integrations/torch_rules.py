@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from stepwell_core import keras_config
+from stepwell_core import contrast, keras_config
 from stepwell_core.errors import InvalidArgument, ModelDiffers, shown
 from stepwell_core.groups import ParameterGroup
 from stepwell_core.keras_config import AnyOptimizer
@@ -190,23 +190,33 @@ def check_same(rules: Rules, described: Mapping[str, Any], state: Sequence[str])
     Raises:
         ModelDiffers: Something is different.
     """
-    theirs = keras_config.deserialize(described["optimizer"])
-    ours = keras_config.deserialize(keras_config.serialize(rules.optimizer))
-    wanted, found = (rule_of(rule).with_values({"name": None}) for rule in (ours, theirs))
-    is_same_kind = type(ours) is type(theirs) and type(wanted) is type(found)
-    differing = [n for n, value in vars(wanted).items() if vars(found).get(n) != value]
-    if described.get("groups", []) != [group.to_json() for group in rules.groups]:
-        differing.append("groups")
-    if described.get("state", []) != list(state):
-        differing.append("state")
-    if not is_same_kind or differing:
+    fields = {
+        "optimizer": (described["optimizer"], _as_kept(rules.optimizer)),
+        "groups": (described.get("groups", []), [group.to_json() for group in rules.groups]),
+        "state": (described.get("state", []), list(state)),
+    }
+    pairs = {field: (_nameless(there), _nameless(ours)) for field, (there, ours) in fields.items()}
+    differing = [field for field, (there, ours) in pairs.items() if there != ours]
+    if differing:
+        said = ", ".join(contrast.in_words(field, *pairs[field]) for field in differing)
         raise ModelDiffers(
-            f"There is a model {described['name']!r} already, with the optimizer "
-            f"{type(found).__name__}. Received: {type(wanted).__name__}; different: "
-            f"{', '.join(differing) or 'the class'}. Use its optimizer, or another name",
+            f"There is a model {described['name']!r} already, and it differs from what this module "
+            f"needs: {said}. Make the optimizer that it has, or use another name",
             model=described["name"],
             differences=differing,
         )
+
+
+def _as_kept(optimizer: AnyOptimizer) -> dict[str, Any]:
+    """Return plain values as the server has them, whose numbers are rounded as Keras's are."""
+    return keras_config.serialize(keras_config.deserialize(keras_config.serialize(optimizer)))
+
+
+def _nameless(value: Any) -> Any:
+    """Return plain values without the names that Keras gives to optimizers and schedules."""
+    if isinstance(value, Mapping):
+        return {key: _nameless(inner) for key, inner in value.items() if key != "name"}
+    return value
 
 
 def _declared(cls: type[Optimizer], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -685,11 +685,19 @@ def test_other_names_are_listed(remote) -> None:
 def test_another_optimizer_of_the_same_model_is_refused(remote) -> None:
     """Two workers with different rules would each think that theirs is made."""
     # Arrange
-    remote(new_module().named_parameters(), optimizer=torch.optim.SGD, lr=0.1)
+    remote(new_module().named_parameters(), optimizer=torch.optim.SGD, lr=0.1, momentum=0.9)
 
     # Act / Assert
-    with pytest.raises(errors.ModelDiffers, match=r"TorchSGD\. Received: TorchAdam"):
+    with pytest.raises(errors.ModelDiffers, match=r"is TorchSGD, received TorchAdam"):
         remote(new_module().named_parameters(), optimizer=torch.optim.Adam)
+    with pytest.raises(errors.ModelDiffers, match=r"nesterov is False, received True\)\. Make"):
+        remote(
+            new_module().named_parameters(),
+            optimizer=torch.optim.SGD,
+            lr=0.1,
+            momentum=0.9,
+            nesterov=True,
+        )
 
 
 def test_a_dtype_that_the_server_does_not_hold_is_named(remote) -> None:
