@@ -251,7 +251,7 @@ class Model(ModelHandle):
         return self._driver.run(self._flows.checkpoints())
 
     def checkpoint_progress(self) -> CheckpointProgress | None:
-        """Return how far a checkpoint is that is being written; None if there is none."""
+        """Return how far a checkpoint is that is being written or read; None if there is none."""
         return self._driver.run(self._flows.checkpoint_progress())
 
     def restore(self, checkpoint: str | Checkpoint) -> int:

@@ -121,10 +121,11 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class CheckpointProgress:
-    """How far a checkpoint is that is being written.
+    """How far a checkpoint is that is being written or read.
 
     Attributes:
-        phase: "writing" or "verifying", which reads it back.
+        phase: "writing"; "verifying", which reads it back or was asked for; "reading", for a
+            restore or a fork.
         done_bytes: Of this phase.
         bytes: Of this phase in all; 0 if it is not known yet.
     """

@@ -41,6 +41,9 @@ PAUSE_AFTER_FAILURE_S = 10.0
 """How long none is written by itself after one that failed: each begins a segment of the journal,
 and may upload everything."""
 
+Told = Callable[[str, int, int], None]
+"""Is told the phase, the bytes that are done, and all of its bytes."""
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -64,10 +67,11 @@ class Schedule:
 
 @dataclass
 class Progress:
-    """How far a checkpoint is that is being written.
+    """How far a checkpoint is that is being written or read.
 
     Attributes:
-        phase: "writing" or "verifying".
+        phase: "writing", "verifying" what was written or what somebody asks about, or "reading" for
+            a restore or a fork.
         done_bytes: Of this phase.
         bytes: Of the phase in all.
     """
@@ -107,7 +111,8 @@ class Checkpoints:
         self._saved = saved
         self._saved_at = time.monotonic()
         self._not_before = self._saved_at  # is none written by itself
-        self._progress: Progress | None = None
+        self._writing: Progress | None = None
+        self._reading: Progress | None = None  # of several, whichever moved last
         self.on_written: Callable[[Manifest], None] = _do_nothing  # called for each, by `write`
         self.tally = CheckpointTally()
         # One that writes, and one for who asks what there is.
@@ -116,9 +121,15 @@ class Checkpoints:
         self._automatic = asyncio.create_task(self._write_by_itself())
 
     @property
-    def progress(self) -> dict[str, Any] | None:
+    def writing(self) -> dict[str, Any] | None:
         """How far the one is that is being written; None if there is none."""
-        return None if self._progress is None else asdict(self._progress)
+        return None if self._writing is None else asdict(self._writing)
+
+    @property
+    def progress(self) -> dict[str, Any] | None:
+        """How far the one is that is being written, or else read; None if there is neither."""
+        found = self._writing or self._reading
+        return None if found is None else asdict(found)
 
     @property
     def saved_id(self) -> str | None:
@@ -212,7 +223,7 @@ class Checkpoints:
 
     def save(self, snapshot: Snapshot, number: int, *, pinned: bool = False) -> Manifest:
         """Write a snapshot; blocks for as long as the disk takes. On any thread, under `lock`."""
-        self._progress = Progress()
+        self._writing = Progress()
         began = time.monotonic()
         try:
             manifest = self._archive.write(
@@ -222,12 +233,12 @@ class Checkpoints:
             self.tally.failures += 1
             raise
         finally:
-            self._progress = None
+            self._writing = None
         self.tally.seconds.note(time.monotonic() - began)
         return manifest
 
     def _note_progress(self, phase: str, done_bytes: int, nbytes: int) -> None:
-        self._progress = Progress(phase, done_bytes, nbytes)
+        self._writing = Progress(phase, done_bytes, nbytes)
 
     async def note(self, manifest: Manifest) -> None:
         """Let go of what a new whole checkpoint has made unnecessary; under `lock`.
@@ -320,7 +331,7 @@ class Checkpoints:
 
     async def read(self, checkpoint_id: str) -> tuple[Manifest, State]:
         """Return a checkpoint, verified."""
-        return await self._in_thread(self._archive.read, checkpoint_id)
+        return await self._read(self._archive.read, checkpoint_id)
 
     async def verify(self, checkpoint_id: str) -> Manifest:
         """Read a checkpoint whole and check every tensor against its hash.
@@ -328,7 +339,21 @@ class Checkpoints:
         Raises:
             CheckpointNotFound, CheckpointInvalid: There is none, or it is damaged.
         """
-        return await self._in_thread(self._archive.verify, checkpoint_id)
+        return await self._read(self._archive.verify, checkpoint_id)
+
+    async def _read(self, read: Callable[[str, Told], T], checkpoint_id: str) -> T:
+        """Read a checkpoint whole; how far that is, `progress` says meanwhile."""
+
+        def note(phase: str, done_bytes: int, nbytes: int) -> None:
+            self._reading = Progress(phase, done_bytes, nbytes)
+
+        def noted() -> T:
+            try:
+                return read(checkpoint_id, note)
+            finally:  # in the thread, which goes on when the caller is gone
+                self._reading = None
+
+        return await self._in_thread(noted)
 
     async def pin(self, checkpoint_id: str, pinned: bool) -> None:
         """Keep a checkpoint for ever, or no longer."""

@@ -68,7 +68,7 @@ def bars() -> Iterator[Progress]:
 
 @contextlib.contextmanager
 def checkpoint_bar(url: str | None, name: str) -> Iterator[None]:
-    """Show on a terminal how far the checkpoint of a model is that the block has written."""
+    """Show on a terminal how far the checkpoint is that the block has written or read."""
     if not has_terminal():
         yield
         return

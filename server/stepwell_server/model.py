@@ -159,7 +159,7 @@ class HostedModel:
             "read_only": recorder.failure,
             "checkpoint": self.checkpoints.saved_id,
             "checkpoint_created": self.checkpoints.saved_created,
-            "writing": self.checkpoints.progress,
+            "writing": self.checkpoints.writing,
             "recovered": self.recovered and self.recovered.to_json(),
         }
 

@@ -245,16 +245,9 @@ def test_without_a_terminal_nothing_is_shown_but_the_result(run, model, tmp_path
     assert [each.stderr for each in (created, exported, verified)] == ["", "", ""]
 
 
-def test_a_terminal_shows_how_far_a_checkpoint_is(server, model, monkeypatch):
-    """A bar in bytes on stderr, while the checkpoint waits to be read back; stdout stays clean."""
-    goes_on, verify = threading.Event(), checkpoint.verify
-
-    def held(*arguments):
-        assert goes_on.wait(servers.DEADLINE_S)
-        return verify(*arguments)
-
-    monkeypatch.setattr(checkpoint, "verify", held)
-    command = [sys.executable, "-m", "stepwell_server", "checkpoint", "create", model.name]
+def seen_on_a_terminal(server, goes_on, words, *arguments):
+    """The exit code and stdout of a command that may go on when a terminal shows some words."""
+    command = [sys.executable, "-m", "stepwell_server", "checkpoint", *arguments]
     terminal, its_end = pty.openpty()
     with subprocess.Popen(
         [*command, "--url", server.url],
@@ -265,7 +258,7 @@ def test_a_terminal_shows_how_far_a_checkpoint_is(server, model, monkeypatch):
     ) as process:
         try:
             shown = b""
-            while not (b"writing" in shown and b"96/96 bytes" in shown):
+            while not all(word in shown for word in words):
                 assert select.select([terminal], [], [], servers.DEADLINE_S)[0], shown
                 shown += os.read(terminal, 1 << 16)
         finally:
@@ -273,9 +266,51 @@ def test_a_terminal_shows_how_far_a_checkpoint_is(server, model, monkeypatch):
         output, _ = process.communicate(timeout=servers.DEADLINE_S)
         os.close(its_end)
         os.close(terminal)
+    return process.returncode, output
+
+
+def test_a_terminal_shows_how_far_a_checkpoint_is(server, model, monkeypatch):
+    """A bar in bytes on stderr, while the checkpoint waits to be read back; stdout stays clean."""
+    goes_on, verify = threading.Event(), checkpoint.verify
+
+    def held(*arguments):
+        assert goes_on.wait(servers.DEADLINE_S)
+        return verify(*arguments)
+
+    monkeypatch.setattr(checkpoint, "verify", held)
+
+    seen = seen_on_a_terminal(server, goes_on, (b"writing", b"96/96 bytes"), "create", model.name)
 
     size = model.checkpoints()[1].bytes
-    assert (process.returncode, output) == (0, f"000002-v2  {size} bytes\n")
+    assert seen == (0, f"000002-v2  {size} bytes\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "function", "phase"),
+    [("verify", "verify", b"verifying"), ("restore", "read", b"reading")],
+)
+def test_a_terminal_shows_how_far_a_checkpoint_was_read(
+    server, model, monkeypatch, command, function, phase
+):
+    """The same bar for who has one verified or goes back to it; afterwards none is under way."""
+    goes_on, read = threading.Event(), getattr(checkpoint, function)
+
+    def held(store, checkpoint_id, progress):
+        def told(*far):
+            progress(*far)
+            assert goes_on.wait(servers.DEADLINE_S)
+
+        return read(store, checkpoint_id, told)
+
+    monkeypatch.setattr(checkpoint, function, held)
+    options = ["--yes"] if command == "restore" else []
+
+    returncode, _ = seen_on_a_terminal(
+        server, goes_on, (phase, b" bytes"), command, model.name, "000001-v0", *options
+    )
+
+    assert returncode == 0
+    assert model.checkpoint_progress() is None
 
 
 def test_an_export_of_what_is_not_there_leaves_nothing_behind(run, model, tmp_path):

@@ -43,7 +43,7 @@ CHECKPOINT = CHECKPOINTS + "/{checkpoint}"
 
 @router.get(CHECKPOINTS)
 async def list_checkpoints(request: Request, model: TheModel) -> Response:
-    """List all checkpoints, oldest first, and how far one is that is being written.
+    """List all checkpoints, oldest first, and how far one is that is being written or read.
 
     One that cannot be read says why.
     """

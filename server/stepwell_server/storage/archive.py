@@ -119,10 +119,10 @@ class CheckpointArchive:
         with self._found(checkpoint_id) as found:
             return checkpoint.read_manifest(self._store, found)
 
-    def read(self, checkpoint_id: str) -> tuple[Manifest, State]:
+    def read(self, checkpoint_id: str, progress: Progress = _quietly) -> tuple[Manifest, State]:
         """Return a checkpoint, verified; raises as `manifest`."""
         with self._found(checkpoint_id) as found:
-            return checkpoint.read(self._store, found)
+            return checkpoint.read(self._store, found, progress)
 
     def verify(self, checkpoint_id: str, progress: Progress = _quietly) -> Manifest:
         """Check every tensor against its hash; raises as `manifest`."""

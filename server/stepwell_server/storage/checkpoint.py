@@ -198,8 +198,15 @@ def _not_understood(checkpoint_id: str, reason: str) -> NotUnderstood:
     )
 
 
-def read(store: ModelStore, checkpoint_id: str) -> tuple[Manifest, State]:
+def read(
+    store: ModelStore, checkpoint_id: str, progress: Progress | None = None
+) -> tuple[Manifest, State]:
     """Return a checkpoint, every tensor checked against its hash; the caller owns the arrays.
+
+    Args:
+        store: Where it is.
+        checkpoint_id: Its name.
+        progress: Told how far it is.
 
     Raises:
         CheckpointInvalid: Something is missing, misshaped or damaged.
@@ -216,8 +223,9 @@ def read(store: ModelStore, checkpoint_id: str) -> tuple[Manifest, State]:
         PARAMETERS: layout.views(parameters),
         OPTIMIZER: _named_slots(layout, slots),
     }
+    note = _counted(progress or _nothing, "reading", sum(manifest.files.values()))
     for name, arrays in tensors.items():
-        _read_file(store, manifest, name, arrays, _nothing)
+        _read_file(store, manifest, name, arrays, note)
     counters, gathered = manifest.counters, manifest.gathered
     state = State(manifest.definition, counters, ledger, parameters, slots, gathered)
     return manifest, state

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import pytest
 from safetensors.numpy import load
+from stepwell_server.storage import checkpoint
 from stepwell_server.storage.archive import CheckpointArchive
 
 from tests.server.calls import (
@@ -18,6 +22,7 @@ from tests.server.calls import (
     image,
     pull,
 )
+from tests.servers import DEADLINE_S
 
 
 @pytest.fixture
@@ -161,6 +166,36 @@ def test_a_checkpoint_that_goes_while_a_list_is_made_is_left_out(http, path, mon
 
     assert ids(http, path) == there
     assert next(answers, None) is None
+
+
+def test_a_checkpoint_that_is_read_says_how_far_until_it_is_read(http, pool, path, monkeypatch):
+    """Also if who asked for it went away in between."""
+    reached, goes_on, verify = threading.Event(), threading.Event(), checkpoint.verify
+
+    def held(store, checkpoint_id, progress):
+        def told(*far):
+            progress(*far)
+            reached.set()
+            assert goes_on.wait(DEADLINE_S)
+
+        return verify(store, checkpoint_id, told)
+
+    monkeypatch.setattr(checkpoint, "verify", held)
+    impatient = httpx.Timeout(DEADLINE_S, read=0.01)
+    asking = pool.submit(http.post, f"{path}/checkpoints/000001-v0/verify", timeout=impatient)
+    assert reached.wait(DEADLINE_S)
+    assert isinstance(asking.exception(DEADLINE_S), httpx.ReadTimeout)
+
+    far = http.get(f"{path}/checkpoints").json()["progress"]
+    writing = http.get(path).json()["durability"]["writing"]
+    goes_on.set()
+
+    assert far["phase"] == "verifying"
+    assert 0 < far["done_bytes"] <= far["bytes"]
+    assert writing is None
+    deadline = time.monotonic() + DEADLINE_S
+    while http.get(f"{path}/checkpoints").json()["progress"] is not None:
+        assert time.monotonic() < deadline, "it is read for ever"
 
 
 def test_a_checkpoint_is_deleted_but_never_the_last_that_is_whole(http, server, path):

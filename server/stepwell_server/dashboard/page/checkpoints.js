@@ -25,8 +25,9 @@ export class Checkpoints {
     clearTimeout(this.looking);
     const { checkpoints, progress } = await call(this.path);
     if (progress !== null && this.whole.isConnected) this.lookAgain();
+    const doing = { writing: "written", verifying: "verified", reading: "read" };
     this.progress.textContent = progress === null ? ""
-      : `One is being ${progress.phase === "writing" ? "written" : "verified"}: ${bytes(progress.done_bytes)} of ${bytes(progress.bytes)}`;
+      : `One is being ${doing[progress.phase] ?? progress.phase}: ${bytes(progress.done_bytes)} of ${bytes(progress.bytes)}`;
     fillRows(this.table.body, [...checkpoints].reverse().map((checkpoint) => ({
       key: checkpoint.id,
       kind: checkpoint.invalid ? "straggler" : "",
