@@ -1,12 +1,17 @@
-"""What is long on the dashboard: a fleet of workers."""
+"""What is long on the dashboard: a fleet of workers, a timeline."""
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
+import httpx
+import numpy as np
 import pytest
 import stepwell
 
 from tests.browser import watched
-from tests.e2e.pages import show, train
+from tests.e2e.pages import SIZE, show, train, wait_for_text
 
 pytestmark = pytest.mark.full
 
@@ -32,6 +37,28 @@ def start_fleet(url: str, name: str, workers: int) -> None:
     with stepwell.Client(url) as client:
         for number in range(2, workers):
             client.model(name).worker(f"w{number}").pull()
+
+
+@pytest.fixture(scope="module")
+def busy(url) -> str:
+    """Return a model with a checkpoint, and then more joins than the page keeps events."""
+    train(url, "busy", steps=1)
+    with stepwell.Client(url) as client:
+        model = client.model("busy")
+        model.checkpoint()
+        for _ in range(301):
+            with model.worker("spot") as worker:
+                worker.pull()
+    return "busy"
+
+
+def make_it_paint(page: Any, url: str) -> None:
+    """Make a step of the busy model, and wait until the page has painted it."""
+    with stepwell.Client(url) as client, client.model("busy").worker("late") as worker:
+        worker.pull()
+        worker.push({"w": np.ones(SIZE, np.float32)})
+    version = httpx.get(f"{url}/v1/models/busy").json()["version"]
+    page.locator("#tile-version", has_text=re.compile(f"^{version}$")).wait_for()
 
 
 def test_a_fleet_scrolls_in_its_own_box_under_its_heading(url, screen) -> None:
@@ -78,3 +105,60 @@ def test_a_few_workers_are_seen_without_scrolling(url, screen) -> None:
 
     assert box["seen"] == ["w0", "w1"]
     assert box["height"] == box["inside"]
+
+
+def test_a_kind_of_event_is_found_behind_many_others(url, screen, busy) -> None:
+    """The page keeps 500 events; one that is older is asked for, and new ones still come."""
+    page = show(screen, busy)
+    wait_for_text(page, "#timeline .note", "older ones are in GET")
+    assert page.locator("#timeline li", has_text="checkpoint").count() == 0
+
+    page.locator("#kinds").select_option("checkpoint")
+
+    wait_for_text(page, "#timeline li", "checkpoint 000002-v2")
+    assert not page.locator("#timeline .note").is_visible()
+    with stepwell.Client(url) as client:
+        client.model(busy).checkpoint()
+    wait_for_text(page, "#timeline li", "checkpoint 000003-v2")
+    assert page.locator("#timeline li").count() == 2
+    page.locator("#kinds").select_option("join")
+    page.locator("#timeline .note", has_text="243 older ones").wait_for()  # 303 came, 60 are here
+
+
+def test_a_timeline_that_cannot_be_read_says_so(browser, url, busy) -> None:
+    """And does not ask again and again, nor call what it has the whole."""
+    with watched(browser, url) as screen:
+        page = show(screen, busy)
+        asked = []
+        page.route(
+            "**/history?*kinds=checkpoint",
+            lambda route: (asked.append(1), route.fulfill(status=500, body="{}")),
+        )
+
+        page.locator("#kinds").select_option("checkpoint")
+
+        wait_for_text(page, "#notice.failed", "newest events alone")
+        wait_for_text(page, "#timeline .note", "Older ones may be")
+        make_it_paint(page, url)
+        assert len(asked) == 1
+        screen.check(allowed="500")
+
+
+def test_a_history_that_has_lost_its_events_is_asked_once(url, screen, busy) -> None:
+    """As one on a full disk: what the stream brought is all there is, and asking again no help."""
+    page = show(screen, busy)
+    columns = {name: [] for name in ("number", "time", "kind", "version", "fields")}
+    asked = []
+    page.route(
+        "**/history?*kinds=join",
+        lambda route: (
+            asked.append(1),
+            route.fulfill(json={"last": 0, "events": columns, "left_out": 0, "series": {}}),
+        ),
+    )
+
+    page.locator("#kinds").select_option("join")
+
+    page.wait_for_function("() => document.querySelectorAll('#timeline li').length === 60")
+    make_it_paint(page, url)
+    assert len(asked) == 1
