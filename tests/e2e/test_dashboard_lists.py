@@ -1,4 +1,4 @@
-"""What is long on the dashboard: a fleet of workers, a timeline."""
+"""What is long on the dashboard: a fleet of workers, a timeline; and values that are none."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import stepwell
 
 from tests.browser import watched
-from tests.e2e.pages import SIZE, show, train, wait_for_text
+from tests.e2e.pages import SIZE, optimizer, show, train, wait_for_text
 
 pytestmark = pytest.mark.full
 
@@ -162,3 +162,24 @@ def test_a_history_that_has_lost_its_events_is_asked_once(url, screen, busy) -> 
     page.wait_for_function("() => document.querySelectorAll('#timeline li').length === 60")
     make_it_paint(page, url)
     assert len(asked) == 1
+
+
+def test_a_value_that_comes_with_each_push_is_not_to_be_written(url, screen) -> None:
+    """As torch's learning rate: it has no value here, and the others are changed all the same."""
+    rule = stepwell.Adam(stepwell.PerPush(), clipnorm=1.0)
+    with stepwell.Client(url) as client:
+        client.create_model("torch", {"w": np.zeros(SIZE, np.float32)}, optimizer=rule)
+    page = screen.page
+    page.goto(f"{url}/#torch")
+    field = page.locator("#h-learning_rate[data-now]")
+    field.wait_for()
+
+    assert field.input_value() == "comes with each push"
+    assert not field.is_editable()
+    assert field.evaluate("(one) => one.scrollWidth - one.clientWidth") <= 0
+    page.locator("#h-clipnorm").fill("0.5")
+    page.locator("#change").click()
+    page.locator("#confirm").click()
+    page.locator("#h-clipnorm[data-now='0.5']").wait_for()
+
+    assert optimizer(url, "torch")["learning_rate"] == {"class_name": "PerPush"}
