@@ -12,15 +12,18 @@ from stepwell_server.dashboard import HEADERS, StaticFile, shared_files
 
 router = APIRouter(tags=["dashboard"], include_in_schema=False)
 
+LOOKING = ["GET", "HEAD"]
+"""HEAD is for watchdogs and proxies: the headers of GET; the protocol leaves the body out."""
 
-@router.get("/")
+
+@router.api_route("/", methods=LOOKING)
 async def get_page(request: Request) -> Response:
     """Return the page; asked for anew each time, so that an upgrade is seen at once."""
     files = await asyncio.to_thread(shared_files)
     return _sent(request, files.index, "no-cache")
 
 
-@router.get("/dashboard/{version}/{file}")
+@router.api_route("/dashboard/{version}/{file}", methods=LOOKING)
 async def get_file(request: Request, version: str, file: str) -> Response:
     """Return one of the page's files; a browser may keep it for ever."""
     files = await asyncio.to_thread(shared_files)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from stepwell_server.history.database import Database
 from stepwell_server.history.events import Dropped, Left
 from stepwell_server.history.reading import Range, read
@@ -87,6 +93,51 @@ def test_a_mean_that_is_no_number_is_none(tmp_path):
     found = read(tmp_path / "history.sqlite", Range(points=10))
 
     assert set(found["series"]["metrics.loss"]["mean"]) == {None}
+
+
+def thinned_in_python(losses: Sequence[float], points: int) -> list[tuple[int, float, float]]:
+    """Return version, value and mean of what stays of losses whose versions count from 1."""
+    steps = list(enumerate(losses, start=1))
+    if len(steps) <= points:
+        return [(version, loss, loss) for version, loss in steps]
+    size, larger = divmod(len(steps), points // 2)
+    kept = []
+    while steps:
+        bucket = steps[: size + (larger > 0)]
+        steps, larger = steps[len(bucket) :], larger - 1
+        mean = sum(loss for _, loss in bucket) / len(bucket)
+        low = min(bucket, key=lambda step: step[1])
+        high = max(bucket, key=lambda step: step[1])
+        kept += [(*step, mean) for step in sorted({low, high})]
+    newest = (len(losses), losses[-1])
+    return kept if kept[-1][:2] == newest else [*kept, (*newest, mean)]
+
+
+@given(
+    losses=st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=60),
+    before=st.integers(0, 3),
+    gap=st.integers(1, 3),
+    points=st.integers(2, 21),
+)
+def test_what_stays_is_what_a_few_lines_of_python_keep(losses, before, gap, points):
+    """Of any length, with equal values (the first one stays), gaps and steps outside the range."""
+    with tempfile.TemporaryDirectory() as folder:
+        database = Database(Path(folder) / "history.sqlite")
+        outside = [-9.0] * before
+        for place, loss in enumerate([*outside, *losses, *outside], start=1):
+            event = step(place, loss=loss)
+            database.put(entry(gap * place, event, time=float(place)))
+        database.close()
+
+        wanted = Range(before + 1, before + len(losses), points=points)
+        loss = read(database.path, wanted)["series"]["metrics.loss"]
+
+    expected = thinned_in_python(losses, points)
+    versions, values, means = zip(*expected, strict=True)
+    assert [version - before for version in loss["version"]] == list(versions)
+    assert list(loss["time"]) == [float(version) for version in loss["version"]]
+    assert list(loss["value"]) == list(values)
+    assert loss["mean"] == pytest.approx(means)
 
 
 @pytest.mark.parametrize(

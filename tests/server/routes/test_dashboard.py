@@ -31,6 +31,10 @@ def _token_file(folder):
     return file
 
 
+OF_THE_MOMENT = {"date"}
+"""Headers that are others in each answer."""
+
+
 def address(name: str) -> str:
     """Return where a file of the page is."""
     return f"/dashboard/{shared_files().version}/{name}"
@@ -129,6 +133,29 @@ def test_nothing_beside_the_page_became_public(stranger, path):
     raw.url = raw.url.copy_with(raw_path=path.encode())
 
     assert stranger.send(raw).status_code == 401
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "identity"])
+@pytest.mark.parametrize("name", ["", "app.js", "plotly.min.js"])
+def test_head_is_get_without_a_body(stranger, name, encoding):
+    """Watchdogs and proxies ask so; it is as public, as strict, and as long as it says."""
+    path, headers = address(name) if name else "/", {"Accept-Encoding": encoding}
+
+    head, got = (stranger.request(method, path, headers=headers) for method in ("HEAD", "GET"))
+
+    assert (head.status_code, head.content) == (200, b"")
+    told = [
+        {name: value for name, value in answer.headers.items() if name not in OF_THE_MOMENT}
+        for answer in (head, got)
+    ]
+    assert told[0] == told[1]
+    assert "content-length" in told[0]
+    assert_is_strict(head)
+
+
+def test_head_of_what_is_no_file_of_the_page_is_404(stranger):
+    """As GET is."""
+    assert stranger.head(address("none.js")).status_code == 404
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])

@@ -25,11 +25,11 @@ export function section(id, title, ...children) {
     element("h2", { id: `${id}-title` }, title), ...children);
 }
 
-/** A table with a head; its body is filled by `fillRows`. */
+/** A table with a head, which stays in sight where the rows scroll; `fillRows` fills its body. */
 export function table(caption, columns) {
   const body = element("tbody");
   const head = element("tr", {}, ...columns.map((name) => element("th", { scope: "col" }, name)));
-  const whole = element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption },
+  const whole = element("div", { class: "scroll rows", tabindex: "0", role: "region", "aria-label": caption },
     element("table", {}, element("caption", {}, caption), element("thead", {}, head), body));
   return { whole, body };
 }

@@ -224,7 +224,7 @@ export class Feed {
 }
 
 /** Turn a history's columns of events into objects, as the stream has them. */
-function rows(columns) {
+export function rows(columns) {
   return columns.number.map((number, place) => ({
     number, time: columns.time[place], kind: columns.kind[place], version: columns.version[place],
     ...columns.fields[place],

@@ -2,7 +2,7 @@
 
 import { call, modelPath, send } from "./api.js";
 import { act, confirmed, element, notice } from "./elements.js";
-import { value } from "./shown.js";
+import { isPerPush, value } from "./shown.js";
 
 const FIXED = new Set(["name"]); // of the optimizer, not of its steps
 
@@ -41,11 +41,12 @@ export class Hyperparameters {
     let input = this.inputs.get(key);
     if (input === undefined) {
       input = element("input", {
-        id: `h-${key}`, spellcheck: "false", autocomplete: "off", readonly: !this.mayChange,
+        id: `h-${key}`, spellcheck: "false", autocomplete: "off",
       });
       this.inputs.set(key, input);
       this.fields.append(element("label", { for: `h-${key}` }, key), input);
     }
+    input.readOnly = !this.mayChange || isPerPush(now); // whether it comes with pushes stays for ever
     const isEdited = input.dataset.now !== undefined && input.value !== input.dataset.now;
     if (!isEdited) input.value = value(now);
     input.dataset.now = value(now);

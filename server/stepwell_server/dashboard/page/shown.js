@@ -28,9 +28,13 @@ export function age(seconds) {
 
 export const moment = (unixSeconds) => new Date(unixSeconds * 1000).toLocaleString();
 
+/** Whether a hyperparameter has no value of its own: workers send one with each push. */
+export const isPerPush = (some) => some?.class_name === "PerPush";
+
 /** A value of a hyperparameter: a float32, as learning rates are, with as few digits as say which. */
 export function value(some) {
   if (typeof some === "string") return some;
+  if (isPerPush(some)) return "comes with each push";
   if (typeof some === "number" && Math.fround(some) === some) {
     for (let digits = 1; digits <= 9; digits += 1) {
       const short = Number(some.toPrecision(digits));
