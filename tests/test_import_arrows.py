@@ -128,7 +128,7 @@ CLIENT_NEVER = {"numba", "fastapi", "pydantic", "uvicorn", "starlette"}
 CLIENT_ROOMS_THAT_MAY_IMPORT_SERVER = {"command"}
 
 # Nothing else in server knows the client. Patterns, because the demo is several modules.
-SERVER_ROOMS_THAT_MAY_IMPORT_CLIENT = ("cli*", "demo*")
+SERVER_ROOMS_THAT_MAY_IMPORT_CLIENT = ("__main__", "cli*", "demo*")
 # ---------------------------------------------------------------------------------------------
 
 

@@ -12,21 +12,32 @@ Optimizers, schedules and consistency modes are plain values that say what the s
 package computes nothing itself, and needs NumPy, msgpack and httpx alone.
 """
 
-from stepwell_core.consistency import Async, Bounded, Buffered, Quorum, Sync
-from stepwell_core.errors import StepwellError
-from stepwell_core.groups import ParameterGroup
-from stepwell_core.loss_scale import LossScaleOptimizer
-from stepwell_core.optimizers import SGD, Adagrad, Adam, PerPush, TorchAdagrad, TorchAdam, TorchSGD
+from stepwell.command import quick_to_leave
 
-from stepwell import errors, schedules
-from stepwell.async_client import AsyncClient, AsyncModel
-from stepwell.async_worker import AsyncWorker
-from stepwell.client import Client, Model
-from stepwell.history import HistoryEvent, ModelHistory
-from stepwell.pulls import PullOptions
-from stepwell.results import Checkpoint, CheckpointProgress, Parameters, PushResult
-from stepwell.retry import Timeout
-from stepwell.worker import Worker
+with quick_to_leave():
+    from stepwell_core.consistency import Async, Bounded, Buffered, Quorum, Sync
+    from stepwell_core.errors import StepwellError
+    from stepwell_core.groups import ParameterGroup
+    from stepwell_core.loss_scale import LossScaleOptimizer
+    from stepwell_core.optimizers import (
+        SGD,
+        Adagrad,
+        Adam,
+        PerPush,
+        TorchAdagrad,
+        TorchAdam,
+        TorchSGD,
+    )
+
+    from stepwell import errors, schedules
+    from stepwell.async_client import AsyncClient, AsyncModel
+    from stepwell.async_worker import AsyncWorker
+    from stepwell.client import Client, Model
+    from stepwell.history import HistoryEvent, ModelHistory
+    from stepwell.pulls import PullOptions
+    from stepwell.results import Checkpoint, CheckpointProgress, Parameters, PushResult
+    from stepwell.retry import Timeout
+    from stepwell.worker import Worker
 
 __version__ = "0.1.0"
 
