@@ -45,7 +45,7 @@ def quick_to_leave() -> Iterator[None]:
     """Let Ctrl-C end this process at once and quietly, if it is the `stepwell` command.
 
     For the imports, which take most of a second: nothing is begun that would have to be cleared up.
-    An exception would not do: some modules swallow or rename what is raised while they are read.
+    An exception would not do: Pydantic, for one, makes another of what is raised while it is read.
     """
     is_main = threading.current_thread() is threading.main_thread()
     if not (is_main and _is_command() and _ctrl_c() is signal.default_int_handler):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
+from stepwell.command import quick_to_leave
 from stepwell_core.errors import shown
 
 if TYPE_CHECKING:
@@ -40,9 +41,10 @@ def load_settings(config: Path | None, **flags: Any) -> Settings:
         config: A TOML file.
         flags: By the settings' names; None if one was not given.
     """
-    from pydantic import ValidationError
+    with quick_to_leave():
+        from pydantic import ValidationError
 
-    from stepwell_server.settings import Settings, is_of_kubernetes
+        from stepwell_server.settings import Settings, is_of_kubernetes
 
     for sentence in misspelt(os.environ, Settings.model_fields):
         errors.print(f"stepwell: {sentence}", markup=False)
