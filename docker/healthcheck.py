@@ -11,7 +11,9 @@ import ssl
 import sys
 
 HOST = os.environ.get("STEPWELL_HOST", "127.0.0.1")
-PORT = int(os.environ.get("STEPWELL_PORT", "8700"))
+PORT = os.environ.get("STEPWELL_PORT", "8700")
+if "://" in PORT:  # Kubernetes said it, of a Service that is called stepwell; the server ignores it
+    PORT = "8700"
 UDS = os.environ.get("STEPWELL_UDS")
 TIMEOUT_S = 4.0
 
@@ -24,7 +26,7 @@ try:
         connection.settimeout(TIMEOUT_S)
         connection.connect(UDS)
     else:
-        connection = socket.create_connection((EVERY_ADDRESS.get(HOST, HOST), PORT), TIMEOUT_S)
+        connection = socket.create_connection((EVERY_ADDRESS.get(HOST, HOST), int(PORT)), TIMEOUT_S)
     if os.environ.get("STEPWELL_TLS_CERT"):
         connection = ssl._create_unverified_context().wrap_socket(connection)
     client = http.client.HTTPConnection("localhost", timeout=TIMEOUT_S)

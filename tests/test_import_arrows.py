@@ -121,14 +121,14 @@ CORE_EXCEPTIONS: dict[str, dict[str, str]] = {
 # The client stays light: these rooms of core work without Numba, and nothing else of core is used.
 CLIENT_CORE_ROOMS = {
     "wire", "errors", "names", "layout", "optimizers", "schedules", "loss_scale", "consistency",
-    "keras_config", "placement", "groups", "strict",
+    "keras_config", "placement", "groups", "strict", "contrast",
 }  # fmt: skip
 CLIENT_NEVER = {"numba", "fastapi", "pydantic", "uvicorn", "starlette"}
 # The script hands over to the server's command line once it has seen that it is installed.
 CLIENT_ROOMS_THAT_MAY_IMPORT_SERVER = {"command"}
 
 # Nothing else in server knows the client. Patterns, because the demo is several modules.
-SERVER_ROOMS_THAT_MAY_IMPORT_CLIENT = ("cli*", "demo*")
+SERVER_ROOMS_THAT_MAY_IMPORT_CLIENT = ("__main__", "cli*", "demo*")
 # ---------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 StepwellError
 ├── ... everything in `stepwell_core.errors`: what the server says, one class a code
+├── ClientClosed            the client, or what it made, was closed before
 └── TransportError
     ├── ConnectionFailed    the server cannot be reached, or the connection broke
     ├── CertificateRefused  the server's certificate is not one that the client trusts
@@ -77,6 +78,7 @@ __all__ = [
     "CertificateRefused",
     "CheckpointInvalid",
     "CheckpointNotFound",
+    "ClientClosed",
     "Conflict",
     "ConnectionFailed",
     "DataFolderInvalid",
@@ -134,6 +136,12 @@ __all__ = [
 ]
 
 
+class ClientClosed(StepwellError, RuntimeError):
+    """The client, or what it made, was closed before; nothing was sent."""
+
+    code = "client_closed"
+
+
 class TransportError(StepwellError):
     """Something went wrong between client and server.
 
@@ -183,6 +191,9 @@ _BY_STATUS: Mapping[int, type[StepwellError]] = {
 }
 """What the codes of a newer server mean to this client: the branch that they must be on."""
 
+_OWN = (ClientClosed, TransportError)
+"""What no server can say."""
+
 _NOT_DETAILS = frozenset({"type", "title", "detail", "self", "message", "was_sent"})
 
 
@@ -196,6 +207,6 @@ def from_problem(document: Mapping[str, Any], status: int) -> StepwellError:
     details["status"] = status
     message = str(document.get("detail") or document.get("title") or f"HTTP status {status}")
     cls = by_code().get(str(document.get("code")))
-    if cls is None or issubclass(cls, TransportError):
+    if cls is None or issubclass(cls, _OWN):
         cls = _BY_STATUS.get(status, StepwellError)
     return cls(message, **details)

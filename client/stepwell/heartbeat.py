@@ -98,10 +98,10 @@ def _beat(
         if session is not None and session.is_open and not was_woken:
             try:
                 send(session.heartbeat())
-            except StepwellError:
-                pass  # the next push tells
             except RuntimeError:
                 return  # the client was closed, and nothing can be sent any more
+            except StepwellError:
+                pass  # the next push tells
         del session
 
 
@@ -121,10 +121,10 @@ async def _beat_async(
         if session is not None and session.is_open and not was_woken:
             try:
                 await send(session.heartbeat())
-            except StepwellError:
-                pass  # the next push tells
             except RuntimeError:
                 return  # the client was closed, and nothing can be sent any more
+            except StepwellError:
+                pass  # the next push tells
         del session
 
 

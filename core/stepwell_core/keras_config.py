@@ -22,6 +22,13 @@ from stepwell_core.optimizers.base import check_argument_names
 AnyOptimizer = Optimizer | LossScaleOptimizer
 
 _PER_PUSH = {"class_name": "PerPush"}
+_INSTEAD = {
+    "adamw": (
+        ". Adam(weight_decay=0.004) is Keras's AdamW: its decay is decoupled. "
+        "TorchAdam(weight_decay=0.01, decoupled_weight_decay=True) is torch's"
+    )
+}
+"""What to take for a name that is no rule of its own, with its owner's defaults."""
 # Keras once wrote these into a LossScaleOptimizer's config, and still takes the defaults.
 _BASE_OPTIONS = {
     "weight_decay": None,
@@ -68,6 +75,7 @@ def deserialize(config: object) -> AnyOptimizer:
         known = [optimizer.__name__ for optimizer in OPTIMIZERS.values()]
         raise InvalidArgument(
             f"Unknown optimizer {shown(class_name)}. Known: {', '.join(known)}, LossScaleOptimizer"
+            f"{_INSTEAD.get(class_name.lower(), '')}"
         )
     return cls(**hyperparameters(cls, arguments))
 

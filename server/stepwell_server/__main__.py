@@ -2,6 +2,7 @@
 
 import sys
 
-from stepwell_server.cli import main
+from stepwell.command import main
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

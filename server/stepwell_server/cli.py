@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from stepwell.command import quick_to_leave
 from stepwell_core.errors import DataFolderInvalid, StepwellError
 
 from stepwell_server import __version__, cli_checkpoints, cli_status, cli_tensorboard, cli_top
@@ -134,8 +135,9 @@ def serve(
     ] = None,
 ) -> None:
     """Run the server until SIGTERM or Ctrl-C."""
-    from stepwell_server import logs
-    from stepwell_server.serve import run
+    with quick_to_leave():
+        from stepwell_server import logs
+        from stepwell_server.serve import run
 
     flags: dict[str, Any] = {
         "host": host,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from stepwell.command import quick_to_leave
 
 from stepwell_server.cli_options import AsJson
 from stepwell_server.cli_settings import load_settings
@@ -34,7 +35,8 @@ def doctor(
 
     Changes nothing. Ends with 1 if something has to be done before.
     """
-    from stepwell_server.doctor import Finding, examine
+    with quick_to_leave():
+        from stepwell_server.doctor import Finding, examine
 
     settings = load_settings(config, data_dir=data_dir, host=host, port=port)
     findings: list[Finding] = []

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
+from stepwell.command import quick_to_leave
 from stepwell_core.errors import shown
 
 if TYPE_CHECKING:
@@ -23,6 +25,12 @@ PREFIX = "STEPWELL_"
 OTHER_VARIABLES = ("STEPWELL_CONFIG", "STEPWELL_URL", "STEPWELL_TOKEN", "STEPWELL_CACHE_DIR")
 """Which are no settings of a server."""
 
+OF_OTHERS = re.compile(
+    r"STEPWELL_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?|\w+_PORT)"
+)
+"""Not misspelt, though some are like a setting: Kubernetes makes them, of Services whose names
+begin with `stepwell`, and docker-compose.yml has ports."""
+
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
@@ -33,12 +41,19 @@ def load_settings(config: Path | None, **flags: Any) -> Settings:
         config: A TOML file.
         flags: By the settings' names; None if one was not given.
     """
-    from pydantic import ValidationError
+    with quick_to_leave():
+        from pydantic import ValidationError
 
-    from stepwell_server.settings import Settings
+        from stepwell_server.settings import Settings, is_of_kubernetes
 
     for sentence in misspelt(os.environ, Settings.model_fields):
         errors.print(f"stepwell: {sentence}", markup=False)
+    if is_of_kubernetes(port := os.environ.get("STEPWELL_PORT")):
+        errors.print(
+            f"stepwell: STEPWELL_PORT is {shown(port)}, which Kubernetes says of a Service that is "
+            "called stepwell, and is ignored; `enableServiceLinks: false` in the pod keeps it away",
+            markup=False,
+        )
     try:
         return Settings.load(config, **flags)
     except ValidationError as error:
@@ -71,12 +86,12 @@ def misspelt(environment: Iterable[str], names: Iterable[str]) -> list[str]:
         environment: Names of variables.
         names: Of the settings.
     """
-    variables = [f"{PREFIX}{name.upper()}" for name in names]
+    known = [*(f"{PREFIX}{name.upper()}" for name in names), *OTHER_VARIABLES]
     return [
         f"{name} is no setting and has no effect{suggestion}"
         for name in environment
-        if name.startswith(PREFIX) and name not in [*variables, *OTHER_VARIABLES]
-        if (suggestion := _suggestion(name, variables, 0.85))
+        if name.startswith(PREFIX) and name not in known and not OF_OTHERS.fullmatch(name)
+        if (suggestion := _suggestion(name, known, 0.85))
     ]
 
 

@@ -8,11 +8,15 @@ import socket
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from stepwell_core.errors import StepwellError
 
 MOST_PATH_BYTES = 107
 """Of a Unix socket: Linux has no room for more in an address."""
+
+FREE_PORT_TRIES = 8
+"""Of a host with several addresses: a port is wanted that is free on each."""
 
 
 class AddressUnusable(StepwellError):
@@ -34,7 +38,7 @@ def bound(host: str, port: int) -> list[socket.socket]:
 
     Args:
         host: A name or an address of this machine.
-        port: 0 takes a free one.
+        port: 0 takes a free one, the same for all.
 
     Raises:
         AddressTaken: Another program listens on the port.
@@ -56,14 +60,28 @@ def bound(host: str, port: int) -> list[socket.socket]:
 def _bound(host: str, port: int) -> list[socket.socket]:
     flags = socket.AI_PASSIVE
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
+    addresses = list(dict.fromkeys(found))
+    for _ in range(FREE_PORT_TRIES if port == 0 else 0):
+        try:
+            return _bound_to(addresses)
+        except OSError as error:  # what is free on one address may be taken on the next
+            if error.errno != errno.EADDRINUSE:
+                raise
+    return _bound_to(addresses)
+
+
+def _bound_to(addresses: Iterable[tuple[Any, ...]]) -> list[socket.socket]:
+    """Bind all, to the port of the first: a free one is one, or clients would be told half."""
     with ExitStack() as failed:
-        sockets = []
-        for family, kind, protocol, _, address in dict.fromkeys(found):
+        sockets: list[socket.socket] = []
+        for family, kind, protocol, _, (host, port, *scope) in addresses:
             listener = failed.enter_context(socket.socket(family, kind, protocol))
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:  # "::" is no other way to "0.0.0.0"
                 listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            listener.bind(address)
+            if sockets:
+                port = sockets[0].getsockname()[1]
+            listener.bind((host, port, *scope))
             sockets.append(listener)
         failed.pop_all()
     return sockets

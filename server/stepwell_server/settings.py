@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
@@ -20,6 +22,21 @@ SOCKET_NAME = "stepwell.sock"
 """Of the Unix socket in the data folder, for workers on the same host."""
 
 Durability = Literal["memory", "everysec", "always"]
+
+
+def is_of_kubernetes(port: object) -> bool:
+    """Return whether this is what Kubernetes sets STEPWELL_PORT to, for a Service `stepwell`."""
+    return isinstance(port, str) and port.startswith(("tcp://", "udp://", "sctp://"))
+
+
+class _Environment(EnvSettingsSource):
+    """The variables; a port that Kubernetes told, which nobody meant for the server, is none."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        value, key, is_complex = super().get_field_value(field, field_name)
+        if field_name == "port" and is_of_kubernetes(value):
+            value = None
+        return value, key, is_complex
 
 
 class Settings(BaseSettings):
@@ -119,7 +136,7 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Put the file behind flags and environment."""
         file = TomlConfigSettingsSource(settings_cls)
-        return init_settings, env_settings, file
+        return init_settings, _Environment(settings_cls), file
 
     @classmethod
     def load(cls, config: Path | None = None, **flags: Any) -> Settings:

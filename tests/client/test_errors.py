@@ -6,12 +6,13 @@ import pickle
 
 import pytest
 import stepwell
-from stepwell.errors import TransportError, from_problem
+from stepwell.errors import ClientClosed, TransportError, from_problem
 from stepwell_core import errors as core_errors
 from stepwell_core.errors import StepwellError, every_error
 
 CORE = [cls for cls in every_error() if cls.__module__ == core_errors.__name__]
-TRANSPORT = list(every_error(TransportError))
+TRANSPORT = [ClientClosed, *every_error(TransportError)]
+"""What the client alone says."""
 
 
 @pytest.mark.parametrize("cls", CORE, ids=lambda cls: cls.code)
@@ -60,12 +61,14 @@ def test_a_code_of_a_newer_server_gives_the_branch_of_its_status(status, branch)
     assert error.details["code"] == "not_invented_yet"
 
 
-@pytest.mark.parametrize("code", ["connection_failed", "timed_out", "transport_error"])
+@pytest.mark.parametrize(
+    "code", ["client_closed", "connection_failed", "timed_out", "transport_error"]
+)
 def test_a_server_cannot_pretend_that_the_connection_failed(code):
     """What happens on the way is for the client alone to say."""
     error = from_problem({"detail": "Hm.", "code": code}, 500)
 
-    assert not isinstance(error, TransportError)
+    assert not isinstance(error, ClientClosed | TransportError)
 
 
 def test_members_with_awkward_names_do_no_harm():

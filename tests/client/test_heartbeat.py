@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import stepwell
 from stepwell import heartbeat as module
-from stepwell.errors import ConnectionFailed
+from stepwell.errors import ClientClosed, ConnectionFailed
 from stepwell.heartbeat import AsyncHeartbeat, Heartbeat
 from stepwell.retry import Patience, Timeout
 from stepwell.session import Session
@@ -178,7 +178,7 @@ def test_a_task_whose_client_was_closed_ends_without_an_error_that_nobody_sees()
     """As a thread does; asyncio would report a task whose exception was never retrieved."""
 
     async def beat():
-        session, beats = new_session(lease_s=0.03), Beats(RuntimeError("the client is closed"))
+        session, beats = new_session(lease_s=0.03), Beats(ClientClosed("the client is closed"))
         heart = AsyncHeartbeat(session, beats.send_async)
         heart.start()
         (task,) = asyncio.all_tasks() - {asyncio.current_task()}

@@ -135,6 +135,27 @@ def test_a_keras_optimizer_that_we_do_not_have_is_refused(keras):
         as_optimizer(keras.optimizers.Lion())
 
 
+def test_who_asks_for_adamw_is_told_what_it_is_here():
+    """Keras's and torch's differ in their defaults and in epsilon; both have a decoupled decay."""
+    with pytest.raises(InvalidArgument, match=r"Unknown optimizer 'adamw'\. Known: ") as refused:
+        as_optimizer("adamw")
+
+    assert refused.value.message.endswith(
+        "Adam(weight_decay=0.004) is Keras's AdamW: its decay is decoupled. "
+        "TorchAdam(weight_decay=0.01, decoupled_weight_decay=True) is torch's"
+    )
+
+
+@pytest.mark.oracle
+def test_keras_s_adamw_is_the_adam_that_is_named_for_it(keras):
+    """A configuration of the one, under the name of the other, is the same."""
+    of_adamw = keras.optimizers.AdamW(name="adam").get_config()
+    of_adam = keras.optimizers.Adam(weight_decay=0.004, name="adam").get_config()
+
+    assert of_adamw == of_adam
+    assert keras.optimizers.AdamW.update_step is keras.optimizers.Adam.update_step
+
+
 def test_callables_give_way_to_their_places():
     """The server sees which values come with each push, never a function."""
     rate, beta = (lambda: 0.5), (lambda: 0.25)

@@ -21,6 +21,7 @@ from stepwell.connection import Connection
 from stepwell.endpoint import KEEP_ALIVE_S, Endpoint
 from stepwell.errors import (
     CertificateRefused,
+    ClientClosed,
     ConnectionFailed,
     Fenced,
     LayoutMismatch,
@@ -653,12 +654,24 @@ def test_connections_that_nobody_used_for_long_are_closed(connected, monkeypatch
 
 
 def test_a_client_that_was_closed_makes_no_more_calls():
-    """And keeps no connection of a call that was still under way."""
+    """Each says so at once, in its own words, and is caught with all our errors."""
     client = stepwell.Client("http://127.0.0.1:1")
     client.close()
 
-    with pytest.raises(RuntimeError, match="closed"):
+    with pytest.raises(ClientClosed, match="The client is closed; make another one"):
         client.models()
+
+
+def test_an_asyncio_client_that_was_closed_says_so_too():
+    """And not in the words of httpx."""
+
+    async def call():
+        client = stepwell.AsyncClient("http://127.0.0.1:1")
+        await client.close()
+        await client.models()
+
+    with pytest.raises(ClientClosed, match="The client is closed; make another one"):
+        asyncio.run(call())
 
 
 def test_a_connection_given_back_to_a_closed_pool_is_closed():

@@ -91,6 +91,22 @@ def test_without_the_profile_nothing_of_it_starts_and_none_is_open_to_others():
         assert ":latest" not in service["image"]
 
 
+@pytest.mark.parametrize(
+    ("name", "program", "path"),
+    [("prometheus", "wget", "/-/healthy"), ("grafana", "curl", "/api/health")],
+)
+def test_both_are_asked_whether_they_are_well(name, program, path):
+    """Where they listen in their container, with a program that their image has, in some time."""
+    service = loaded(ROOT / "docker-compose.yml")["services"][name]
+    (port,) = (published.rsplit(":", 1)[1] for published in service["ports"])
+
+    check = service["healthcheck"]
+
+    assert check["test"][:2] == ["CMD", program]
+    assert check["test"][-1] == f"http://127.0.0.1:{port}{path}"
+    assert {"interval", "timeout", "start_period", "retries"} <= check.keys()
+
+
 def test_the_files_name_each_other_as_they_are_called():
     """Prometheus finds server, rules and token; Grafana finds Prometheus and the dashboard."""
     compose = loaded(ROOT / "docker-compose.yml")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 
@@ -71,6 +72,14 @@ def test_the_read_token_is_enough(watched):
 
     assert target["metric"]["job"] == "stepwell"
     assert target["value"][1] == "1"
+
+
+def test_the_health_check_of_the_profile_is_answered(watched):
+    """Who reads metrics for others is seen to be well itself."""
+    check = loaded(ROOT / "docker-compose.yml")["services"]["prometheus"]["healthcheck"]
+    path = check["test"][-1].removeprefix("http://127.0.0.1:9090")
+
+    assert httpx.get(f"{watched.url}{path}").status_code == 200
 
 
 @pytest.mark.parametrize("expression", sorted(set(panel_expressions())))

@@ -17,13 +17,18 @@ PROGRAM = Path(__file__).resolve().parents[2] / "docker" / "healthcheck.py"
 
 def asked(**environment: object) -> int:
     """Run it in a container's environment; returns its exit code."""
+    return ran(**environment).returncode
+
+
+def ran(**environment: object) -> subprocess.CompletedProcess[str]:
+    """Run it in a container's environment."""
     command = [sys.executable, "-I", "-S", str(PROGRAM)]
     variables = {f"STEPWELL_{name.upper()}": str(value) for name, value in environment.items()}
     # What this machine's environment says of a server is not the container's.
     kept = {name: value for name, value in os.environ.items() if not name.startswith("STEPWELL_")}
     return subprocess.run(
-        command, env=kept | variables, capture_output=True, timeout=60, check=False
-    ).returncode
+        command, env=kept | variables, capture_output=True, text=True, timeout=60, check=False
+    )
 
 
 @pytest.mark.parametrize(
@@ -43,6 +48,11 @@ def test_a_server_is_asked_where_it_listens(tmp_path, listens, told):
 
     assert found == 0
     assert asked(port=port, **told) == 1
+
+
+def test_a_port_of_kubernetes_is_none():
+    """The server ignores it too, and listens where it does by default."""
+    assert "Traceback" not in ran(port="tcp://10.0.0.1:8700").stderr
 
 
 def test_a_server_on_a_unix_socket_is_asked_there(tmp_path):

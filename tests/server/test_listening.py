@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import socket
+from typing import ClassVar
 
 import pytest
 from stepwell_server.listening import AddressTaken, AddressUnusable, bound, listen
@@ -45,6 +47,47 @@ def test_a_host_with_several_addresses_has_a_socket_for_each(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **options: found)
 
     assert [host for host, _ in closed(bound("two.example", 0))] == ["127.0.0.1", "127.0.0.2"]
+
+
+LOCALHOST = [
+    (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0)),
+    (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", 0, 0, 0)),
+]
+"""What most machines say that it is."""
+
+
+def test_a_free_port_is_one_for_all_addresses_of_the_host(monkeypatch):
+    """The log names one, and clients that resolve the name try both addresses."""
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **options: LOCALHOST)
+
+    (four, port), (six, other) = closed(bound("localhost", 0))
+
+    assert (four, six) == ("127.0.0.1", "::1")
+    assert port == other != 0
+
+
+def test_a_free_port_that_is_taken_on_the_second_address_is_another(monkeypatch):
+    """Somebody has it there; that is no reason not to start."""
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **options: LOCALHOST)
+    monkeypatch.setattr(socket, "socket", TakenAtFirst)
+    TakenAtFirst.refused.clear()
+
+    (_, port), (_, other) = closed(bound("localhost", 0))
+
+    assert len(TakenAtFirst.refused) == 1
+    assert port == other != 0
+
+
+class TakenAtFirst(socket.socket):
+    """Finds the first port that is wanted of ::1 taken."""
+
+    refused: ClassVar[list[int]] = []
+
+    def bind(self, address):
+        if address[0] == "::1" and not self.refused:
+            self.refused.append(address[1])
+            raise OSError(errno.EADDRINUSE, "Address already in use")
+        super().bind(address)
 
 
 def test_a_port_that_is_taken_is_told_and_nothing_stays_open(monkeypatch):

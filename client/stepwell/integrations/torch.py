@@ -32,6 +32,7 @@ from stepwell_core.errors import (
 
 from stepwell.client import Client, Model
 from stepwell.copies import copy_arrays
+from stepwell.errors import ClientClosed
 from stepwell.integrations.torch_groups import (
     OF_TORCH_ALONE,
     NamedTensors,
@@ -246,6 +247,8 @@ class RemoteOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # torch is 
             self._worker.open()
 
     def _pulled(self) -> Parameters | None:
+        if not self._close.alive:
+            raise ClientClosed("This RemoteOptimizer is closed; make another one to go on")
         if self._pending is None:
             return None
         try:

@@ -15,6 +15,7 @@ from stepwell_core import wire
 from stepwell.calls import Answer, Call
 from stepwell.connection import Connection
 from stepwell.endpoint import Endpoint
+from stepwell.errors import ClientClosed
 from stepwell.http_response import Response
 from stepwell.retry import Timeout
 from stepwell.transport.answers import AnswerReader, is_stream, no_stream
@@ -175,12 +176,12 @@ class Pool:
         """Return the connection that was used last, if it is still good, or a new one.
 
         Raises:
-            RuntimeError: The pool is closed.
+            ClientClosed: The pool is closed.
         """
         while True:
             with self._lock:
                 if self._is_closed:
-                    raise RuntimeError("The client is closed; make another one")
+                    raise ClientClosed("The client is closed; make another one")
                 connection = self._kept.pop() if self._kept else None
             if connection is None:
                 return Connection(self._endpoint, self._context)

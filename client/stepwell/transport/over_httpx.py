@@ -7,13 +7,14 @@ rest after every write to the socket.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 from stepwell_core import wire
 
 from stepwell.calls import Answer, Call
 from stepwell.endpoint import Endpoint
+from stepwell.errors import ClientClosed
 from stepwell.transport.answers import AnswerReader, is_stream, no_stream
 from stepwell.transport.failures import of_httpx
 from stepwell.transport.per_process import PerProcess
@@ -62,7 +63,7 @@ class HttpxTransport:
             response.close()
 
     def _sent(self, call: Call) -> httpx.Response:
-        client = self._clients.get()
+        client = _open(self._clients.get())
         try:
             request = client.build_request(call.method, call.target, **_options(call, _pieces))
             return client.send(request, stream=True)
@@ -113,7 +114,7 @@ class AsyncHttpxTransport:
             await response.aclose()
 
     async def _sent(self, call: Call) -> httpx.Response:
-        client = self._clients.get()
+        client = _open(self._clients.get())
         try:
             options = _options(call, _async_pieces)
             request = client.build_request(call.method, call.target, **options)
@@ -124,6 +125,20 @@ class AsyncHttpxTransport:
     async def close(self) -> None:
         """Close all connections."""
         await self._clients.get().aclose()
+
+
+_Client = TypeVar("_Client", httpx.Client, httpx.AsyncClient)
+
+
+def _open(client: _Client) -> _Client:
+    """Return a client that is not closed.
+
+    Raises:
+        ClientClosed: It is.
+    """
+    if client.is_closed:
+        raise ClientClosed("The client is closed; make another one")
+    return client
 
 
 # Only reading is translated: an error of a callback that gets what was read is the caller's own.

@@ -118,7 +118,8 @@ class TensorFile:
             entries = json.loads(text)
         except (ValueError, RecursionError):
             raise ValueError("its header is not JSON") from None
-        self._order = _checked(entries, nbytes - 8 - length, expected)
+        self._header_nbytes = 8 + length
+        self._order = _checked(entries, nbytes - self._header_nbytes, expected)
         self._expected = expected
 
     def read(self, target: Callable[[str], memoryview | None], note: Note) -> dict[str, str]:
@@ -126,11 +127,12 @@ class TensorFile:
 
         Args:
             target: Where the bytes of a tensor go; None throws them away.
-            note: Of progress.
+            note: Of progress; counts the header too, so that the whole file is noted.
 
         Raises:
             ValueError: The file is shorter or longer than it says.
         """
+        note(self._header_nbytes)
         hashes = {}
         for name in self._order:
             hashed, view, start = xxhash.xxh3_128(), target(name), 0

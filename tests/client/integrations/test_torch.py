@@ -377,6 +377,26 @@ def test_overlap_goes_on_in_a_new_history(server, remote, name: str) -> None:
     assert outcomes == [("dropped_stale", 0), ("applied", 0), ("applied", 1)]
 
 
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_closed_optimizer_steps_no_more(server, name: str, overlap: bool) -> None:
+    """Nor with a client that is open: nothing is pushed, and no session is opened anew."""
+    # Arrange
+    module = new_module()
+    with stepwell.Client(server.url) as client:
+        options = {"optimizer": torch.optim.SGD, "lr": 0.1, "overlap": overlap, "client": client}
+        optimizer = RemoteOptimizer(module.named_parameters(), name, **options)
+        train(module, optimizer, steps=1)
+
+        # Act
+        optimizer.close()
+        for call in (lambda: train(module, optimizer, steps=1), optimizer.pull):
+            with pytest.raises(errors.ClientClosed, match="make another one"):
+                call()
+
+        # Assert
+        assert client.model(name).describe()["version"] == 1
+
+
 def restore_in_the_midst(server: Any, name: str, between: Callable[[], Any]) -> None:
     """Take a checkpoint, do something, and go back to it."""
     with stepwell.Client(server.url) as client:
