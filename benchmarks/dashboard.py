@@ -33,6 +33,9 @@ OPENINGS, PUSHES, SECONDS = 5, 9, 12.0
 PUSHES_PER_S = 200.0
 
 FRAME_MS = 1000 / 60
+CLOCK_MS = 0.1
+"""What a browser's clock counts in: two frames are 33.3 of them or 33.4."""
+
 PAINT_BAR_MS, LIVE_BAR_MS = 1000.0, 2000.0
 
 RECORD_FRAMES = """
@@ -154,7 +157,7 @@ def _frames(
     row = within(
         f"{who}, {pushes:.0f} pushes/s: 95 of 100 frames take at most",
         p95,
-        2 * FRAME_MS,
+        2 * FRAME_MS + CLOCK_MS,
         "ms",
         f"median {median:.1f} ms, longest {frames[-1]:.0f} ms, {rate:.0f} a second",
     )

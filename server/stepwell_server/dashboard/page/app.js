@@ -15,6 +15,7 @@ import { Workers } from "./workers.js";
 const ASK_MS = 1500; // what the stream does not say: states of workers, the server's health
 const PATIENCE_MS = 5000; // with an answer; a server that is stopped or out of reach gives none
 const PAINT_MS = 500;
+const DRAW_MS = 1000; // of curves: each takes longer than a frame
 const LIST_MS = 10_000; // checkpoints that are deleted or pinned are no event
 const MOST_COMPARED = 3; // a browser has six connections to a server, and a stream keeps one
 
@@ -46,6 +47,7 @@ class ModelPage {
     for (const name of ["Version", "Pushes", "Workers", "Staleness", "Gradients", "Mode", "Stream", "Model"]) {
       this.tile(name, "–");
     }
+    this.drawn = -Infinity;
     this.painting = setInterval(() => this.paint(), PAINT_MS);
     this.charts.show([this.feed]);
   }
@@ -142,7 +144,9 @@ class ModelPage {
     if (version !== undefined) this.tile("Version", number(version));
     this.tile("Stream", feed.isLive && !isAway ? "live" : "reconnecting");
     const isDirty = [feed, ...this.compared.values()].some((one) => one.isDirty);
-    if (!isDirty) return;
+    const now = performance.now();
+    if (!isDirty || now - this.drawn < DRAW_MS - PAINT_MS / 2) return;
+    this.drawn = now;
     feed.flush();
     for (const one of [feed, ...this.compared.values()]) one.isDirty = false;
     this.tile("Staleness", number(feed.series.get("staleness_mean")?.value.at(-1)));

@@ -15,6 +15,7 @@ const LARGEST = 1e300; // that plotly.js can draw: it works out the span, which 
 const SMALLEST = 1e-300; // and on a logarithmic scale the power of ten below
 const METRIC = "metrics.";
 const MOST_METRICS = 12; // curves on a page; a worker may send 64
+const DRAWN = 400; // points of a curve, which is some 400 pixels wide: plotly.js takes its time for each
 
 let loading = null;
 
@@ -80,10 +81,11 @@ export class Charts {
         const card = [...this.cards.values()].find(({ plot }) => plot === target);
         if (card) card.isSeen = isIntersecting;
       }
-      this.redraw();
+      this.enqueue([...this.cards].filter(([, { isSeen, isOld }]) => isSeen && isOld).map(([name]) => name));
     });
     this.feeds = [];
     this.queue = [];
+    this.isDrawing = false; // a frame is asked for
     this.isHeld = false; // while somebody drags in a curve, it is not drawn anew under the finger
     this.closing = new AbortController();
     this.grid.addEventListener("pointerdown", () => { this.isHeld = true; });
@@ -123,10 +125,16 @@ export class Charts {
     this.style = {
       text: color("--text"), grid: color("--rule"), mark: color("--quiet"), lines: COLORS.map(color),
     };
-    const isDrawing = this.queue.length > 0;
-    const waiting = this.queue.filter((name) => names.includes(name)); // they were not drawn the last time
-    this.queue = [...waiting, ...names.filter((name) => !waiting.includes(name))];
-    if (!isDrawing && names.length > 0) requestAnimationFrame(() => this.drawNext());
+    this.queue = this.queue.filter((name) => names.includes(name));
+    this.enqueue(names);
+  }
+
+  /** Draw these soon, behind those that wait already. */
+  enqueue(names) {
+    const isDrawing = this.isDrawing;
+    this.queue.push(...names.filter((name) => !this.queue.includes(name)));
+    this.isDrawing = this.queue.length > 0;
+    if (!isDrawing && this.isDrawing) requestAnimationFrame(() => this.drawNext());
   }
 
   /** One curve a frame: all of them at once would take longer than a frame has. Unseen ones take none. */
@@ -136,7 +144,8 @@ export class Charts {
       const name = this.queue.shift();
       isDrawn = !this.isHeld && this.draw(name, this.style);
     }
-    if (this.queue.length > 0) requestAnimationFrame(() => this.drawNext());
+    this.isDrawing = this.queue.length > 0;
+    if (this.isDrawing) requestAnimationFrame(() => this.drawNext());
   }
 
   names() {
@@ -159,16 +168,18 @@ export class Charts {
       const now = element("span", { class: "now" });
       const card = element("figure", { class: "card" }, element("figcaption", {}, element("bdi", {}, title), " ", now), plot);
       this.grid.append(card);
-      this.cards.set(name, { card, plot, now, isSeen: true });
+      this.cards.set(name, { card, plot, now, isSeen: true, isOld: true });
       this.watcher.observe(plot);
     }
-    const { card, plot, now, isSeen } = this.cards.get(name);
+    const known = this.cards.get(name);
+    const { card, plot, now } = known;
     const all = this.feeds.map((feed) => columnsOf(feed, name));
     // Of pushes a second the newest is of the last push, which may be long ago; the tile says it of now.
     const newest = name === "pushes" ? "" : number(all[0].value.at(-1));
     setText(now, newest);
     card.setAttribute("aria-label", [title, newest].filter(Boolean).join(": "));
-    if (!isSeen) return false;
+    known.isOld = !known.isSeen;
+    if (known.isOld) return false;
     const traces = all.flatMap((columns, place) =>
       this.traces(columns, this.feeds[place].name, style.lines[place], this.feeds.length > 1));
     this.Plotly.react(plot, traces, this.layout(style, all), { displayModeBar: false, responsive: true });
@@ -192,12 +203,12 @@ export class Charts {
   layout(style, all) {
     // exponentformat: 10 with a raised exponent would need a style attribute, hence another policy.
     const axis = {
-      gridcolor: style.grid, linecolor: style.grid, zeroline: false, automargin: true, exponentformat: "e",
+      gridcolor: style.grid, linecolor: style.grid, zeroline: false, automargin: false, exponentformat: "e",
     };
     return {
       xaxis: { ...axis, type: this.axis.value === "time" ? "date" : "linear", nticks: 6 },
       yaxis: { ...axis, type: this.log.checked ? "log" : "linear", nticks: 6, ...this.span(all) },
-      margin: { l: 8, r: 8, t: 8, b: 8 }, height: 210,
+      margin: { l: 52, r: 8, t: 8, b: 28 }, height: 210,
       font: { color: style.text, size: 11, family: "system-ui, sans-serif" },
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", hovermode: "x", dragmode: "zoom",
       legend: { orientation: "h", y: 1.15 }, uirevision: this.axis.value + this.log.checked,
@@ -242,8 +253,8 @@ function drawable(value) {
 }
 
 function columnsOf(feed, name) {
-  if (name === "pushes") return thinned(rates(feed.series.get("contributors") ?? empty()));
-  return thinned(feed.series.get(name) ?? empty());
+  if (name === "pushes") return thinned(rates(feed.series.get("contributors") ?? empty()), DRAWN);
+  return thinned(feed.series.get(name) ?? empty(), DRAWN);
 }
 
 function select(label, id, options, change) {
