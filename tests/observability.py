@@ -7,10 +7,10 @@ import json
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import yaml
@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docker" / "observability"
 ALERTS = FOLDER / "alerts.yml"
 DASHBOARD = FOLDER / "grafana" / "dashboards" / "stepwell.json"
+
+T = TypeVar("T")
 
 DEADLINE_S = 60.0
 PACKAGE = "prometheus"
@@ -64,13 +66,23 @@ class Prometheus:
 
     def wait_for(self, expression: str) -> list[dict[str, Any]]:
         """Return the samples of an expression as soon as it has some."""
-        deadline = time.monotonic() + DEADLINE_S
-        while time.monotonic() < deadline:
-            with contextlib.suppress(httpx.TransportError):
-                if found := self.query(expression):
-                    return found
-            time.sleep(0.05)  # there is nothing that tells of a scrape
-        raise AssertionError(f"{expression} stayed without samples")
+        return _soon(lambda: self.query(expression), f"{expression} stayed without samples")
+
+    def is_ready(self) -> bool:
+        """Return whether it answers questions; at its start it answers 503."""
+        with contextlib.suppress(httpx.TransportError):
+            return httpx.get(f"{self.url}/-/ready").status_code == 200
+        return False
+
+
+def _soon(ask: Callable[[], T], why_not: str) -> T:
+    """Return the first answer that is one; there is nothing that tells of it."""
+    deadline = time.monotonic() + DEADLINE_S
+    while time.monotonic() < deadline:
+        if found := ask():
+            return found
+        time.sleep(0.05)
+    raise AssertionError(why_not)
 
 
 @contextlib.contextmanager
@@ -96,7 +108,9 @@ def prometheus(folder: Path, server: str, token: Path) -> Iterator[Prometheus]:
     with (folder / "log").open("w") as log:
         process = subprocess.Popen([*command, f"--web.listen-address={address}"], stderr=log)
     try:
-        yield Prometheus(f"http://{address}")
+        running = Prometheus(f"http://{address}")
+        _soon(lambda: running.is_ready() or process.poll() is not None, "Prometheus does not begin")
+        yield running
         assert process.poll() is None, (folder / "log").read_text()
     finally:
         process.terminate()
