@@ -29,9 +29,9 @@ from stepwell_core.state import Snapshot, State, slot_names
 
 from stepwell_server import failpoints
 from stepwell_server.recorder import Recorder
-from stepwell_server.storage import ledger_text
+from stepwell_server.storage import checkpoint, ledger_text
 from stepwell_server.storage.archive import CheckpointArchive, version_of
-from stepwell_server.storage.checkpoint import Manifest
+from stepwell_server.storage.manifest import Manifest
 from stepwell_server.tallies import CheckpointTally
 
 LOOK_EVERY_S = 0.5
@@ -40,9 +40,6 @@ LOOK_EVERY_S = 0.5
 PAUSE_AFTER_FAILURE_S = 10.0
 """How long none is written by itself after one that failed: each begins a segment of the journal,
 and may upload everything."""
-
-Told = Callable[[str, int, int], None]
-"""Is told the phase, the bytes that are done, and all of its bytes."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -341,7 +338,7 @@ class Checkpoints:
         """
         return await self._read(self._archive.verify, checkpoint_id)
 
-    async def _read(self, read: Callable[[str, Told], T], checkpoint_id: str) -> T:
+    async def _read(self, read: Callable[[str, checkpoint.Progress], T], checkpoint_id: str) -> T:
         """Read a checkpoint whole; how far that is, `progress` says meanwhile."""
 
         def note(phase: str, done_bytes: int, nbytes: int) -> None:

@@ -42,7 +42,8 @@ def export(
     from stepwell.calls import model_path
     from stepwell.transport.over_httpx import new_client
 
-    from stepwell_server.storage.checkpoint import FILES, verify
+    from stepwell_server.storage.checkpoint import verify
+    from stepwell_server.storage.manifest import FILES
 
     name, part = check_identifier(model, "model"), check_identifier(checkpoint, "checkpoint")
     with (

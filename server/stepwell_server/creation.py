@@ -14,8 +14,8 @@ from stepwell_core.state import State, pipeline_of, slot_names
 
 from stepwell_server import memory
 from stepwell_server.recovery import new_incarnation
-from stepwell_server.storage.checkpoint import Manifest
 from stepwell_server.storage.folders import ModelFolder
+from stepwell_server.storage.manifest import Manifest
 
 
 def check_memory(definition: Definition) -> None:

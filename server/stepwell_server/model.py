@@ -48,8 +48,8 @@ from stepwell_server.rehearsals import NATIVE, Rehearsals
 from stepwell_server.rules import Rules
 from stepwell_server.sessions import Sessions
 from stepwell_server.shared_memory import RegionArenas, shared_arenas
-from stepwell_server.storage.checkpoint import Manifest
 from stepwell_server.storage.folders import ModelFolder
+from stepwell_server.storage.manifest import Manifest
 from stepwell_server.succession import Succession
 
 T = TypeVar("T")

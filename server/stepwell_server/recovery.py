@@ -24,9 +24,9 @@ from stepwell_core.replay import replay
 
 from stepwell_server import failpoints
 from stepwell_server.storage import journal
-from stepwell_server.storage.checkpoint import Manifest
 from stepwell_server.storage.folders import ModelFolder
 from stepwell_server.storage.journal import Identity
+from stepwell_server.storage.manifest import Manifest
 
 log = structlog.get_logger("stepwell")
 

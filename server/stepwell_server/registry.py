@@ -39,9 +39,9 @@ from stepwell_server.recovery import Recovery, identity_of, read_model
 from stepwell_server.settings import Durability
 from stepwell_server.staging import Staging
 from stepwell_server.storage import disk, journal
-from stepwell_server.storage.checkpoint import Manifest
 from stepwell_server.storage.folders import DataFolder, ModelFolder
 from stepwell_server.storage.journal import Journal
+from stepwell_server.storage.manifest import Manifest
 
 log = structlog.get_logger("stepwell")
 

@@ -17,7 +17,7 @@ from stepwell_server import failpoints
 from stepwell_server.history import HistoryCut
 from stepwell_server.leases import Lease
 from stepwell_server.recovery import identity_of, new_incarnation
-from stepwell_server.storage.checkpoint import Manifest
+from stepwell_server.storage.manifest import Manifest
 from stepwell_server.storage.stores import Unsettled
 
 if TYPE_CHECKING:

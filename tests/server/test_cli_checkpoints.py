@@ -18,6 +18,7 @@ import stepwell
 from safetensors.numpy import load_file, save_file
 from stepwell_server import cli
 from stepwell_server.storage import checkpoint
+from stepwell_server.storage.manifest import FILES
 
 from tests import servers
 from tests.client.misbehaving import Misbehaving, response, says
@@ -370,7 +371,7 @@ def test_a_name_never_becomes_a_path_of_another_resource(run, tmp_path, model_na
     )
 
 
-@pytest.mark.parametrize("name", checkpoint.FILES)
+@pytest.mark.parametrize("name", FILES)
 def test_an_export_of_a_damaged_checkpoint_is_refused(run, model, data_dir, tmp_path, name):
     """Whichever file has a flipped bit; who can export need not be allowed to verify."""
     made = model.checkpoint()

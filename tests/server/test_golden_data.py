@@ -10,8 +10,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from stepwell_server.storage import checkpoint
 from stepwell_server.storage.journal import format as journal_format
+from stepwell_server.storage.manifest import READABLE_VERSIONS
 
 from tests.server.registries import run
 
@@ -66,5 +66,5 @@ def test_there_is_a_folder_of_each_format_that_is_read():
         head = segment.read_bytes()[:4096]
         journals.add(head[head.index(b"format_version") + len(b"format_version")])
 
-    assert checkpoints == set(checkpoint.READABLE_VERSIONS)
+    assert checkpoints == set(READABLE_VERSIONS)
     assert journals == {journal_format.FORMAT_VERSION}

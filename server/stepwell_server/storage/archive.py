@@ -14,7 +14,8 @@ from stepwell_core.errors import CheckpointInvalid, CheckpointNotFound, Conflict
 from stepwell_core.state import Snapshot, State
 
 from stepwell_server.storage import checkpoint, disk
-from stepwell_server.storage.checkpoint import FILES, Manifest, NotUnderstood, Progress
+from stepwell_server.storage.checkpoint import Progress, quietly
+from stepwell_server.storage.manifest import FILES, Manifest, NotUnderstood, read_manifest
 from stepwell_server.storage.stores.base import MANIFEST, ModelStore, Unsettled
 
 PINS = "pins.json"
@@ -25,10 +26,6 @@ MOST_TOLD = 5
 _ID = re.compile(r"^(\d{6,})-v(\d+)$")
 
 log = structlog.get_logger("stepwell")
-
-
-def _quietly(*done: object) -> None:
-    """Note no progress."""
 
 
 class CheckpointArchive:
@@ -57,7 +54,7 @@ class CheckpointArchive:
         journal_number: int,
         *,
         pinned: bool = False,
-        progress: Progress = _quietly,
+        progress: Progress = quietly,
     ) -> Manifest:
         """Write a checkpoint under the next name, and read it back.
 
@@ -117,14 +114,14 @@ class CheckpointArchive:
             CheckpointInvalid: It is damaged.
         """
         with self._found(checkpoint_id) as found:
-            return checkpoint.read_manifest(self._store, found)
+            return read_manifest(self._store, found)
 
-    def read(self, checkpoint_id: str, progress: Progress = _quietly) -> tuple[Manifest, State]:
+    def read(self, checkpoint_id: str, progress: Progress = quietly) -> tuple[Manifest, State]:
         """Return a checkpoint, verified; raises as `manifest`."""
         with self._found(checkpoint_id) as found:
             return checkpoint.read(self._store, found, progress)
 
-    def verify(self, checkpoint_id: str, progress: Progress = _quietly) -> Manifest:
+    def verify(self, checkpoint_id: str, progress: Progress = quietly) -> Manifest:
         """Check every tensor against its hash; raises as `manifest`."""
         with self._found(checkpoint_id) as found:
             return checkpoint.verify(self._store, found, progress)
@@ -273,14 +270,14 @@ class CheckpointArchive:
 
     def _has_manifest(self, checkpoint_id: str) -> bool:
         try:
-            checkpoint.read_manifest(self._store, checkpoint_id)
+            read_manifest(self._store, checkpoint_id)
         except CheckpointInvalid:
             return False
         return True
 
     def _is_whole(self, checkpoint_id: str) -> bool:
         try:
-            checkpoint.verify(self._store, checkpoint_id, _quietly)
+            checkpoint.verify(self._store, checkpoint_id, quietly)
         except CheckpointInvalid:
             return False
         return True

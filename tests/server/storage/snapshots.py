@@ -16,8 +16,8 @@ from stepwell_core.optimizers import SGD
 from stepwell_core.session import Result
 from stepwell_core.state import Counters, Snapshot, State
 from stepwell_core.store import Version
-from stepwell_server.storage import checkpoint
-from stepwell_server.storage.checkpoint import MANIFEST, Manifest
+from stepwell_server.storage import checkpoint, manifest
+from stepwell_server.storage.manifest import MANIFEST, Manifest
 from stepwell_server.storage.stores import LocalStore
 
 LAYOUT = Layout(
@@ -70,7 +70,7 @@ def read(folder: Path) -> tuple[Manifest, State]:
 
 def read_manifest(folder: Path) -> Manifest:
     """Read the manifest of the checkpoint that a folder is."""
-    return checkpoint.read_manifest(LocalStore(folder.parent), folder.name)
+    return manifest.read_manifest(LocalStore(folder.parent), folder.name)
 
 
 def assert_holds(state: State, cut: Snapshot) -> None:
