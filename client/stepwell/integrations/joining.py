@@ -33,13 +33,18 @@ def created_or_joined(
     try:
         model = client.model(name)
     except ModelNotFound:
-        raise Forbidden(
-            f"There is no model {name!r} yet, and this token may not create it. Create it with a "
-            f"token of the role admin first ({forbidden.message})",
-            **forbidden.details,
-        ) from None
+        raise not_there_yet(name, forbidden) from None
     _check_same_rule(model, optimizer)
     return model
+
+
+def not_there_yet(name: str, error: Forbidden) -> Forbidden:
+    """Return the error of who may not create a model that is not there, with what to do."""
+    return Forbidden(
+        f"There is no model {name!r} yet, and this token may not create it. Create it with a token "
+        f"of the role admin first ({error.message})",
+        **error.details,
+    )
 
 
 def _check_same_rule(model: Model, optimizer: Any) -> None:

@@ -33,6 +33,7 @@ from stepwell_core.errors import (
 from stepwell.client import Client, Model
 from stepwell.copies import copy_arrays
 from stepwell.errors import ClientClosed
+from stepwell.integrations.joining import not_there_yet
 from stepwell.integrations.torch_groups import (
     OF_TORCH_ALONE,
     NamedTensors,
@@ -161,11 +162,7 @@ class RemoteOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # torch is 
                 exist_ok=True,
             )
         except Forbidden as error:
-            raise Forbidden(
-                f"There is no model {name!r} yet, and this token may not create it. Create it with "
-                f"a token of the role admin first ({error.message})",
-                **error.details,
-            ) from None
+            raise not_there_yet(name, error) from None
 
     # Steps
 
