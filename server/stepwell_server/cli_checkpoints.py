@@ -48,7 +48,7 @@ def _ask(url: str | None, name: str, question: Callable[[stepwell.Model], T]) ->
         return cli_asking.ask(url, name, question, long=True)
 
 
-def _watch(url: str | None, name: str, question: Callable[[stepwell.Model], T]) -> T:
+def _ask_under_a_bar(url: str | None, name: str, question: Callable[[stepwell.Model], T]) -> T:
     """Return what a model answers that reads or writes checkpoints for it, under a bar."""
     with cli_asking.checkpoint_bar(url, name):
         return cli_asking.ask(url, name, question, long=True)
@@ -79,7 +79,7 @@ def create(
     as_json: AsJson = False,
 ) -> None:
     """Write a checkpoint beside training; it is durable and was read back when this returns."""
-    made = _watch(url, model, lambda m: m.checkpoint(pinned=pinned))
+    made = _ask_under_a_bar(url, model, lambda m: m.checkpoint(pinned=pinned))
     _tell(_values(made), f"{made.id}  {made.bytes} bytes", as_json)
 
 
@@ -115,7 +115,7 @@ def verify(
     elif model is None:
         raise typer.BadParameter("Name the model, or a folder with --data-dir")
     else:
-        verdicts = _watch(url, model, lambda m: cli_verify.verify_served(m, checkpoint))
+        verdicts = _ask_under_a_bar(url, model, lambda m: cli_verify.verify_served(m, checkpoint))
     if as_json:
         typer.echo(json.dumps({"checkpoints": [asdict(verdict) for verdict in verdicts]}))
     else:
@@ -135,7 +135,7 @@ def restore(
 ) -> None:
     """Go back to a checkpoint; what came after it stays in later checkpoints alone."""
     _confirm(f"Model {model!r} goes back to {checkpoint}, and its workers are told.", yes)
-    version = _watch(url, model, lambda m: m.restore(checkpoint))
+    version = _ask_under_a_bar(url, model, lambda m: m.restore(checkpoint))
     _tell({"version": version}, f"restored; the version is {version}", as_json)
 
 
@@ -180,7 +180,7 @@ def fork(
     as_json: AsJson = False,
 ) -> None:
     """Create another model from a checkpoint: all but its sessions."""
-    forked = _watch(url, model, lambda m: m.fork(checkpoint, name))
+    forked = _ask_under_a_bar(url, model, lambda m: m.fork(checkpoint, name))
     _tell({"name": forked.name}, f"created {forked.name}", as_json)
 
 
@@ -219,5 +219,5 @@ def import_state(
     """
     _confirm(f"Model {model!r} takes over other arrays, and its workers are told.", yes)
     arrays = cli_import.read_tensors(files)
-    version = _watch(url, model, lambda m: cli_import.take_over(m, arrays, iterations))
+    version = _ask_under_a_bar(url, model, lambda m: cli_import.take_over(m, arrays, iterations))
     _tell({"version": version}, f"imported; the version is {version}", as_json)

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-import numpy as np
-import xxhash
 from stepwell_core.definition import Definition
 from stepwell_core.errors import CheckpointInvalid
 from stepwell_core.layout import Arenas, Array, Layout, byte_view
@@ -161,11 +159,6 @@ def places_of(definition: Definition) -> dict[str, dict[str, Place]]:
         f"{slot}/{name}": place for slot in _slots_of(definition) for name, place in places.items()
     }
     return {PARAMETERS: places, OPTIMIZER: slots}
-
-
-def hash_of(array: Array) -> str:
-    """Return the xxh3_128 of an array's bytes, in hexadecimal."""
-    return xxhash.xxh3_128_hexdigest(byte_view(np.ascontiguousarray(array)))
 
 
 def _slots_of(definition: Definition) -> list[str]:
