@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 import yaml
 
+from tests.polling import soon
 from tests.requirements import require_program
+from tests.servers import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docker" / "observability"
 ALERTS = FOLDER / "alerts.yml"
 DASHBOARD = FOLDER / "grafana" / "dashboards" / "stepwell.json"
-
-T = TypeVar("T")
 
 DEADLINE_S = 60.0
 PACKAGE = "prometheus"
@@ -66,23 +64,13 @@ class Prometheus:
 
     def wait_for(self, expression: str) -> list[dict[str, Any]]:
         """Return the samples of an expression as soon as it has some."""
-        return _soon(lambda: self.query(expression), f"{expression} stayed without samples")
+        return soon(lambda: self.query(expression), lambda: f"{expression} stayed without samples")
 
     def is_ready(self) -> bool:
         """Return whether it answers questions; at its start it answers 503."""
         with contextlib.suppress(httpx.TransportError):
             return httpx.get(f"{self.url}/-/ready").status_code == 200
         return False
-
-
-def _soon(ask: Callable[[], T], why_not: str) -> T:
-    """Return the first answer that is one; there is nothing that tells of it."""
-    deadline = time.monotonic() + DEADLINE_S
-    while time.monotonic() < deadline:
-        if found := ask():
-            return found
-        time.sleep(0.05)
-    raise AssertionError(why_not)
 
 
 @contextlib.contextmanager
@@ -103,22 +91,18 @@ def prometheus(folder: Path, server: str, token: Path) -> Iterator[Prometheus]:
     job["static_configs"] = [{"targets": [server]}]
     file = folder / "prometheus.yml"
     file.write_text(yaml.safe_dump(settings))
-    address = f"127.0.0.1:{_free_port()}"
+    address = f"127.0.0.1:{free_port()}"
     command = [program, f"--config.file={file}", f"--storage.tsdb.path={folder / 'tsdb'}"]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen([*command, f"--web.listen-address={address}"], stderr=log)
     try:
         running = Prometheus(f"http://{address}")
-        _soon(lambda: running.is_ready() or process.poll() is not None, "Prometheus does not begin")
+        soon(
+            lambda: running.is_ready() or process.poll() is not None,
+            lambda: "Prometheus does not begin",
+        )
         yield running
         assert process.poll() is None, (folder / "log").read_text()
     finally:
         process.terminate()
         process.wait(DEADLINE_S)
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-    return port

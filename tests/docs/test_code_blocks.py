@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +25,7 @@ from tests.docs.blocks import (
     session,
 )
 from tests.requirements import require_package, require_program
-from tests.servers import served
+from tests.servers import free_port, served
 
 PACKAGES = {
     "docs/jax.md": ("jax", "optax"),
@@ -98,14 +97,6 @@ def run(command: list[str], folder: Path, **ours: str) -> str:
             process.wait()
     assert code == 0, output.read_text()
     return output.read_text()
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def found_in(name: str) -> list[Block]:

@@ -10,11 +10,9 @@ import json
 import os
 import re
 import shutil
-import socket
 import ssl
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -23,10 +21,12 @@ import httpx
 import pytest
 import safetensors.numpy
 
+from tests.polling import soon
+from tests.servers import free_port
+
 ROOT = Path(__file__).resolve().parents[2]
 BUILD_S = 900.0
 DEADLINE_S = 180.0
-_POLL_S = 0.2
 
 ACCURACY = 0.97
 WORKERS = 4
@@ -137,9 +137,11 @@ class Project:
 
     def wait_until_healthy(self, service: str = "server") -> None:
         """Wait until the engine calls the server healthy."""
-        wait_until(
+        soon(
             lambda: self.server(service)["State"]["Health"]["Status"] == "healthy",
             lambda: self.compose("logs", "--no-color", service),
+            deadline_s=DEADLINE_S,
+            every_s=0.2,
         )
 
     def http(self, token: str | None = None) -> httpx.Client:
@@ -173,22 +175,6 @@ def run(
         f"{finished.stdout[-4000:]}\n{finished.stderr[-4000:]}"
     )
     return finished.stdout
-
-
-def wait_until(is_so: Callable[[], bool], why_not: Callable[[], str]) -> None:
-    """Look again and again until it is so; fails after `DEADLINE_S`."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not is_so():
-        assert time.monotonic() < deadline, why_not()
-        time.sleep(_POLL_S)
-
-
-def free_port() -> int:
-    """Return a loopback port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ import contextlib
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -80,7 +79,7 @@ class _Run:
         self._plan = plan
         self._folder = folder
         self._rng = random.Random(plan.seed)
-        self._port = _free_port()
+        self._port = servers.free_port()
         self._url = f"http://127.0.0.1:{self._port}"
         self._http = servers.http(self._url)
         self._report = Report(plan)
@@ -429,9 +428,3 @@ class _Run:
         report.violations += check(history, may_cut=plan.may_cut, tail_s=tail_s)
         for code in sorted(report.errors.keys() - HARMLESS):
             self._violation("error", f"workers met {code} {report.errors[code]} times")
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
