@@ -48,7 +48,8 @@ def quick_to_leave() -> Iterator[None]:
     it is read.
     """
     is_main = threading.current_thread() is threading.main_thread()
-    if not (is_main and _ctrl_c() is signal.default_int_handler):
+    # With `nohup` and the like nobody handles it, and that stays so.
+    if not (is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler):
         yield
         return
     signal.signal(signal.SIGINT, _leave)
@@ -56,11 +57,6 @@ def quick_to_leave() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def _ctrl_c() -> object:
-    """Return who handles it: with `nohup` and the like nobody, and that stays so."""
-    return signal.getsignal(signal.SIGINT)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

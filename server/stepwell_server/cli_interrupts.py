@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
+
+Handler = Callable[[int, FrameType | None], Any] | signal.Handlers
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Ctrl-C; `kill`, `timeout` and systemd; a terminal that was closed."""
@@ -17,14 +20,8 @@ def like_ctrl_c() -> Iterator[None]:
 
     What is ignored (`nohup`), or handled by others, stays so.
     """
-    ours = [number for number in STOPS if signal.getsignal(number) is signal.SIG_DFL]
-    for number in ours:
-        signal.signal(number, signal.default_int_handler)
-    try:
+    with _handled(signal.SIG_DFL, signal.default_int_handler):
         yield
-    finally:
-        for number in ours:
-            signal.signal(number, signal.SIG_DFL)
 
 
 @contextlib.contextmanager
@@ -42,13 +39,20 @@ def held() -> Iterator[None]:
             raise KeyboardInterrupt
         has_come = True
 
-    ours = [n for n in STOPS if signal.getsignal(n) is signal.default_int_handler]
+    with _handled(signal.default_int_handler, note):
+        yield
+    if has_come:
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _handled(before: Handler, now: Handler) -> Iterator[None]:
+    """Have those stops that were handled in one way be handled in another in the block."""
+    ours = [number for number in STOPS if signal.getsignal(number) is before]
     for number in ours:
-        signal.signal(number, note)
+        signal.signal(number, now)
     try:
         yield
     finally:
         for number in ours:
-            signal.signal(number, signal.default_int_handler)
-    if has_come:
-        raise KeyboardInterrupt
+            signal.signal(number, before)
