@@ -28,6 +28,9 @@ from stepwell_server.storage.journal.large import BounceBuffer, LargeWriter
 FULL = {errno.ENOSPC, errno.EDQUOT}
 """The errors of a disk that has no room."""
 
+LEAST_STEP_BYTES = 64 << 10
+"""So much room is taken from the disk at once, at least."""
+
 _NO_ALLOCATION = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
 
 
@@ -41,7 +44,7 @@ class Beginning:
         identity: Whose records it will hold.
         first_number: Of its first record; all before it are on the disk.
         durability: How it will be written.
-        step_bytes: How much room it takes from the disk at once.
+        most_step_bytes: How much room it takes from the disk at once, at most.
     """
 
     folder: Path
@@ -49,7 +52,7 @@ class Beginning:
     identity: Identity
     first_number: int
     durability: str
-    step_bytes: int
+    most_step_bytes: int
 
     @property
     def path(self) -> Path:
@@ -95,7 +98,7 @@ class Segment:
         self.path = beginning.path
         self.first_number = beginning.first_number
         self.salt = secrets.randbits(64)
-        self._step_bytes = beginning.step_bytes
+        self._most_step_bytes = beginning.most_step_bytes
         self._allocated = 0  # bytes from the start that surely have room
         self._can_allocate = True
         header = pack_segment_header(
@@ -197,10 +200,14 @@ class Segment:
             disk.system.close(self._descriptor)
 
     def _allocate(self, end: int) -> None:
-        """Make sure of the room up to `end`, so that a full disk shows before a write."""
+        """Make sure of the room up to `end`, so that a full disk shows before a write.
+
+        A step is as large as what is used: a small model takes little, a large one asks seldom.
+        """
         if end <= self._allocated or not self._can_allocate:
             return
-        goals = (max(end, self._allocated + self._step_bytes), end)
+        step = min(max(end, LEAST_STEP_BYTES), self._most_step_bytes)
+        goals = (max(end, self._allocated + step), end)
         for goal in goals:
             if self._has_allocated(goal, is_last_try=goal == end):
                 return

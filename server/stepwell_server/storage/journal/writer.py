@@ -30,7 +30,6 @@ from stepwell_server.storage.journal.syncing import DelayedSync
 Durability = Literal["everysec", "always"]
 
 MOST_STEP_BYTES = 64 << 20
-LEAST_STEP_BYTES = 64 << 10
 SYNC_DELAY_S = 1.0
 
 
@@ -253,14 +252,13 @@ class Journal:
     def _begun(self, identity: Identity, nbytes: int) -> Segment:
         """Begin a segment, from an old file if one is kept, beside so many bytes of others."""
         self._max_bytes = self._most_bytes(nbytes)
-        step_bytes = min(MOST_STEP_BYTES, max(LEAST_STEP_BYTES, self._max_bytes // 8))
         beginning = Beginning(
             self._folder,
             self._old.next_serial(),
             identity,
             self._next_number,
             self.durability,
-            aligned(step_bytes),
+            aligned(min(MOST_STEP_BYTES, self._max_bytes // 8)),
         )
         with self._old.lent_recycled() as recycled:
             segment = Segment(beginning, self._bounce, recycled)

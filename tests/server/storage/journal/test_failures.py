@@ -74,7 +74,7 @@ def test_a_step_that_does_not_fit_is_not_needed(tmp_path, failing, monkeypatch):
         journal.sync()
 
         assert kept(tmp_path / "journal") == [expected]
-    assert asked == [131_072, 8192]
+    assert asked == [65_536, 8192]
 
 
 def test_no_room_for_a_new_segment_leaves_the_present_one(tmp_path, failing):

@@ -1,5 +1,6 @@
 """How large a journal may become where nobody said so."""
 
+import os
 import shutil
 from collections import namedtuple
 
@@ -34,3 +35,19 @@ def test_the_default_size_is_taken_anew_with_each_segment(tmp_path, monkeypatch)
 
         assert not journal.is_large
         append(journal)
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "least"), [(16, 65_536), (1000, 65_536), (100_000, 204_800), (1 << 20, 2 << 20)]
+)
+def test_a_journal_takes_the_room_that_it_uses_and_as_much_again(tmp_path, nbytes, least):
+    """Hundreds of small models have place on a small disk; a busy one seldom asks for room."""
+    sizes = []
+    with opened(tmp_path / "journal", max_bytes=None) as journal:
+        for _ in range(30):
+            append(journal, nbytes)
+            (segment,) = (tmp_path / "journal").glob("*.segment")
+            sizes.append(os.stat(segment).st_blocks * 512)
+            assert sizes[-1] <= max(2 * journal.nbytes, least) + 4096
+    assert sizes[0] <= least + 8192
+    assert len(set(sizes)) <= 10  # how often it asked
