@@ -19,6 +19,10 @@ FREE_PORT_TRIES = 8
 """Of a host with several addresses: a port is wanted that is free on each."""
 
 
+NO_IPV6 = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
+"""What a machine says to `::1` on which IPv6 is switched off."""
+
+
 class AddressUnusable(StepwellError):
     """The server cannot listen there."""
 
@@ -71,20 +75,39 @@ def _bound(host: str, port: int) -> list[socket.socket]:
 
 
 def _bound_to(addresses: Iterable[tuple[Any, ...]]) -> list[socket.socket]:
-    """Bind all, to the port of the first: a free one is one, or clients would be told half."""
+    """Bind all, to the port of the first: a free one is one, or clients would be told half.
+
+    An IPv6 address of a host that has others is left out where IPv6 is off, as `localhost`'s is.
+    """
+    without_ipv6: OSError | None = None
     with ExitStack() as failed:
         sockets: list[socket.socket] = []
         for family, kind, protocol, _, (host, port, *scope) in addresses:
-            listener = failed.enter_context(socket.socket(family, kind, protocol))
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:  # "::" is no other way to "0.0.0.0"
-                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             if sockets:
                 port = sockets[0].getsockname()[1]
-            listener.bind((host, port, *scope))
-            sockets.append(listener)
+            try:
+                listener = _bound_socket(family, kind, protocol, (host, port, *scope))
+            except OSError as error:
+                if family != socket.AF_INET6 or error.errno not in NO_IPV6:
+                    raise
+                without_ipv6 = error
+            else:
+                sockets.append(failed.enter_context(listener))
+        if without_ipv6 is not None and not sockets:
+            raise without_ipv6
         failed.pop_all()
     return sockets
+
+
+def _bound_socket(family: int, kind: int, protocol: int, address: tuple[Any, ...]) -> socket.socket:
+    with ExitStack() as failed:
+        listener = failed.enter_context(socket.socket(family, kind, protocol))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:  # "::" is no other way to "0.0.0.0"
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind(address)
+        failed.pop_all()
+    return listener
 
 
 def listen(sockets: Iterable[socket.socket]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from typing import ClassVar
 
@@ -88,6 +89,37 @@ class TakenAtFirst(socket.socket):
             self.refused.append(address[1])
             raise OSError(errno.EADDRINUSE, "Address already in use")
         super().bind(address)
+
+
+class WithoutIPv6(socket.socket):
+    """On a machine that has no `::1`, or no IPv6 at all."""
+
+    error: ClassVar[int] = 0
+
+    def __init__(self, family, *arguments):
+        if family == socket.AF_INET6 and self.error == errno.EAFNOSUPPORT:
+            raise OSError(self.error, os.strerror(self.error))
+        super().__init__(family, *arguments)
+
+    def bind(self, address):
+        if self.family == socket.AF_INET6:
+            raise OSError(self.error, os.strerror(self.error))
+        super().bind(address)
+
+
+@pytest.mark.parametrize("error", [errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT])
+def test_localhost_is_one_address_where_ipv6_is_off(monkeypatch, error):
+    """Also if it is named first, as it mostly is; by itself it is refused."""
+    monkeypatch.setattr(socket, "socket", WithoutIPv6)
+    monkeypatch.setattr(WithoutIPv6, "error", error)
+    found = LOCALHOST[::-1]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **options: found)
+
+    assert [host for host, _ in closed(bound("localhost", 0))] == ["127.0.0.1"]
+
+    found = LOCALHOST[1:]
+    with pytest.raises(AddressUnusable, match=os.strerror(error)):
+        bound("::1", 0)
 
 
 def test_a_port_that_is_taken_is_told_and_nothing_stays_open(monkeypatch):
