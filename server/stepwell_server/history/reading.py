@@ -45,7 +45,8 @@ class Range:
         from_version: The first version.
         to_version: The last one.
         since: Unix seconds; nothing before.
-        kinds: Of events that come one by one; the series come in any case.
+        kinds: Of events that come one by one.
+        series: Whether the series are wanted, too.
         points: Values of a series at most, beside the newest; events at most.
     """
 
@@ -53,6 +54,7 @@ class Range:
     to_version: int = MOST_VERSION
     since: float = 0.0
     kinds: Sequence[str] = OTHER_KINDS
+    series: bool = True
     points: int = DEFAULT_POINTS
 
 
@@ -97,7 +99,7 @@ def read(path: Path, wanted: Range) -> dict[str, Any]:
         return {
             "downsampling": DOWNSAMPLING,
             "last": last,
-            "series": _series(connection, wanted),
+            "series": _series(connection, wanted) if wanted.series else {},
             **_events(connection, wanted),
         }
 

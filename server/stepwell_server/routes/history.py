@@ -43,6 +43,7 @@ class HistoryQuery(BaseModel):
     to_version: Version = MAX_COUNT
     since: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     kinds: list[Kind] = Field(default=list(OTHER_KINDS), max_length=len(KINDS))
+    series: bool = True
     points: Annotated[int, Field(ge=2, le=MOST_POINTS)] = DEFAULT_POINTS
 
 
@@ -61,6 +62,7 @@ async def get_history(
 ) -> Response:
     """Return the series of a range, each thinned out to `points` values, and its events.
 
+    With `series=false` the events alone, which is faster where a history is long.
     Of a series that is longer the smallest and largest of each bucket stay (min-max). Of the events
     that are no samples, or of the `kinds` that are named, the newest `points` come.
     """

@@ -174,6 +174,11 @@ def test_of_many_events_the_newest_come_and_the_others_are_counted(path):
     assert found["left_out"] == 990
 
 
+def test_events_come_alone_if_the_series_are_not_wanted(path):
+    """Who asks for them does not wait for what is left out."""
+    assert read(path, Range(series=False)) == {**read(path, Range()), "series": {}}
+
+
 def test_an_empty_range_is_empty(path):
     """No series, no events, no error."""
     found = read(path, Range(from_version=5000, kinds=()))

@@ -89,6 +89,7 @@ def test_metrics_of_a_json_push_and_of_all_workers_of_a_barrier_arrive(http):
     assert fields["workers"] == ["a", "b"]
     assert fields["metrics"] == {"a": {"loss": 1.0}, "b": {"loss": 2.0}}
     assert found["series"]["metrics.loss"]["value"] == [1.5]
+    assert history(http, path, kinds="step", series="false") == {**found, "series": {}}
 
 
 @pytest.mark.parametrize(
@@ -185,6 +186,7 @@ def test_msgpack_is_the_fast_form(http):
         {"to_version": "x"},
         {"since": "nan"},
         {"kinds": "nonsense"},
+        {"series": "some"},
         {"first": 3},
     ],
     ids=str,

@@ -74,7 +74,7 @@ export class Timeline {
     const read = { kind, of: feed.events, events: null, last: Infinity, leftOut: 0 };
     this.read = read;
     try {
-      const found = await call(`${modelPath(feed.name)}/history?points=${SHOWN}&kinds=${kind}`);
+      const found = await call(`${modelPath(feed.name)}/history?points=${SHOWN}&kinds=${kind}&series=false`);
       if (this.read !== read) return;
       Object.assign(read, { events: rows(found.events), last: found.last, leftOut: found.left_out });
       follow(read);
