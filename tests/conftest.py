@@ -1,6 +1,8 @@
-"""What holds for every test: one thread a library, Keras on NumPy, and how Hypothesis draws."""
+"""What holds for every test: one thread a library, Keras on NumPy, Ctrl-C, and what is drawn."""
 
 import os
+import signal
+import threading
 
 import pytest
 
@@ -12,6 +14,11 @@ os.environ.setdefault("KERAS_BACKEND", "numpy")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from hypothesis import settings
+
+# What a shell starts in the background ignores Ctrl-C, and so would all that tests start.
+_is_ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+if _is_ignored and threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No deadline: the first example of a kernel pays for its compilation.
 settings.register_profile("local", deadline=None)

@@ -112,7 +112,7 @@ class _Run:
                 self._kill_once()
             if self._server.process.poll() is not None:
                 self._start_surely()
-            self._wait_for_calls(least=300)
+            self._wait_for_calls(least=300, most_s=servers.DEADLINE_S)  # nobody kills it now
             self._end(workers)
         self._read()
         return self._report
@@ -221,9 +221,9 @@ class _Run:
         if not point:
             time.sleep(rng.uniform(0.0, plan.longest_s / 2))
 
-    def _wait_for_calls(self, least: int = 20) -> None:
+    def _wait_for_calls(self, least: int = 20, most_s: float = WAIT_S) -> None:
         """Wait until workers were answered by this server; not for ever, it may be dead already."""
-        deadline = time.monotonic() + WAIT_S
+        deadline = time.monotonic() + most_s
         enough = self._recorded() + least * RECORD_BYTES
         while self._recorded() < enough and time.monotonic() < deadline:
             if self._server.process.poll() is not None:
