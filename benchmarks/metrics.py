@@ -10,7 +10,7 @@ from functools import partial
 
 import httpx
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from stepwell_core.push import Staged
+from stepwell_core.push import Push, Staged
 from stepwell_core.session import Result as PushResult
 from stepwell_server.tallies import ModelTally, RequestTally
 from stepwell_server.traffic import ROUTE, Traffic
@@ -61,7 +61,8 @@ def run(rounds: int = ROUNDS, calls: int = CALLS) -> Result:
 
 def _counting_s(calls: int = 2000) -> float:
     """Return the seconds that the counting itself takes: the least of many, so nobody disturbs."""
-    staged = Staged(((None, PushResult("applied", 1, 1)),), None, gradient=True)  # type: ignore[arg-type]
+    push = Push("w0", 1, 0, "", gradient=None)  # type: ignore[arg-type]
+    staged = Staged(((push, PushResult("applied", 1, 1)),), None, gradient=True)  # type: ignore[arg-type]
     tally, requests = ModelTally(), RequestTally()
     scope = {"type": "http", "method": "POST", ROUTE: "/v1/models/{model}/gradients"}
 
@@ -82,6 +83,7 @@ def _counting_s(calls: int = 2000) -> float:
 
     async def counted(scope: Scope, receive: Receive, send: Send) -> None:
         began = time.perf_counter()
+        tally.received(push.worker, 4 * SIZE)
         tally.committed(staged, staged.results, began)
         await around(scope, receive, send)
 
