@@ -15,13 +15,11 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from hypothesis import settings
 
-# What a shell starts in the background ignores Ctrl-C, and with nohup the end of a terminal. So
-# would all that tests start; a handler is not inherited.
-_HANDLERS = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: lambda *_: None}
-if threading.current_thread() is threading.main_thread():
-    for _signal, _handler in _HANDLERS.items():
-        if signal.getsignal(_signal) == signal.SIG_IGN:
-            signal.signal(_signal, _handler)
+# What a shell starts in the background ignores Ctrl-C, and so would all that tests start; a handler
+# is not inherited.
+_is_ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+if _is_ignored and threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No deadline: the first example of a kernel pays for its compilation.
 settings.register_profile("local", deadline=None)

@@ -183,6 +183,7 @@ class AsyncModel(ModelHandle):
         *,
         since: float | None = None,
         kinds: str | Iterable[str] | None = None,
+        series: bool = True,
         points: int | None = None,
     ) -> ModelHistory:
         """See `Model.history`."""
@@ -191,6 +192,7 @@ class AsyncModel(ModelHandle):
             to_version=to_version,
             since=since,
             kinds=kinds,
+            series=series,
             points=points,
         )
         return await self._driver.run(flow)

@@ -327,6 +327,7 @@ class Model(ModelHandle):
         *,
         since: float | None = None,
         kinds: str | Iterable[str] | None = None,
+        series: bool = True,
         points: int | None = None,
     ) -> ModelHistory:
         """Return a range of what happened: norms, learning rate, staleness, metrics; and events.
@@ -336,6 +337,7 @@ class Model(ModelHandle):
             to_version: The last one.
             since: Unix seconds.
             kinds: Of events; by default all but steps and drops, which are the series.
+            series: False for the events alone, which is faster where a history is long.
             points: Values of a series at most, 2 to 4000; the default is 1000. Of longer series
                 the smallest and largest values of each part are returned.
 
@@ -347,6 +349,7 @@ class Model(ModelHandle):
             to_version=to_version,
             since=since,
             kinds=kinds,
+            series=series,
             points=points,
         )
         return self._driver.run(flow)

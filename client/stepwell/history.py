@@ -80,6 +80,7 @@ def ask(
     to_version: int | None = None,
     since: float | None = None,
     kinds: str | Iterable[str] | None = None,
+    series: bool = True,
     points: int | None = None,
 ) -> Call:
     """Ask for a range of a model's history; None is the server's default."""
@@ -88,6 +89,7 @@ def ask(
         "to_version": to_version,
         "since": since,
         "kinds": _names(kinds),
+        "series": None if series else "false",
         "points": points,
     }
     query = {name: value for name, value in given.items() if value is not None}

@@ -19,10 +19,6 @@ FREE_PORT_TRIES = 8
 """Of a host with several addresses: a port is wanted that is free on each."""
 
 
-NO_IPV6 = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
-"""What a machine says to `::1` on which IPv6 is switched off."""
-
-
 class AddressUnusable(StepwellError):
     """The server cannot listen there."""
 
@@ -37,6 +33,9 @@ class AddressTaken(AddressUnusable):
 
 def bound(host: str, port: int) -> list[socket.socket]:
     """Return sockets with an address, one for each that the host has; they do not listen yet.
+
+    Where IPv6 is switched off a host's IPv6 addresses count only if it has no others: `localhost`
+    is 127.0.0.1 there.
 
     Until they do, who connects is refused. Who is given them closes them.
 
@@ -75,10 +74,7 @@ def _bound(host: str, port: int) -> list[socket.socket]:
 
 
 def _bound_to(addresses: Iterable[tuple[Any, ...]]) -> list[socket.socket]:
-    """Bind all, to the port of the first: a free one is one, or clients would be told half.
-
-    An IPv6 address of a host that has others is left out where IPv6 is off, as `localhost`'s is.
-    """
+    """Bind all, to the port of the first: a free one is one, or clients would be told half."""
     without_ipv6: OSError | None = None
     with ExitStack() as failed:
         sockets: list[socket.socket] = []
@@ -88,7 +84,7 @@ def _bound_to(addresses: Iterable[tuple[Any, ...]]) -> list[socket.socket]:
             try:
                 listener = _bound_socket(family, kind, protocol, (host, port, *scope))
             except OSError as error:
-                if family != socket.AF_INET6 or error.errno not in NO_IPV6:
+                if family != socket.AF_INET6 or not _says_that_ipv6_is_off(error, host):
                     raise
                 without_ipv6 = error
             else:
@@ -97,6 +93,15 @@ def _bound_to(addresses: Iterable[tuple[Any, ...]]) -> list[socket.socket]:
             raise without_ipv6
         failed.pop_all()
     return sockets
+
+
+def _says_that_ipv6_is_off(error: OSError, host: str) -> bool:
+    """Return whether it does: the kernel has no IPv6, or the machine no `::1`.
+
+    Of another address EADDRNOTAVAIL says that it is another machine's.
+    """
+    is_missing = error.errno == errno.EADDRNOTAVAIL and host == "::1"
+    return is_missing or error.errno == errno.EAFNOSUPPORT
 
 
 def _bound_socket(family: int, kind: int, protocol: int, address: tuple[Any, ...]) -> socket.socket:

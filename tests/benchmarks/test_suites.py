@@ -70,6 +70,11 @@ def test_a_suite_runs_and_says_what_it_found(name: str) -> None:
     assert all(value > 0 for value in result.seconds.values())
 
 
+def test_the_counting_of_a_push_is_timed() -> None:
+    """Of what it is that a server counts."""
+    assert metrics.counting_s(calls=2) > 0
+
+
 @pytest.mark.full
 def test_the_start_of_a_server_is_timed() -> None:
     """With kernels in the cache, and without."""

@@ -175,9 +175,11 @@ def test_a_model_tells_its_history(clients, server):
 
         found = model.history()
         steps = model.history(from_version=2, kinds="step", points=10)
+        alone = model.history(series=False)
         with pytest.raises(InvalidInput):
             model.history(kinds="nonsense")
 
+    assert (alone.events, alone.series) == (found.events, {})
     assert found.series["metrics.loss"].value.tolist() == [3.0, 2.0]
     assert found.series["gradient_norm"].value.tolist() == [4.0, 4.0]
     assert [event.kind for event in found.events] == ["start", "join", "leave", "hyperparameters"]

@@ -131,7 +131,7 @@ def test_a_timeline_that_cannot_be_read_says_so(browser, url, busy) -> None:
         page = show(screen, busy)
         asked = []
         page.route(
-            "**/history?*kinds=checkpoint&*",
+            "**/history?*kinds=checkpoint&series=false",
             lambda route: (asked.append(1), route.fulfill(status=500, body="{}")),
         )
 
@@ -150,7 +150,7 @@ def test_a_history_that_has_lost_its_events_is_asked_once(url, screen, busy) -> 
     columns = {name: [] for name in ("number", "time", "kind", "version", "fields")}
     asked = []
     page.route(
-        "**/history?*kinds=join&*",
+        "**/history?*kinds=join&series=false",
         lambda route: (
             asked.append(1),
             route.fulfill(json={"last": 0, "events": columns, "left_out": 0, "series": {}}),

@@ -112,7 +112,8 @@ class _Run:
                 self._kill_once()
             if self._server.process.poll() is not None:
                 self._start_surely()
-            self._wait_for_calls(least=300, most_s=servers.DEADLINE_S)  # nobody kills it now
+            if not self._wait_for_calls(least=300, most_s=servers.DEADLINE_S):
+                self._violation("calls", "the workers were not answered, though nobody kills now")
             self._end(workers)
         self._read()
         return self._report
@@ -221,14 +222,19 @@ class _Run:
         if not point:
             time.sleep(rng.uniform(0.0, plan.longest_s / 2))
 
-    def _wait_for_calls(self, least: int = 20, most_s: float = WAIT_S) -> None:
-        """Wait until workers were answered by this server; not for ever, it may be dead already."""
+    def _wait_for_calls(self, least: int = 20, most_s: float = WAIT_S) -> bool:
+        """Wait until workers were answered by this server; not for ever, it may be dead already.
+
+        Returns:
+            Whether they were.
+        """
         deadline = time.monotonic() + most_s
         enough = self._recorded() + least * RECORD_BYTES
         while self._recorded() < enough and time.monotonic() < deadline:
             if self._server.process.poll() is not None:
-                return
+                return False
             time.sleep(0.01)
+        return self._recorded() >= enough
 
     def _recorded(self) -> int:
         return sum(path.stat().st_size for path in self._folder.glob("w*.jsonl"))

@@ -59,6 +59,7 @@ def test_pushes_are_refused_and_change_nothing_while_there_is_no_room(rows, dura
             model = client.create_model("m", zeros, optimizer=stepwell.SGD(1.0))
             worker = model.worker("w").open()
             worker.push(gradient)
+            worker.push(gradient)  # takes room for more
             fill(ballast)
 
             applied = push_until_refused(worker, gradient)

@@ -138,6 +138,30 @@ def test_a_port_that_is_taken_is_told_and_nothing_stays_open(monkeypatch):
         assert closed(bound("127.0.0.2", port)) == [("127.0.0.2", port)]
 
 
+OWN = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0))
+FOREIGN = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.1", 0))
+FOREIGN_IPV6 = (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("2001:db8::1", 0, 0, 0))
+
+
+@pytest.mark.parametrize("found", [[OWN, FOREIGN], [OWN, FOREIGN_IPV6], [FOREIGN_IPV6, OWN]])
+def test_a_host_that_is_another_machine_too_is_refused(monkeypatch, found):
+    """Its clients might be led there; a machine with IPv6 off is something else."""
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **options: found)
+
+    with pytest.raises(AddressUnusable, match=r"cannot listen on two\.example:0"):
+        bound("two.example", 0)
+
+
+def test_an_ipv6_port_that_is_not_for_this_user_is_no_missing_address(monkeypatch):
+    """What is refused for another reason is told."""
+    monkeypatch.setattr(socket, "socket", WithoutIPv6)
+    monkeypatch.setattr(WithoutIPv6, "error", errno.EACCES)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **options: LOCALHOST)
+
+    with pytest.raises(AddressUnusable, match="Permission denied"):
+        bound("localhost", 0)
+
+
 @pytest.mark.parametrize("host", ["192.0.2.1", "no.such.host.invalid"])
 def test_an_address_of_another_machine_is_refused(host):
     """With what was received and what to do."""

@@ -29,7 +29,8 @@ FULL = {errno.ENOSPC, errno.EDQUOT}
 """The errors of a disk that has no room."""
 
 LEAST_STEP_BYTES = 64 << 10
-"""So much room is taken from the disk at once, at least."""
+MOST_STEP_BYTES = 64 << 20
+"""So much room is taken from the disk at once, unless a record is larger."""
 
 _NO_ALLOCATION = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
 
@@ -44,7 +45,7 @@ class Beginning:
         identity: Whose records it will hold.
         first_number: Of its first record; all before it are on the disk.
         durability: How it will be written.
-        most_step_bytes: How much room it takes from the disk at once, at most.
+        max_bytes: Of the journal; an eighth of it is the most that is taken from the disk at once.
     """
 
     folder: Path
@@ -52,7 +53,7 @@ class Beginning:
     identity: Identity
     first_number: int
     durability: str
-    most_step_bytes: int
+    max_bytes: int
 
     @property
     def path(self) -> Path:
@@ -98,7 +99,7 @@ class Segment:
         self.path = beginning.path
         self.first_number = beginning.first_number
         self.salt = secrets.randbits(64)
-        self._most_step_bytes = beginning.most_step_bytes
+        self._most_step_bytes = aligned(min(MOST_STEP_BYTES, beginning.max_bytes // 8))
         self._allocated = 0  # bytes from the start that surely have room
         self._can_allocate = True
         header = pack_segment_header(
@@ -203,10 +204,11 @@ class Segment:
         """Make sure of the room up to `end`, so that a full disk shows before a write.
 
         A step is as large as what is used: a small model takes little, a large one asks seldom.
+        A record that is larger than a step takes what it needs.
         """
         if end <= self._allocated or not self._can_allocate:
             return
-        step = min(max(end, LEAST_STEP_BYTES), self._most_step_bytes)
+        step = max(LEAST_STEP_BYTES, min(end, self._most_step_bytes))
         goals = (max(end, self._allocated + step), end)
         for goal in goals:
             if self._has_allocated(goal, is_last_try=goal == end):

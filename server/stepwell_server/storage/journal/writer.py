@@ -21,7 +21,7 @@ from stepwell_core.errors import DiskFull, JournalBehind, ModelReadOnly, Shuttin
 from stepwell_server.storage import disk
 from stepwell_server.storage.journal import folder as files
 from stepwell_server.storage.journal import notes
-from stepwell_server.storage.journal.format import Identity, aligned, pack_map
+from stepwell_server.storage.journal.format import Identity, pack_map
 from stepwell_server.storage.journal.large import BounceBuffer
 from stepwell_server.storage.journal.removal import OldSegments
 from stepwell_server.storage.journal.segment import FULL, Beginning, Segment, SegmentAbandoned
@@ -29,7 +29,6 @@ from stepwell_server.storage.journal.syncing import DelayedSync
 
 Durability = Literal["everysec", "always"]
 
-MOST_STEP_BYTES = 64 << 20
 SYNC_DELAY_S = 1.0
 
 
@@ -258,7 +257,7 @@ class Journal:
             identity,
             self._next_number,
             self.durability,
-            aligned(min(MOST_STEP_BYTES, self._max_bytes // 8)),
+            self._max_bytes,
         )
         with self._old.lent_recycled() as recycled:
             segment = Segment(beginning, self._bounce, recycled)
