@@ -34,10 +34,8 @@ class AddressTaken(AddressUnusable):
 def bound(host: str, port: int) -> list[socket.socket]:
     """Return sockets with an address, one for each that the host has; they do not listen yet.
 
-    Where IPv6 is switched off a host's IPv6 addresses count only if it has no others: `localhost`
-    is 127.0.0.1 there.
-
-    Until they do, who connects is refused. Who is given them closes them.
+    Until they do, who connects is refused. Who is given them closes them. Where IPv6 is switched
+    off a host's IPv6 addresses count only if it has no others: `localhost` is 127.0.0.1 there.
 
     Args:
         host: A name or an address of this machine.
